@@ -1,0 +1,4 @@
+//! The daemon: options, log, bind, run, exit status.
+#![forbid(unsafe_code)]
+
+fn main() {}
