@@ -1,5 +1,9 @@
 //! A TCP echo daemon (RFC 862): one thread, one hand-written readiness loop on mio.
 #![forbid(unsafe_code)]
 
+pub mod connection;
+pub mod deadlines;
+pub mod observer;
+pub mod protocol;
 pub mod token;
 pub mod transport;

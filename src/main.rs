@@ -1,4 +1,1 @@
-//! The daemon: options, log, bind, run, exit status.
-#![forbid(unsafe_code)]
-
 fn main() {}

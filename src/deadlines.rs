@@ -1,0 +1,95 @@
+//! When to look at which slot again: a min-heap with at most one entry per slot.
+//!
+//! The idle deadline of a connection moves with every byte, and moving an entry in a heap for every
+//! byte is work that nobody needs. So activity only stamps the connection, and the heap is lazy: an
+//! entry says when a slot is to be looked at, not when its connection is to be closed. When it comes
+//! due, the server compares the stamp; a connection that has lived meanwhile is armed again at its
+//! true deadline. That is exact, unlike a queue swept in rounds, which closes up to twice the
+//! timeout late.
+//!
+//! The entry belongs to the slot, not to the connection. A slot used again keeps the entry of its
+//! former occupant, which is early, and early is harmless. So churn leaves no garbage behind: an
+//! entry per connection would keep ten minutes of dead ones.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// Deadlines by slot, in milliseconds since the loop started.
+#[derive(Debug, Default)]
+pub struct Deadlines {
+    /// Soonest first. 16 bytes an entry.
+    heap: BinaryHeap<Reverse<(u64, u32)>>,
+    /// By slot: whether the heap has its entry.
+    armed: Vec<bool>,
+}
+
+impl Deadlines {
+    /// Makes sure that `slot` is looked at by `due`. Does nothing where the slot is armed already:
+    /// that entry is not later, as every deadline lies one and the same timeout after its arming.
+    pub fn arm(&mut self, slot: u32, due: u64) {
+        let index = slot as usize;
+        if index >= self.armed.len() {
+            self.armed.resize(index + 1, false);
+        }
+        if !self.armed[index] {
+            self.armed[index] = true;
+            self.heap.push(Reverse((due, slot)));
+        }
+    }
+
+    /// The soonest deadline.
+    pub fn next(&self) -> Option<u64> {
+        self.heap.peek().map(|&Reverse((due, _))| due)
+    }
+
+    /// Takes out a slot whose deadline has come. It is disarmed: whoever still wants to be woken arms again.
+    pub fn pop_due(&mut self, now: u64) -> Option<u32> {
+        if self.next()? > now {
+            return None;
+        }
+        let Reverse((_, slot)) = self.heap.pop()?;
+        self.armed[slot as usize] = false;
+        Some(slot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_come_due_in_order_and_not_before_their_time() {
+        let mut deadlines = Deadlines::default();
+        for (slot, due) in [(4, 30), (0, 10), (2, 20)] {
+            deadlines.arm(slot, due);
+        }
+        assert_eq!(deadlines.next(), Some(10));
+        assert_eq!(deadlines.pop_due(9), None);
+        assert_eq!(deadlines.pop_due(10), Some(0));
+        assert_eq!(deadlines.pop_due(10), None);
+        assert_eq!(deadlines.pop_due(40), Some(2));
+        assert_eq!(deadlines.pop_due(40), Some(4));
+        assert_eq!(deadlines.pop_due(40), None);
+        assert_eq!(deadlines.next(), None);
+    }
+
+    #[test]
+    fn a_slot_has_one_entry_however_often_it_is_armed() {
+        let mut deadlines = Deadlines::default();
+        for due in 0..1000 {
+            deadlines.arm(7, 100 + due);
+        }
+        assert_eq!(deadlines.heap.len(), 1);
+        assert_eq!(deadlines.next(), Some(100), "the earliest entry stays: early is harmless, late is not");
+    }
+
+    #[test]
+    fn a_slot_that_came_due_can_be_armed_again() {
+        let mut deadlines = Deadlines::default();
+        deadlines.arm(1, 5);
+        assert_eq!(deadlines.pop_due(5), Some(1));
+        deadlines.arm(1, 8);
+        assert_eq!(deadlines.pop_due(7), None);
+        assert_eq!(deadlines.pop_due(8), Some(1));
+    }
+}

@@ -1,0 +1,550 @@
+//! The state machine under a simulated kernel and a random schedule, a hundred thousand times.
+//!
+//! The kernel of this file has a receive queue, room for what is sent, FIN, RST, urgent marks, and edges: an event
+//! comes once, and its flags are those of the moment in which it is fetched. A schedule is a row of steps drawn from a
+//! seed: the peer sends, finishes, reads, resets; events are fetched, late, spurious or stale; calls fall short, are
+//! interrupted or find no memory; the server drains. After every turn the invariants are checked; at the end the peer
+//! behaves, and everything must have come back.
+//!
+//!     ECHOD_SCHEDULES=10000000 cargo test --release --test simulation    # more schedules
+//!     ECHOD_SEED=4711 cargo test --test simulation                       # one schedule, told step by step
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::rc::Rc;
+
+use echod::connection::{Conditions, Connection, READS_PER_TURN, Readable, Reason, State, Traffic, Turn};
+use echod::observer::{Fact, Observer};
+use echod::transport::{Peer, Transport};
+use fastrand::Rng;
+
+/// Small, so that full reads, short reads and stalls all are common.
+const BUFFER_SIZE: usize = 16;
+
+/// One connected socket, as the kernel sees it.
+#[derive(Debug)]
+struct Kernel {
+    /// Whether this is TCP: a short read then empties the queue, but for marks.
+    tcp: bool,
+    /// What the peer has sent and we have not read.
+    inbox: VecDeque<u8>,
+    /// How many bytes we have read in all.
+    read: usize,
+    /// Places in the peer's stream at which a read ends early: urgent marks on TCP, ancillary data on Unix.
+    marks: Vec<usize>,
+    /// Bytes that the peer has sent in all.
+    sent_by_peer: usize,
+    peer_finished: bool,
+    reset: bool,
+    /// How much more write(2) takes at the moment.
+    room: usize,
+    /// What came back to the peer.
+    outbox: Vec<u8>,
+    we_finished: bool,
+    /// Something has happened since the last event was fetched.
+    edge: bool,
+    /// write(2) has said WouldBlock; room makes an edge only then (epoll(7), SOCK_NOSPACE).
+    wants_room: bool,
+    /// Percent of calls that are interrupted or find no memory.
+    faults: u32,
+    calls: usize,
+    reads: usize,
+    rng: Rng,
+}
+
+impl Kernel {
+    fn new(tcp: bool, rng: Rng) -> Kernel {
+        Kernel {
+            tcp,
+            inbox: VecDeque::new(),
+            read: 0,
+            marks: Vec::new(),
+            sent_by_peer: 0,
+            peer_finished: false,
+            reset: false,
+            room: 0,
+            outbox: Vec::new(),
+            we_finished: false,
+            edge: true, // Registering reports what is there.
+            wants_room: false,
+            faults: 0,
+            calls: 0,
+            reads: 0,
+            rng,
+        }
+    }
+
+    /// The byte at this place of the peer's stream. Its period is no power of two, so that a shift is seen.
+    fn byte(place: usize) -> u8 {
+        (place % 251) as u8
+    }
+
+    fn peer_sends(&mut self, count: usize, marked: bool) {
+        if self.peer_finished || self.reset {
+            return;
+        }
+        for place in self.sent_by_peer..self.sent_by_peer + count {
+            self.inbox.push_back(Kernel::byte(place));
+        }
+        self.sent_by_peer += count;
+        if marked {
+            // The urgent byte is the last one: a read ends before it.
+            self.marks.push(self.sent_by_peer - 1);
+        }
+        self.edge = true;
+    }
+
+    fn peer_reads(&mut self, count: usize) {
+        self.room += count;
+        if self.wants_room && count > 0 {
+            self.wants_room = false;
+            self.edge = true;
+        }
+    }
+
+    fn peer_finishes(&mut self) {
+        if !self.reset {
+            self.peer_finished = true;
+            self.edge = true;
+        }
+    }
+
+    fn peer_resets(&mut self) {
+        self.reset = true;
+        self.inbox.clear();
+        self.edge = true;
+    }
+
+    /// What epoll_wait(2) would report now: the flags are levels, only their report is an edge. In the terms of
+    /// `note`: how far to read, and whether to write.
+    fn flags(&self) -> (Readable, bool) {
+        let marked = self.marks.iter().any(|&mark| mark >= self.read);
+        let readable = if self.reset || self.peer_finished || marked {
+            Readable::UntilBlocked
+        } else if !self.inbox.is_empty() {
+            Readable::UntilShort
+        } else {
+            Readable::No
+        };
+        (readable, self.reset || self.room > 0)
+    }
+
+    /// Whether read(2) has something to say that is not WouldBlock.
+    fn has_news(&self) -> bool {
+        self.reset || self.peer_finished || !self.inbox.is_empty()
+    }
+
+    fn fault(&mut self) -> io::Result<()> {
+        self.calls += 1;
+        if self.rng.u32(..100) < self.faults {
+            const ENOMEM: i32 = 12;
+            const ENOBUFS: i32 = 105;
+            return Err(match self.rng.u32(..3) {
+                0 => io::Error::from_raw_os_error(ENOMEM),
+                1 => io::Error::from_raw_os_error(ENOBUFS),
+                _ => io::ErrorKind::Interrupted.into(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Our end of the simulated socket.
+#[derive(Clone, Debug)]
+struct Socket(Rc<RefCell<Kernel>>);
+
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let kernel = &mut *self.0.borrow_mut();
+        kernel.fault()?;
+        kernel.reads += 1;
+        assert!(!buffer.is_empty(), "an empty read says 0, which looks like a FIN");
+        if kernel.reset {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        if kernel.inbox.is_empty() {
+            return if kernel.peer_finished { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
+        }
+        let mut count = buffer.len().min(kernel.inbox.len());
+        if let Some(mark) = kernel.marks.iter().filter(|&&mark| mark > kernel.read).min() {
+            count = count.min(mark - kernel.read);
+        }
+        if !kernel.tcp && kernel.rng.u32(..4) == 0 {
+            count = kernel.rng.usize(1..=count);
+        }
+        for place in &mut buffer[..count] {
+            *place = kernel.inbox.pop_front().expect("counted");
+        }
+        kernel.read += count;
+        Ok(count)
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let kernel = &mut *self.0.borrow_mut();
+        kernel.fault()?;
+        assert!(!kernel.we_finished, "nothing is written after our FIN");
+        if kernel.reset {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        if kernel.room == 0 {
+            kernel.wants_room = true;
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let mut count = bytes.len().min(kernel.room);
+        if kernel.rng.u32(..4) == 0 {
+            count = kernel.rng.usize(1..=count);
+        }
+        kernel.room -= count;
+        kernel.outbox.extend_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for Socket {
+    fn short_read_is_last(&self) -> bool {
+        self.0.borrow().tcp
+    }
+
+    fn unread(&self) -> io::Result<usize> {
+        Ok(self.0.borrow().inbox.len())
+    }
+
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        let kernel = &mut *self.0.borrow_mut();
+        kernel.fault()?;
+        if kernel.reset {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        assert!(!kernel.we_finished, "our FIN goes out once");
+        kernel.we_finished = true;
+        Ok(())
+    }
+}
+
+/// Adds up what it is told, to compare with what the kernel saw.
+#[derive(Default)]
+struct Tally {
+    received: usize,
+    sent: usize,
+    peer_finished: bool,
+    we_finished: bool,
+}
+
+impl Observer for Tally {
+    fn fact(&mut self, _number: u32, fact: Fact<'_>) {
+        match fact {
+            Fact::Received(bytes) => self.received += bytes.len(),
+            Fact::Sent(bytes) => {
+                assert!(!self.we_finished);
+                self.sent += bytes.len();
+            }
+            Fact::PeerFinished => self.peer_finished = true,
+            Fact::WeFinished => self.we_finished = true,
+            Fact::Stalled(_) | Fact::Discarded(_) => {}
+        }
+    }
+}
+
+/// How things stood before a turn.
+struct Before {
+    pending: usize,
+    sent: usize,
+    calls: usize,
+    reads: usize,
+}
+
+/// A connection, the kernel below it, and the little of the server that keeps a queue.
+struct World {
+    kernel: Rc<RefCell<Kernel>>,
+    connection: Connection<Socket>,
+    tally: Tally,
+    traffic: Traffic,
+    one_shot: bool,
+    queued: bool,
+    starved: bool,
+    now: u32,
+    ended: Option<Reason>,
+    /// How much the peer had sent and we had not read when the drain began, and when our FIN went out.
+    held_at_drain: Option<usize>,
+    sent_at_finish: Option<usize>,
+    tell: bool,
+}
+
+impl World {
+    fn new(rng: &mut Rng, tell: bool) -> World {
+        let kernel = Rc::new(RefCell::new(Kernel::new(rng.bool(), rng.fork())));
+        World {
+            connection: Connection::new(Socket(Rc::clone(&kernel)), Peer::Unix, 1, 0),
+            kernel,
+            tally: Tally::default(),
+            traffic: Traffic::default(),
+            one_shot: rng.u32(..8) == 0,
+            queued: false,
+            starved: false,
+            now: 0,
+            ended: None,
+            held_at_drain: None,
+            sent_at_finish: None,
+            tell,
+        }
+    }
+
+    fn say(&self, step: impl FnOnce() -> String) {
+        if self.tell {
+            println!("{}", step());
+        }
+    }
+
+    /// The poller: an event, if there is one.
+    fn fetch(&mut self) {
+        let (readable, writable) = {
+            let kernel = &mut *self.kernel.borrow_mut();
+            if !std::mem::take(&mut kernel.edge) {
+                return;
+            }
+            kernel.flags()
+        };
+        self.say(|| format!("event: {readable:?}, writable: {writable}"));
+        self.queued |= self.connection.note(readable, writable);
+    }
+
+    /// An event that means nothing: spurious, or meant for a former owner of the slot.
+    fn fetch_stale(&mut self, readable: Readable, writable: bool) {
+        self.say(|| format!("stale event: {readable:?}, writable: {writable}"));
+        self.queued |= self.connection.note(readable, writable);
+    }
+
+    fn drain(&mut self) {
+        let held = self.kernel.borrow().inbox.len();
+        if self.connection.drain() {
+            self.say(|| format!("drain, {held} held"));
+            self.held_at_drain = Some(self.tally.received + held);
+            self.queued = true;
+        }
+    }
+
+    /// The server's part: one turn if queued, and what follows.
+    fn serve(&mut self) {
+        if !std::mem::take(&mut self.queued) {
+            return;
+        }
+        let before = Before {
+            pending: self.connection.pending_len(),
+            sent: self.kernel.borrow().outbox.len(),
+            calls: self.kernel.borrow().calls,
+            reads: self.kernel.borrow().reads,
+        };
+        let mut buffer = [0; BUFFER_SIZE];
+        let conditions = Conditions { now: self.now, one_shot: self.one_shot };
+        let turn = self.connection.turn(&mut buffer, conditions, &mut self.traffic, &mut self.tally);
+        let state = self.connection.state();
+        self.say(|| format!("turn: {turn:?}, {state:?}"));
+        self.check(turn, &before);
+        match turn {
+            Turn::Waits => {}
+            Turn::Again => self.queued = true,
+            Turn::Starved => self.starved = true,
+            Turn::Ended(reason) => self.ended = Some(reason),
+        }
+    }
+
+    /// What must hold after every turn.
+    fn check(&mut self, turn: Turn, before: &Before) {
+        let kernel = self.kernel.borrow();
+        let connection = &self.connection;
+
+        // What goes out is what came in.
+        assert!(
+            kernel.outbox.iter().enumerate().all(|(place, &byte)| byte == Kernel::byte(place)),
+            "the bytes sent are a prefix of the bytes received"
+        );
+        assert_eq!(self.tally.sent, kernel.outbox.len(), "the observer is told what went out");
+        assert_eq!(connection.sent(), kernel.outbox.len() as u64);
+        assert_eq!(self.traffic.sent, kernel.outbox.len() as u64);
+        assert_eq!(self.traffic.received, self.tally.received as u64);
+        assert_eq!(connection.received(), self.tally.received as u64);
+        assert_eq!(
+            self.traffic.received + self.traffic.discarded,
+            kernel.read as u64,
+            "no byte read is unaccounted for"
+        );
+
+        // Memory and work are bounded.
+        assert!(connection.pending_len() <= BUFFER_SIZE, "pending never passes the buffer");
+        assert!(kernel.reads - before.reads <= READS_PER_TURN, "reads in a turn are bounded");
+        // Each read comes with its answer: here write falls short at every byte in the worst case.
+        assert!(kernel.calls - before.calls <= (READS_PER_TURN + 1) * (BUFFER_SIZE + 2), "calls in a turn are bounded");
+        if kernel.outbox.len() < before.sent + before.pending {
+            assert_eq!(kernel.reads, before.reads, "nothing is read while something is pending");
+        }
+
+        // Whoever waits will be woken.
+        if turn == Turn::Waits && !kernel.edge {
+            if connection.is_stalled() {
+                assert!(kernel.wants_room, "it waits for room, of which the kernel knows nothing");
+            } else {
+                assert!(!kernel.has_news(), "it waits although there is something to read and no event to come");
+            }
+        }
+
+        // Our FIN: after all that was owed, and for a reason.
+        if kernel.we_finished || self.tally.we_finished {
+            if self.sent_at_finish.is_none() {
+                self.sent_at_finish = Some(kernel.sent_by_peer);
+            }
+            assert!(!connection.is_stalled(), "our FIN goes out behind everything that is owed");
+            assert!(
+                self.tally.peer_finished || self.one_shot || self.held_at_drain.is_some(),
+                "nobody asked to finish"
+            );
+        }
+
+        // A peer that keeps sending puts nothing off.
+        if let Some(held) = self.held_at_drain {
+            assert!(self.tally.received <= held, "a drain answers what was held, and no more");
+        }
+        if let Some(sent) = self.sent_at_finish.filter(|_| connection.state() != State::FinWait && self.one_shot) {
+            assert!(kernel.read <= sent, "one-shot discards what waited at our FIN, and no more");
+        }
+
+        let Turn::Ended(reason) = turn else { return };
+        match reason {
+            Reason::Finished => {
+                assert!(self.tally.peer_finished && self.tally.we_finished);
+                assert_eq!(kernel.outbox.len(), kernel.sent_by_peer, "everything before the peer's FIN is echoed");
+            }
+            Reason::Drained => {
+                assert!(kernel.we_finished && self.tally.peer_finished);
+                assert!(kernel.inbox.is_empty(), "close with unread bytes sends RST");
+            }
+            Reason::OneShot => {
+                assert!(self.one_shot && kernel.we_finished);
+                let before = self.sent_at_finish.unwrap_or(0);
+                assert!(kernel.read >= before, "what waits at our FIN is discarded before close");
+                assert_eq!(kernel.outbox.len(), self.tally.received);
+            }
+            Reason::Reset => assert!(kernel.reset, "a reset that the peer did not send"),
+            Reason::Idle | Reason::Cut | Reason::Error(_) => panic!("{reason:?} is not for the connection to say"),
+        }
+        if let Some(held) = self.held_at_drain.filter(|_| reason == Reason::Drained && !self.one_shot) {
+            assert!(kernel.outbox.len() >= held, "what the kernel held at the drain is echoed");
+        }
+    }
+
+    /// One random step.
+    fn step(&mut self, rng: &mut Rng) {
+        self.now += rng.u32(..3);
+        match rng.u32(..100) {
+            0..25 => {
+                let count = if rng.u32(..3) == 0 { rng.usize(1..100) } else { rng.usize(1..20) };
+                let marked = rng.u32(..12) == 0;
+                self.say(|| format!("peer sends {count}, marked: {marked}"));
+                self.kernel.borrow_mut().peer_sends(count, marked);
+            }
+            25..40 => {
+                let count = rng.usize(1..60);
+                self.say(|| format!("peer makes room for {count}"));
+                self.kernel.borrow_mut().peer_reads(count);
+            }
+            40..43 => {
+                self.say(|| "peer finishes".into());
+                self.kernel.borrow_mut().peer_finishes();
+            }
+            43 if rng.u32(..4) == 0 => {
+                self.say(|| "peer resets".into());
+                self.kernel.borrow_mut().peer_resets();
+            }
+            44 => self.drain(),
+            45..50 => {
+                let readable = [Readable::No, Readable::UntilShort, Readable::UntilBlocked][rng.usize(..3)];
+                // A stale "readable" cannot hide a FIN: the event that tells of it is still to come.
+                self.fetch_stale(readable, rng.bool());
+            }
+            50..75 => self.fetch(),
+            75..77 => self.queued |= std::mem::take(&mut self.starved),
+            _ => self.serve(),
+        }
+    }
+
+    /// The peer behaves: it takes everything, and finishes when nothing more comes.
+    fn settle(&mut self) {
+        self.kernel.borrow_mut().faults = 0;
+        for round in 0..10_000 {
+            if self.ended.is_some() {
+                return;
+            }
+            self.queued |= std::mem::take(&mut self.starved);
+            self.kernel.borrow_mut().peer_reads(1000);
+            self.fetch();
+            if !self.queued {
+                let finished = self.kernel.borrow().peer_finished;
+                assert!(!finished, "at rest in {:?} although the peer has finished", self.connection.state());
+                if self.one_shot && self.tally.received > 0 {
+                    panic!("a one-shot connection waits after its message");
+                }
+                self.say(|| format!("round {round}: at rest; peer finishes"));
+                let kernel = &mut *self.kernel.borrow_mut();
+                if self.held_at_drain.is_none() && !self.one_shot {
+                    assert_eq!(kernel.outbox.len(), kernel.sent_by_peer, "at rest, everything has come back");
+                    assert_eq!(self.connection.state(), State::Established);
+                }
+                kernel.peer_finishes();
+            }
+            self.serve();
+        }
+        panic!("it does not come to rest");
+    }
+}
+
+/// Runs one schedule. Panics where an invariant does not hold.
+fn run(seed: u64, tell: bool) -> Reason {
+    let mut rng = Rng::with_seed(seed);
+    let mut world = World::new(&mut rng, tell);
+    world.kernel.borrow_mut().room = rng.usize(..40);
+    world.kernel.borrow_mut().faults = if rng.u32(..4) == 0 { 20 } else { 0 };
+    for _ in 0..rng.usize(5..80) {
+        if world.ended.is_some() {
+            break;
+        }
+        world.step(&mut rng);
+    }
+    if world.ended.is_none() {
+        world.settle();
+    }
+    world.ended.expect("settled")
+}
+
+fn variable(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")))
+}
+
+#[test]
+fn a_hundred_thousand_schedules_lose_no_byte_and_no_wake_up() {
+    if let Some(seed) = variable("ECHOD_SEED") {
+        println!("schedule {seed}: {:?}", run(seed, true));
+        return;
+    }
+    let schedules = variable("ECHOD_SCHEDULES").unwrap_or(100_000);
+    let mut ends = [0u64; Reason::KINDS];
+    for seed in 0..schedules {
+        let end = std::panic::catch_unwind(|| run(seed, false));
+        match end {
+            Ok(reason) => ends[reason.kind()] += 1,
+            Err(_) => {
+                panic!("schedule {seed} fails; to see it step by step: ECHOD_SEED={seed} cargo test --test simulation")
+            }
+        }
+    }
+    println!("{schedules} schedules: {:?}", Reason::NAMES.iter().zip(ends).collect::<Vec<_>>());
+    for reason in [Reason::Finished, Reason::OneShot, Reason::Drained, Reason::Reset] {
+        assert!(ends[reason.kind()] > schedules / 1000, "{reason} hardly occurs: the schedules prove nothing about it");
+    }
+}
