@@ -3,6 +3,7 @@
 
 pub mod connection;
 pub mod deadlines;
+pub mod listener;
 pub mod observer;
 pub mod protocol;
 pub mod token;
