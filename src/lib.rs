@@ -5,6 +5,7 @@ pub mod connection;
 pub mod deadlines;
 pub mod listener;
 pub mod observer;
+pub mod options;
 pub mod protocol;
 pub mod token;
 pub mod transport;

@@ -198,7 +198,7 @@ fn parse_host(host: &str) -> Result<String, String> {
 }
 
 /// Control characters escaped: a message is one line, whatever was typed.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
