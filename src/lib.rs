@@ -6,6 +6,7 @@ pub mod deadlines;
 pub mod listener;
 pub mod observer;
 pub mod options;
+pub mod output;
 pub mod protocol;
 pub mod token;
 pub mod transport;

@@ -1,0 +1,413 @@
+//! Writing to stdout and stderr such that nobody who reads them can stop, slow or end the daemon.
+//!
+//! A pipe whose reader has stopped fills up, and then write(2) sleeps: a single-threaded loop that
+//! logs into it stands still with all its connections. `println!` also panics when the reader is
+//! gone. So every line of the daemon goes through an [`Outlet`], which writes what the descriptor
+//! takes at once, drops the rest of the lines, and counts them.
+
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::{env, fmt};
+
+use env_logger::WriteStyle;
+use log::LevelFilter;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::net::SendFlags;
+
+/// The longest line, its newline included; a longer one is cut. PIPE_BUF on Linux: up to this size a
+/// pipe takes a line whole or not at all, whoever else writes to it.
+const LONGEST_LINE: usize = 4096;
+
+static LINES_DROPPED: AtomicU64 = AtomicU64::new(0);
+
+/// How many lines, on stdout and stderr together, nobody took.
+pub fn lines_dropped() -> u64 {
+    LINES_DROPPED.load(Ordering::Relaxed)
+}
+
+/// Where lines go out: one descriptor, never waited for.
+#[derive(Debug)]
+pub struct Outlet {
+    descriptor: OwnedFd,
+    way: Way,
+    /// What is left of a line of which the kernel took a part. It goes first, so that no line is garbled.
+    unwritten: Vec<u8>,
+}
+
+/// How to write without waiting. O_NONBLOCK on the descriptor that we were given is not the way: the
+/// flag belongs to the open file description, which the shell and its other children share. RWF_NOWAIT
+/// is not, either: pipes know it only since Linux 6.4, terminals not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// A pipe or terminal, opened again: the description is ours alone and has O_NONBLOCK.
+    Reopened,
+    /// A pipe or terminal that cannot be opened again (another user's, no /proc, a FIFO without a reader): ask
+    /// poll(2) first. A pipe that is writable takes PIPE_BUF bytes at once, unless another process
+    /// fills it in between; then we do wait. No portable call closes that gap.
+    Polled,
+    /// A socket, as the journal gives: send(2) with MSG_DONTWAIT.
+    Socket,
+    /// A file, or a device such as /dev/null. write(2) does not wait for a reader here (but it does
+    /// for a disk). Not opened again: that would lose the offset and O_APPEND.
+    File,
+}
+
+impl Outlet {
+    /// An outlet to what `shared` is open on. The flags of `shared` stay as they are.
+    pub fn new(shared: impl AsFd) -> io::Result<Outlet> {
+        let shared = shared.as_fd();
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(shared)?.st_mode);
+        // What is open for reading only is not opened again: its EBADF shall be seen.
+        let writable = rustix::fs::fcntl_getfl(shared)? & OFlags::RWMODE != OFlags::RDONLY;
+        let duplicate = || rustix::io::fcntl_dupfd_cloexec(shared, 3);
+        let (descriptor, way) = if kind == FileType::Socket {
+            (duplicate()?, Way::Socket)
+        } else if writable && (kind == FileType::Fifo || shared.is_terminal()) {
+            let path = format!("/proc/self/fd/{}", shared.as_raw_fd());
+            let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+            match rustix::fs::open(path, flags, Mode::empty()) {
+                Ok(ours) => (ours, Way::Reopened),
+                Err(_) => (duplicate()?, Way::Polled),
+            }
+        } else {
+            (duplicate()?, Way::File)
+        };
+        Ok(Outlet { descriptor, way, unwritten: Vec::new() })
+    }
+
+    /// Writes a line, whole or not at all, now or never: one that nobody takes is dropped and counted.
+    /// A newline is added where there is none.
+    pub fn write_line(&mut self, line: &[u8]) {
+        if self.put(line).is_err() {
+            LINES_DROPPED.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// As [`Outlet::write_line`], for what the daemon's start hangs on: an outlet that is broken (EPIPE,
+    /// ENOSPC, EIO, EBADF) is an error. One that is full is not; the line is dropped and counted.
+    pub fn announce(&mut self, line: &str) -> io::Result<()> {
+        match self.put(line.as_bytes()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                LINES_DROPPED.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn put(&mut self, line: &[u8]) -> io::Result<()> {
+        self.push()?;
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        self.unwritten.extend_from_slice(&line[..line.len().min(LONGEST_LINE - 1)]);
+        self.unwritten.push(b'\n');
+        let whole = self.unwritten.len();
+        match self.push() {
+            Err(error) if self.unwritten.len() == whole => {
+                self.unwritten.clear(); // Not a byte of it is out, so it can go.
+                Err(error)
+            }
+            _ => Ok(()), // Out, or begun: then its rest waits for the next line.
+        }
+    }
+
+    /// Writes what is unwritten, as far as it is taken at once.
+    fn push(&mut self) -> io::Result<()> {
+        while !self.unwritten.is_empty() {
+            match self.write() {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => drop(self.unwritten.drain(..n)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self) -> io::Result<usize> {
+        if self.way == Way::Polled {
+            let mut asked = [PollFd::new(&self.descriptor, PollFlags::OUT)];
+            if rustix::event::poll(&mut asked, Some(&Timespec::default()))? == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+        }
+        Ok(match self.way {
+            Way::Socket => {
+                rustix::net::send(&self.descriptor, &self.unwritten, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?
+            }
+            Way::Reopened | Way::Polled | Way::File => rustix::io::write(&self.descriptor, &self.unwritten)?,
+        })
+    }
+}
+
+/// The one outlet to stderr, for the log and for [`say`]. `None`: stderr cannot be written to at all.
+fn stderr() -> MutexGuard<'static, Option<Outlet>> {
+    static STDERR: OnceLock<Mutex<Option<Outlet>>> = OnceLock::new();
+    let outlet = STDERR.get_or_init(|| Mutex::new(Outlet::new(io::stderr()).ok()));
+    outlet.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One line to stderr, past the log and its levels.
+pub fn say(line: impl fmt::Display) {
+    write_to_stderr(line.to_string().as_bytes());
+}
+
+fn write_to_stderr(line: &[u8]) {
+    match &mut *stderr() {
+        Some(outlet) => outlet.write_line(line),
+        None => {
+            LINES_DROPPED.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// stderr for a logger, which must hand over each record with a single write.
+pub fn stderr_log_writer() -> impl Write + Send + 'static {
+    struct LogWriter;
+
+    impl Write for LogWriter {
+        fn write(&mut self, record: &[u8]) -> io::Result<usize> {
+            write_to_stderr(record);
+            Ok(record.len()) // Dropped or not: the logger has nobody to tell.
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    LogWriter
+}
+
+/// Starts the log: to stderr, from `level` on, unless RUST_LOG says otherwise. `level` is for our own
+/// modules; of other crates (mio has much to say at `trace`) only warnings are wanted.
+pub fn init_log(level: LevelFilter) {
+    let mut builder = env_logger::Builder::new();
+    let rules = env::var_os("RUST_LOG").unwrap_or_default();
+    let rules = rules.to_string_lossy();
+    // Tried before env_logger reads it: that one would complain with `eprintln!`, which can wait and panic.
+    match env_filter::Builder::new().try_parse(&rules) {
+        Ok(_) if !rules.trim().is_empty() => builder.parse_filters(&rules),
+        tried => {
+            if let Err(error) = tried {
+                say(format_args!("echod: RUST_LOG is ignored: {error}"));
+            }
+            builder.filter_level(level.min(LevelFilter::Warn)).filter_module("echod", level)
+        }
+    };
+    // env_logger takes a pipe of ours for no terminal, so the question is asked here (https://no-color.org).
+    let colour = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    builder
+        .target(env_logger::Target::Pipe(Box::new(stderr_log_writer())))
+        .write_style(if colour { WriteStyle::Always } else { WriteStyle::Never })
+        .format_timestamp_millis() // In UTC. (The journal has its own; JOURNAL_STREAM would tell.)
+        .format_target(false);
+    // It fails only where a logger is set already, and then that one logs.
+    let _ = builder.try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File, OpenOptions};
+    use std::io::{PipeReader, Read, Seek};
+    use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    impl Outlet {
+        /// Writes lines until one is dropped; returns their number. They divide a page, so that a pipe is full
+        /// to the last byte.
+        fn fill(&mut self) -> usize {
+            (0..1000).find(|n| self.put(&numbered(*n)).is_err()).expect("an outlet that fills up")
+        }
+    }
+
+    fn numbered(n: usize) -> Vec<u8> {
+        let mut line = format!("{n:0>1023}").into_bytes();
+        line.push(b'\n');
+        line
+    }
+
+    fn read_available(reader: &mut PipeReader) -> Vec<u8> {
+        rustix::io::ioctl_fionbio(&*reader, true).expect("a pipe");
+        let mut got = Vec::new();
+        match reader.read_to_end(&mut got) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => panic!("{error}"),
+            _ => got,
+        }
+    }
+
+    /// The two ways to write to a pipe or terminal.
+    fn both_ways(shared: impl AsFd) -> [Outlet; 2] {
+        let outlet = Outlet::new(&shared).expect("an outlet");
+        let descriptor = shared.as_fd().try_clone_to_owned().expect("a descriptor");
+        #[cfg(target_os = "linux")]
+        assert_eq!(outlet.way, Way::Reopened);
+        [outlet, Outlet { descriptor, way: Way::Polled, unwritten: Vec::new() }]
+    }
+
+    fn scratch(name: &str) -> PathBuf {
+        env::temp_dir().join(format!("echod-output-{name}-{}", std::process::id()))
+    }
+
+    #[test]
+    fn a_full_pipe_drops_whole_lines_counts_them_and_takes_new_ones_when_it_is_read() {
+        let (mut reader, writer) = io::pipe().expect("a pipe");
+        for mut outlet in both_ways(&writer) {
+            let taken = outlet.fill();
+            let before = lines_dropped();
+            outlet.write_line(b"dropped");
+            outlet.announce("dropped").expect("a full outlet is no error");
+            assert!(lines_dropped() >= before + 2);
+            let got = read_available(&mut reader);
+            assert!(got == (0..taken).flat_map(numbered).collect::<Vec<_>>(), "{taken} whole lines");
+            outlet.write_line(b"again");
+            assert_eq!(read_available(&mut reader), b"again\n");
+        }
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_an_error_at_start_and_borne_later() {
+        let (reader, writer) = io::pipe().expect("a pipe");
+        let [mut reopened, mut polled] = both_ways(&writer);
+        drop(reader);
+        let mut late = Outlet::new(&writer).expect("an outlet");
+        for outlet in [&mut reopened, &mut polled, &mut late] {
+            let before = lines_dropped();
+            outlet.write_line(b"nobody reads this");
+            assert!(lines_dropped() > before);
+            let error = outlet.announce("nobody reads this").expect_err("an error");
+            assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        }
+    }
+
+    #[test]
+    fn the_descriptor_that_others_share_stays_blocking() {
+        let (_reader, writer) = io::pipe().expect("a pipe");
+        let before = rustix::fs::fcntl_getfl(&writer).expect("flags");
+        let mut outlet = Outlet::new(&writer).expect("an outlet");
+        outlet.fill();
+        assert_eq!(rustix::fs::fcntl_getfl(&writer).expect("flags"), before);
+        assert!(!before.contains(OFlags::NONBLOCK));
+    }
+
+    #[test]
+    fn a_socket_that_is_not_read_drops_lines_and_garbles_none() {
+        let (mut reader, writer) = UnixStream::pair().expect("a pair");
+        // Small, so that a line is cut: a Unix stream takes what has room.
+        socket2::SockRef::from(&writer).set_send_buffer_size(4608).expect("an option");
+        let mut outlet = Outlet::new(&writer).expect("an outlet");
+        assert_eq!(outlet.way, Way::Socket);
+        outlet.fill();
+        assert!(!rustix::fs::fcntl_getfl(&writer).expect("flags").contains(OFlags::NONBLOCK));
+        outlet.write_line(b"dropped");
+        let mut some = [0; 1024];
+        reader.read_exact(&mut some).expect("the first line");
+        assert!(some[..] == numbered(0));
+        // Whatever was cut and whenever it is read: what comes out is lines, in order.
+        let mut got = some.to_vec();
+        let mut written = 1;
+        while got.len() < 64 * 1024 {
+            assert!(written < 10_000);
+            outlet.write_line(&numbered(1000 + written));
+            written += 1;
+            let mut bytes = [0; 700];
+            let n = reader.read(&mut bytes).expect("bytes");
+            got.extend_from_slice(&bytes[..n]);
+        }
+        let lines: Vec<_> = got.chunks_exact(1024).collect();
+        assert!(lines.iter().all(|line| line.ends_with(b"\n")));
+        assert!(lines.is_sorted() && lines.iter().zip(&lines[1..]).all(|(one, next)| one != next));
+        drop(reader);
+        assert_eq!(outlet.announce("gone").expect_err("an error").kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn the_rest_of_a_line_that_was_cut_goes_before_the_next() {
+        let (mut reader, writer) = io::pipe().expect("a pipe");
+        let mut outlet = Outlet::new(&writer).expect("an outlet");
+        outlet.unwritten = b"st of one\n".to_vec(); // The kernel took "re".
+        outlet.write_line(b"two");
+        assert_eq!(read_available(&mut reader), b"st of one\ntwo\n");
+
+        outlet.fill();
+        outlet.unwritten = b"st of one\n".to_vec();
+        outlet.write_line(b"two");
+        assert_eq!(outlet.unwritten, b"st of one\n", "two is dropped, the rest waits");
+        read_available(&mut reader);
+        outlet.write_line(b"three");
+        assert_eq!(read_available(&mut reader), b"st of one\nthree\n");
+    }
+
+    #[test]
+    fn a_line_is_cut_at_the_bound_and_still_ends() {
+        let (mut reader, writer) = io::pipe().expect("a pipe");
+        let mut outlet = Outlet::new(&writer).expect("an outlet");
+        outlet.write_line(&[b'x'; 3 * LONGEST_LINE]);
+        outlet.write_line(b"");
+        outlet.write_line(b"with\n");
+        let mut expected = vec![b'x'; LONGEST_LINE - 1];
+        expected.extend_from_slice(b"\n\nwith\n");
+        assert!(read_available(&mut reader) == expected);
+    }
+
+    #[test]
+    fn a_file_is_appended_to_and_its_offset_is_shared() {
+        let path = scratch("append");
+        fs::write(&path, "before\n").expect("a file");
+        let mut shared = OpenOptions::new().read(true).write(true).open(&path).expect("the file");
+        shared.seek(io::SeekFrom::End(0)).expect("a file");
+        let mut outlet = Outlet::new(&shared).expect("an outlet");
+        assert_eq!(outlet.way, Way::File);
+        outlet.write_line(b"one");
+        shared.write_all(b"theirs\n").expect("room"); // As another process that the shell gave it to.
+        outlet.announce("two").expect("room");
+        assert_eq!(fs::read_to_string(&path).expect("text"), "before\none\ntheirs\ntwo\n");
+        fs::remove_file(&path).expect("the file");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_full_disk_is_an_error_at_start_and_borne_later() {
+        let full = OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+        let mut outlet = Outlet::new(&full).expect("an outlet");
+        let before = lines_dropped();
+        outlet.write_line(b"no room");
+        assert!(lines_dropped() > before);
+        let error = outlet.announce("no room").expect_err("an error");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert!(outlet.unwritten.is_empty());
+    }
+
+    #[test]
+    fn what_is_open_for_reading_only_is_an_error_at_start_and_borne_later() {
+        let (reader, _writer) = io::pipe().expect("a pipe");
+        let file = File::open("/dev/null").expect("/dev/null");
+        for shared in [OwnedFd::from(reader), OwnedFd::from(file)] {
+            let mut outlet = Outlet::new(&shared).expect("an outlet");
+            outlet.write_line(b"nowhere");
+            assert!(outlet.announce("nowhere").is_err());
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_stopped_terminal_drops_lines() {
+        use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+        let open = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+        let master = openpt(open).expect("a terminal");
+        grantpt(&master).and_then(|()| unlockpt(&master)).expect("a terminal");
+        let terminal = ioctl_tiocgptpeer(&master, open).expect("a terminal");
+        let mut outlet = Outlet::new(&terminal).expect("an outlet");
+        assert_eq!(outlet.way, Way::Reopened);
+        outlet.fill();
+        assert!(!rustix::fs::fcntl_getfl(&terminal).expect("flags").contains(OFlags::NONBLOCK));
+        drop(master); // The window is closed: EIO.
+        let before = lines_dropped();
+        outlet.write_line(b"nobody is there");
+        assert!(lines_dropped() > before);
+    }
+}
