@@ -9,12 +9,11 @@
 //! not used up, and *stalled*, that the peer has not taken all we owe it. While it is stalled nothing
 //! is read: that is all the flow control there is, and TCP's window tells the peer.
 
-use std::mem;
 use std::{fmt, io};
 
 use crate::observer::{Fact, Observer};
 use crate::protocol::{Echo, Protocol};
-use crate::transport::{Peer, Stream, Transport};
+use crate::transport::{Peer, Transport};
 
 /// The most reads that one connection gets in one turn of the loop.
 ///
@@ -223,8 +222,8 @@ const _: () = {
         Vacant(usize),
         Occupied(T),
     }
-    assert!(mem::size_of::<Connection<Stream>>() == 64);
-    assert!(mem::size_of::<SlabEntry<Connection<Stream>>>() == 64);
+    assert!(size_of::<Connection<crate::transport::Stream>>() == 64);
+    assert!(size_of::<SlabEntry<Connection<crate::transport::Stream>>>() == 64);
 };
 
 impl<T: Transport, P: Protocol> Connection<T, P> {

@@ -415,6 +415,8 @@ pub struct Listener {
     pub index: u32,
     /// An edge has come and accept(2) has not said EAGAIN since.
     pub ready: bool,
+    /// While the server drains: how many more newcomers are taken.
+    left: Option<u32>,
     backlog: u32,
     local: String,
     // Before the socket, so that the file goes first: while the socket is open, its inode is held and
@@ -427,6 +429,29 @@ pub struct Listener {
 enum ListeningSocket {
     Tcp(TcpListener),
     Unix(UnixListener),
+}
+
+impl ListeningSocket {
+    fn accept(&self) -> io::Result<(Stream, Peer)> {
+        match self {
+            ListeningSocket::Tcp(listener) => {
+                let (stream, address) = listener.accept()?; // Non-blocking and close-on-exec from birth: accept4(2).
+                #[cfg(not(any(target_os = "linux", target_os = "android")))]
+                {
+                    rustix::net::sockopt::set_tcp_nodelay(&stream, true)?;
+                    rustix::net::sockopt::set_socket_oobinline(&stream, true)?;
+                }
+                Ok((Stream::Tcp(stream), address.into()))
+            }
+            ListeningSocket::Unix(listener) => {
+                let (stream, _) = listener.accept()?;
+                // Linux has urgent data on Unix sockets since 5.15, and there nothing is handed on from
+                // the listener. Where the option is unknown there is nothing to keep in line.
+                let _ = rustix::net::sockopt::set_socket_oobinline(&stream, true);
+                Ok((Stream::Unix(stream), Peer::Unix))
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -452,7 +477,7 @@ impl Listener {
                 (ListeningSocket::Unix(listener), local)
             }
         };
-        Ok(Listener { index: 0, ready: false, backlog, local, _file: file, socket })
+        Ok(Listener { index: 0, ready: false, left: None, backlog, local, _file: file, socket })
     }
 
     /// Takes over a listening socket that another process made, for socket activation. Its file, if it
@@ -479,26 +504,21 @@ impl Listener {
         Listener::new(socket.into(), kind, somaxconn().unwrap_or(4096), None)
     }
 
+    /// The server drains. Whoever waits in the queue is still accepted, since close(2) would reset them; no more than the
+    /// backlog and one can wait, so newcomers cannot put the end off. When it is no longer `ready`, it can be closed.
+    pub fn drain(&mut self) {
+        self.ready = true;
+        self.left = Some(self.backlog.saturating_add(1));
+    }
+
     /// Takes the first connection out of the queue. [`Verdict::of`] sorts the errors.
-    pub fn accept(&self) -> io::Result<(Stream, Peer)> {
-        match &self.socket {
-            ListeningSocket::Tcp(listener) => {
-                let (stream, address) = listener.accept()?; // Non-blocking and close-on-exec from birth: accept4(2).
-                #[cfg(not(any(target_os = "linux", target_os = "android")))]
-                {
-                    rustix::net::sockopt::set_tcp_nodelay(&stream, true)?;
-                    rustix::net::sockopt::set_socket_oobinline(&stream, true)?;
-                }
-                Ok((Stream::Tcp(stream), address.into()))
-            }
-            ListeningSocket::Unix(listener) => {
-                let (stream, _) = listener.accept()?;
-                // Linux has urgent data on Unix sockets since 5.15, and there nothing is handed on from
-                // the listener. Where the option is unknown there is nothing to keep in line.
-                let _ = rustix::net::sockopt::set_socket_oobinline(&stream, true);
-                Ok((Stream::Unix(stream), Peer::Unix))
-            }
+    pub fn accept(&mut self) -> io::Result<(Stream, Peer)> {
+        let newcomer = self.socket.accept()?;
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(1);
+            self.ready = *left > 0;
         }
+        Ok(newcomer)
     }
 
     /// Where it listens, as it is told on stdout: `tcp://127.0.0.1:41233`, `unix:///run/echo.sock`.
@@ -744,7 +764,7 @@ mod tests {
 
     #[test]
     fn a_bare_port_serves_ipv4_and_ipv6_on_one_socket() {
-        let listener = bind("0");
+        let mut listener = bind("0");
         let port = listener.port().expect("a port");
         assert_eq!(listener.local(), format!("tcp://[::]:{port}"));
         for (ip, shown) in [("127.0.0.1", "127.0.0.1:"), ("::1", "[::1]:")] {
@@ -810,7 +830,7 @@ mod tests {
 
     #[test]
     fn a_restart_right_after_a_stop_can_bind() {
-        let listener = bind("127.0.0.1:0");
+        let mut listener = bind("127.0.0.1:0");
         let port = listener.port().expect("a port");
         let mut client = connect(port, "127.0.0.1").expect("a connection");
         let (stream, _) = soon(|| listener.accept());
@@ -831,7 +851,7 @@ mod tests {
 
     #[test]
     fn an_accepted_stream_never_blocks_does_not_delay_and_keeps_urgent_bytes_in_line() {
-        let listener = bind("127.0.0.1:0");
+        let mut listener = bind("127.0.0.1:0");
         let client = connect(listener.port().expect("a port"), "127.0.0.1").expect("a connection");
         let (mut stream, _) = soon(|| listener.accept());
         let Stream::Tcp(tcp) = &stream else { panic!("TCP gives TCP") };
@@ -845,7 +865,7 @@ mod tests {
     #[test]
     fn urgent_bytes_stay_in_line_on_a_unix_socket_too() {
         let directory = Directory::new("urgent");
-        let listener = bind(&directory.unix("s"));
+        let mut listener = bind(&directory.unix("s"));
         let client = UnixStream::connect(directory.path("s")).expect("a connection");
         let (mut stream, _) = soon(|| listener.accept());
         assert_urgent_byte_in_line(&mut stream, client);
@@ -879,7 +899,7 @@ mod tests {
     fn a_unix_listener_tells_its_absolute_path_and_its_file_goes_with_it() {
         let directory = Directory::new("life");
         let path = directory.path("s");
-        let listener = bind(&directory.unix("s"));
+        let mut listener = bind(&directory.unix("s"));
         assert_eq!(listener.local(), format!("unix://{}", path.display()));
         let mut client = UnixStream::connect(&path).expect("a connection");
         let (mut stream, peer) = soon(|| listener.accept());
@@ -906,7 +926,7 @@ mod tests {
         let directory = Directory::new("live");
         let path = directory.path("s");
         let one = ListenOptions { backlog: 1, ..OPTIONS };
-        let listener = address(&directory.unix("s")).bind(&one).expect("a listener").remove(0);
+        let mut listener = address(&directory.unix("s")).bind(&one).expect("a listener").remove(0);
         let wanted = format!(
             "cannot listen on unix:{}: {}: another process listens there",
             path.display(),
@@ -965,7 +985,7 @@ mod tests {
         let directory = Directory::new("inherited");
         let path = directory.path("s");
         let theirs = StdUnixListener::bind(&path).expect("a listener");
-        let listener = Listener::from_inherited(Socket::from(theirs)).expect("a listener");
+        let mut listener = Listener::from_inherited(Socket::from(theirs)).expect("a listener");
         assert_eq!(listener.local(), format!("unix://{}", path.display()));
         assert_eq!(Verdict::of(&listener.accept().expect_err("nobody is there")), Verdict::Empty);
         drop(listener);
@@ -973,7 +993,7 @@ mod tests {
 
         let theirs = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
         rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).expect("flags"); // As exec needs it.
-        let listener = Listener::from_inherited(OwnedFd::from(theirs)).expect("a listener");
+        let mut listener = Listener::from_inherited(OwnedFd::from(theirs)).expect("a listener");
         let ListeningSocket::Tcp(socket) = &listener.socket else { panic!("TCP gives TCP") };
         assert!(rustix::io::fcntl_getfd(socket).expect("flags").contains(rustix::io::FdFlags::CLOEXEC));
         assert_eq!(Verdict::of(&listener.accept().expect_err("nobody is there")), Verdict::Empty);

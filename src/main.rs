@@ -1,1 +1,89 @@
-fn main() {}
+//! The daemon: options, log, bind, run, exit status. Start reading at `server::Server::run`.
+#![forbid(unsafe_code)]
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use echod::listener::{self, Listener};
+use echod::observer::Silent;
+use echod::options::{Exit, Options};
+use echod::output::{self, Outlet};
+use echod::server::{Server, Settings};
+use echod::{descriptors, signals};
+use log::{info, warn};
+
+fn main() -> ExitCode {
+    let options = match Options::parse(std::env::args_os()) {
+        Ok(options) => options,
+        Err(exit) => return say_and_exit(&exit),
+    };
+    output::init_log(options.level);
+    match serve(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            output::say(format_args!("echod: {message}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `--help` and `--version` go to stdout, what is wrong with the command line to stderr.
+fn say_and_exit(exit: &Exit) -> ExitCode {
+    if !exit.to_stdout {
+        output::say(&exit.message);
+    } else if let Err(error) = writeln!(io::stdout(), "{}", exit.message) {
+        output::say(format_args!("echod: cannot write to stdout: {error}"));
+        return ExitCode::FAILURE;
+    }
+    ExitCode::from(exit.status)
+}
+
+/// Everything between the command line and the exit status. The error is one line for a person.
+fn serve(options: &Options) -> Result<(), String> {
+    let limit = descriptors::raise_limit();
+    // Before we listen, so that no signal finds us unprepared once somebody knows that we do.
+    let signals = signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
+    let listeners = bind(options)?;
+    announce(&listeners).map_err(|error| format!("cannot write to stdout: {error}"))?;
+
+    let asked = options.max_connections.map(|asked| asked as usize);
+    let max_connections = descriptors::cap(asked, limit, listeners.len());
+    if let Some(asked) = asked.filter(|&asked| asked > max_connections) {
+        warn!("--max-connections {asked} is lowered to {max_connections}: RLIMIT_NOFILE is {limit}");
+    }
+    info!("echod {}: at most {max_connections} connections", env!("CARGO_PKG_VERSION"));
+    let settings = Settings {
+        one_shot: options.one_shot,
+        max_connections,
+        idle_timeout: options.idle_timeout,
+        drain_timeout: options.drain_timeout,
+        buffer_size: options.buffer_size,
+        busy_poll: options.busy_poll,
+    };
+    let mut server: Server =
+        Server::new(settings, listeners, signals).map_err(|error| format!("cannot start polling: {error}"))?;
+    server.run(&mut Silent).map_err(|error| format!("cannot go on: {error}"))?;
+    info!("stopped; {}", server.counters());
+    Ok(())
+}
+
+/// Binds every address.
+fn bind(options: &Options) -> Result<Vec<Listener>, String> {
+    let mut listeners = Vec::new();
+    for address in &options.listen {
+        listeners.extend(address.bind(&options.listen_options()).map_err(|error| error.to_string())?);
+    }
+    if let Some(most) = listener::somaxconn().filter(|&most| most < options.backlog) {
+        warn!("--backlog {} is lowered to {most} by the kernel (net.core.somaxconn)", options.backlog);
+    }
+    Ok(listeners)
+}
+
+/// Says where we listen, a line each, before the first accept.
+fn announce(listeners: &[Listener]) -> io::Result<()> {
+    let mut stdout = Outlet::new(io::stdout())?;
+    for listener in listeners {
+        stdout.announce(&format!("listening on {}", listener.local()))?;
+    }
+    Ok(())
+}

@@ -9,6 +9,8 @@
 //!     ECHOD_SCHEDULES=10000000 cargo test --release --test simulation    # more schedules
 //!     ECHOD_SEED=4711 cargo test --test simulation                       # one schedule, told step by step
 
+#![allow(clippy::print_stdout)] // A schedule is told step by step when asked for.
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
