@@ -1,7 +1,10 @@
 //! A TCP echo daemon (RFC 862): one thread, one hand-written readiness loop on mio.
 #![forbid(unsafe_code)]
 
+pub mod acceptor;
+pub mod clock;
 pub mod connection;
+pub mod connections;
 pub mod deadlines;
 pub mod descriptors;
 pub mod listener;
@@ -9,8 +12,13 @@ pub mod metrics;
 pub mod observer;
 pub mod options;
 pub mod output;
+pub mod pending;
 pub mod protocol;
+pub mod readiness;
 pub mod server;
+pub mod settings;
 pub mod signals;
+pub mod state;
 pub mod token;
 pub mod transport;
+pub mod verdict;

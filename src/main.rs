@@ -8,7 +8,8 @@ use echod::listener::{self, Listener};
 use echod::observer::Silent;
 use echod::options::{Exit, Options};
 use echod::output::{self, Outlet};
-use echod::server::{Server, Settings};
+use echod::server::Server;
+use echod::settings::Settings;
 use echod::{descriptors, signals};
 use log::{info, warn};
 

@@ -2,7 +2,18 @@
 
 use std::fmt;
 
-use crate::connection::{Reason, Traffic};
+use crate::verdict::Reason;
+
+/// Bytes moved, summed over connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Read, to be answered.
+    pub received: u64,
+    /// Taken by the kernel.
+    pub sent: u64,
+    /// Read after our FIN, and dropped.
+    pub discarded: u64,
+}
 
 /// Plain fields, moved by the one thread that there is.
 #[derive(Clone, Copy, Debug, Default)]

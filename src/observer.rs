@@ -4,8 +4,8 @@
 //! generic over it, so with [`Silent`] the calls are compiled away: an echo costs the same
 //! instructions as if there were no observer at all.
 
-use crate::connection::Reason;
 use crate::transport::{Peer, Stream};
+use crate::verdict::Reason;
 
 /// One thing that a connection saw or did. The order of facts is the order of system calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,6 +27,20 @@ pub trait Transport: Read + Write {
     fn shutdown_write(&mut self) -> io::Result<()>;
 }
 
+/// Writes until all is out or the kernel takes no more. Returns how many bytes went, and `Ok` also for WouldBlock.
+pub fn write_until_blocked(stream: &mut impl Transport, bytes: &[u8]) -> (usize, io::Result<()>) {
+    let mut written = 0;
+    while written < bytes.len() {
+        match stream.write(&bytes[written..]) {
+            Ok(0) => return (written, Err(io::ErrorKind::WriteZero.into())),
+            Ok(count) => written += count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return (written, Err(error)),
+        }
+    }
+    (written, Ok(()))
+}
+
 /// A connected socket of the kernel.
 #[derive(Debug)]
 pub enum Stream {

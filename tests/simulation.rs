@@ -16,10 +16,15 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::rc::Rc;
 
-use echod::connection::{Conditions, Connection, READS_PER_TURN, Readable, Reason, State, Traffic, Turn};
+use echod::connection::{Connection, READS_PER_TURN, Surroundings};
+use echod::metrics::Traffic;
 use echod::observer::{Fact, Observer};
+use echod::readiness::Readable;
+use echod::state::State;
 use echod::transport::{Peer, Transport};
+use echod::verdict::{Reason, Turn};
 use fastrand::Rng;
+use rustix::io::Errno;
 
 /// Small, so that full reads, short reads and stalls all are common.
 const BUFFER_SIZE: usize = 16;
@@ -140,13 +145,7 @@ impl Kernel {
     fn fault(&mut self) -> io::Result<()> {
         self.calls += 1;
         if self.rng.u32(..100) < self.faults {
-            const ENOMEM: i32 = 12;
-            const ENOBUFS: i32 = 105;
-            return Err(match self.rng.u32(..3) {
-                0 => io::Error::from_raw_os_error(ENOMEM),
-                1 => io::Error::from_raw_os_error(ENOBUFS),
-                _ => io::ErrorKind::Interrupted.into(),
-            });
+            return Err([Errno::INTR, Errno::NOMEM, Errno::NOBUFS][self.rng.usize(..3)].into());
         }
         Ok(())
     }
@@ -163,10 +162,10 @@ impl Read for Socket {
         kernel.reads += 1;
         assert!(!buffer.is_empty(), "an empty read says 0, which looks like a FIN");
         if kernel.reset {
-            return Err(io::ErrorKind::ConnectionReset.into());
+            return Err(Errno::CONNRESET.into());
         }
         if kernel.inbox.is_empty() {
-            return if kernel.peer_finished { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
+            return if kernel.peer_finished { Ok(0) } else { Err(Errno::AGAIN.into()) };
         }
         let mut count = buffer.len().min(kernel.inbox.len());
         if let Some(mark) = kernel.marks.iter().filter(|&&mark| mark > kernel.read).min() {
@@ -189,11 +188,11 @@ impl Write for Socket {
         kernel.fault()?;
         assert!(!kernel.we_finished, "nothing is written after our FIN");
         if kernel.reset {
-            return Err(io::ErrorKind::BrokenPipe.into());
+            return Err(Errno::PIPE.into());
         }
         if kernel.room == 0 {
             kernel.wants_room = true;
-            return Err(io::ErrorKind::WouldBlock.into());
+            return Err(Errno::AGAIN.into());
         }
         let mut count = bytes.len().min(kernel.room);
         if kernel.rng.u32(..4) == 0 {
@@ -222,7 +221,7 @@ impl Transport for Socket {
         let kernel = &mut *self.0.borrow_mut();
         kernel.fault()?;
         if kernel.reset {
-            return Err(io::ErrorKind::NotConnected.into());
+            return Err(Errno::NOTCONN.into());
         }
         assert!(!kernel.we_finished, "our FIN goes out once");
         kernel.we_finished = true;
@@ -344,8 +343,13 @@ impl World {
             reads: self.kernel.borrow().reads,
         };
         let mut buffer = [0; BUFFER_SIZE];
-        let conditions = Conditions { now: self.now, one_shot: self.one_shot };
-        let turn = self.connection.turn(&mut buffer, conditions, &mut self.traffic, &mut self.tally);
+        let mut with = Surroundings {
+            ms: self.now,
+            one_shot: self.one_shot,
+            traffic: &mut self.traffic,
+            observer: &mut self.tally,
+        };
+        let turn = self.connection.turn(&mut buffer, &mut with);
         let state = self.connection.state();
         self.say(|| format!("turn: {turn:?}, {state:?}"));
         self.check(turn, &before);

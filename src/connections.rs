@@ -1,0 +1,203 @@
+//! Where connections live, and which of them have work: the slab, the ready queue, and those that wait for memory.
+
+use std::collections::VecDeque;
+use std::mem;
+
+use slab::Slab;
+
+use crate::connection::Connection;
+use crate::protocol::{Echo, Protocol};
+use crate::readiness::Readable;
+use crate::token::ConnectionId;
+use crate::transport::{Peer, Stream};
+
+/// How long a connection waits, in milliseconds, for which the kernel had no memory.
+const STARVED_MS: u64 = 100;
+
+/// Every open connection, found by its [`ConnectionId`].
+#[derive(Debug)]
+pub struct Connections<P = Echo> {
+    slab: Slab<Connection<Stream, P>>,
+    /// Connections with work to do, each at most once (its `queued` flag). One that ended meanwhile is skipped.
+    ready: VecDeque<ConnectionId>,
+    /// Connections for which the kernel had no memory, and when they try again, in milliseconds.
+    starved: VecDeque<(u64, ConnectionId)>,
+    /// The number of the last connection.
+    last_number: u32,
+}
+
+// What an idle connection costs, where mio's streams have no debugging aids in them. A slab entry is this
+// enum; the free-list link must find room in it.
+#[cfg(not(debug_assertions))]
+const _: () = {
+    #[allow(dead_code)]
+    enum SlabEntry<T> {
+        Vacant(usize),
+        Occupied(T),
+    }
+    assert!(size_of::<Connection<Stream>>() == 64);
+    assert!(size_of::<SlabEntry<Connection<Stream>>>() == 64);
+};
+
+impl<P: Protocol> Connections<P> {
+    /// No connections, and address space for so many: 64 bytes each, no memory until they come.
+    pub fn with_capacity(slots: usize) -> Self {
+        Connections {
+            slab: Slab::with_capacity(slots),
+            ready: VecDeque::new(),
+            starved: VecDeque::new(),
+            last_number: 0,
+        }
+    }
+
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    /// Whether none is open.
+    pub fn is_empty(&self) -> bool {
+        self.slab.is_empty()
+    }
+
+    /// The connection that `id` means, unless it has ended: then its slot is empty, or another's.
+    pub fn get_mut(&mut self, id: ConnectionId) -> Option<&mut Connection<Stream, P>> {
+        self.slab.get_mut(id.slot as usize).filter(|connection| connection.number == id.generation)
+    }
+
+    /// Who lives in this slot now.
+    pub fn at(&self, slot: u32) -> Option<ConnectionId> {
+        self.slab.get(slot as usize).map(|connection| ConnectionId { slot, generation: connection.number })
+    }
+
+    /// All that are open now.
+    pub fn ids(&self) -> Vec<ConnectionId> {
+        self.slab.iter().filter_map(|(slot, _)| self.at(slot as u32)).collect()
+    }
+
+    /// The id that the next connection will have. Its number is spent, whether or not it is inserted.
+    pub fn next_id(&mut self) -> ConnectionId {
+        self.last_number = self.last_number.wrapping_add(1).max(1);
+        ConnectionId { slot: self.slab.vacant_key() as u32, generation: self.last_number }
+    }
+
+    /// Opens a connection under the id that was given out last.
+    pub fn insert(&mut self, id: ConnectionId, stream: Stream, peer: Peer, now: u32) -> &mut Connection<Stream, P> {
+        let slot = self.slab.insert(Connection::new(stream, peer, id.generation, now));
+        debug_assert_eq!(slot, id.slot as usize);
+        &mut self.slab[slot]
+    }
+
+    /// Takes a connection out. It must be open.
+    pub fn remove(&mut self, id: ConnectionId) -> Connection<Stream, P> {
+        self.slab.remove(id.slot as usize)
+    }
+
+    /// Marks what an event says, and queues the connection if a turn would have something to do.
+    pub fn note(&mut self, id: ConnectionId, readable: Readable, writable: bool) {
+        let connection = self.slab.get_mut(id.slot as usize).filter(|connection| connection.number == id.generation);
+        if let Some(connection) = connection
+            && connection.note(readable, writable)
+            && !mem::replace(&mut connection.queued, true)
+        {
+            self.ready.push_back(id);
+        }
+    }
+
+    /// Queues a connection, unless it is queued already.
+    pub fn enqueue(&mut self, id: ConnectionId) {
+        if self.get_mut(id).is_some_and(|connection| !mem::replace(&mut connection.queued, true)) {
+            self.ready.push_back(id);
+        }
+    }
+
+    /// Keeps a connection for which there is no memory until a later time.
+    pub fn starve(&mut self, id: ConnectionId, now: u64) {
+        self.starved.push_back((now + STARVED_MS, id));
+    }
+
+    /// When the next of those is due, in milliseconds.
+    pub fn next_starved(&self) -> Option<u64> {
+        self.starved.front().map(|&(due, _)| due)
+    }
+
+    /// How many are queued, those included whose memory may be there by now.
+    pub fn begin_turn(&mut self, now: u64) -> usize {
+        while let Some(&(due, id)) = self.starved.front()
+            && due <= now
+        {
+            self.starved.pop_front();
+            self.enqueue(id);
+        }
+        self.ready.len()
+    }
+
+    /// Whether somebody is queued.
+    pub fn has_work(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The next one in the queue. It may have ended since.
+    pub fn next_ready(&mut self) -> Option<ConnectionId> {
+        self.ready.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mio::net::UnixStream;
+
+    use super::*;
+
+    fn open(connections: &mut Connections) -> ConnectionId {
+        let (stream, _) = UnixStream::pair().expect("a socket pair");
+        let id = connections.next_id();
+        connections.insert(id, Stream::Unix(stream), Peer::Unix, 0);
+        id
+    }
+
+    #[test]
+    fn an_event_for_a_former_owner_of_a_slot_finds_nobody() {
+        let mut connections = Connections::with_capacity(1);
+        let first = open(&mut connections);
+        connections.remove(first);
+        let second = open(&mut connections);
+        assert_eq!(first.slot, second.slot, "the slot is used again");
+
+        connections.note(first, Readable::UntilBlocked, true);
+        assert!(!connections.has_work(), "a stale event wakes the new owner of the slot");
+        assert!(connections.get_mut(first).is_none());
+        assert!(connections.get_mut(ConnectionId { slot: 9, generation: 1 }).is_none());
+
+        connections.note(second, Readable::UntilBlocked, true);
+        assert_eq!(connections.next_ready(), Some(second));
+    }
+
+    #[test]
+    fn a_connection_is_queued_once() {
+        let mut connections = Connections::with_capacity(1);
+        let id = open(&mut connections);
+        connections.enqueue(id);
+        connections.enqueue(id);
+        connections.note(id, Readable::UntilBlocked, true);
+        assert_eq!(connections.begin_turn(0), 1);
+    }
+
+    #[test]
+    fn who_finds_no_memory_is_queued_again_after_a_while_and_not_before() {
+        let mut connections = Connections::with_capacity(1);
+        let id = open(&mut connections);
+        connections.starve(id, 1000);
+        assert_eq!(connections.next_starved(), Some(1000 + STARVED_MS));
+        assert_eq!(connections.begin_turn(1000 + STARVED_MS - 1), 0);
+        assert_eq!(connections.begin_turn(1000 + STARVED_MS), 1);
+        assert_eq!(connections.next_starved(), None);
+    }
+
+    #[test]
+    fn numbers_are_never_0_which_stands_for_the_fixed_sources() {
+        let mut connections: Connections = Connections::with_capacity(1);
+        connections.last_number = u32::MAX;
+        assert_eq!(connections.next_id().generation, 1);
+    }
+}

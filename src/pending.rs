@@ -1,0 +1,28 @@
+//! What a connection owes and its peer has not taken.
+
+/// An answer, or what is left of one.
+#[derive(Debug)]
+pub struct Pending {
+    /// Exactly what was left when the write fell short: no spare room.
+    bytes: Box<[u8]>,
+    /// How many of `bytes` have gone out since.
+    written: usize,
+}
+
+impl Pending {
+    /// Keeps a copy. Cheaper than a buffer of its own for every peer that owes us a byte, and it costs a connection
+    /// that owes nothing only the pointer.
+    pub fn new(rest: &[u8]) -> Box<Pending> {
+        Box::new(Pending { bytes: rest.into(), written: 0 })
+    }
+
+    /// What is still to go out.
+    pub fn rest(&self) -> &[u8] {
+        &self.bytes[self.written..]
+    }
+
+    /// So many more bytes have gone out, at most all of the rest.
+    pub fn advance(&mut self, count: usize) {
+        self.written += count;
+    }
+}
