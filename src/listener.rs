@@ -543,7 +543,7 @@ impl Listener {
 /// the line must stay one line.
 fn unix_url(listener: &UnixListener) -> io::Result<String> {
     let address = listener.local_addr()?;
-    #[cfg(any(target_os = "linux", target_os = "android"))]
+    #[cfg(target_os = "linux")]
     {
         use std::os::linux::net::SocketAddrExt;
         if let Some(name) = address.as_abstract_name() {
