@@ -76,12 +76,13 @@ impl Acceptor {
         self.resume_at
     }
 
-    /// A turn begins: the budget is new, and a pause may be over.
-    pub fn begin_turn(&mut self, now: u64) {
-        (self.budget, self.failed) = (ACCEPTS_PER_TURN, 0);
+    /// A turn begins: the budget is new, and a pause may be over. Returns whether there is anything to do.
+    pub fn begin_turn(&mut self, now: u64) -> bool {
         if self.resume_at.is_some_and(|resume_at| resume_at <= now) {
             self.resume_at = None;
         }
+        (self.budget, self.failed) = (ACCEPTS_PER_TURN, 0);
+        self.has_work() || self.draining
     }
 
     /// The next newcomer, while there is one and the budget lasts. Fails where the daemon cannot go on.

@@ -19,7 +19,11 @@ const STARVED_MS: u64 = 100;
 pub struct Connections<P = Echo> {
     slab: Slab<Connection<Stream, P>>,
     /// Connections with work to do, each at most once (its `queued` flag). One that ended meanwhile is skipped.
-    ready: VecDeque<ConnectionId>,
+    ready: Vec<ConnectionId>,
+    /// `ready` as it was when this turn began, and how far it has been served. Whoever becomes ready meanwhile is served
+    /// in the next turn, so a turn ends. (Two vectors in turn are half the instructions of a ring.)
+    serving: Vec<ConnectionId>,
+    served: usize,
     /// Connections for which the kernel had no memory, and when they try again, in milliseconds.
     starved: VecDeque<(u64, ConnectionId)>,
     /// The number of the last connection.
@@ -44,7 +48,9 @@ impl<P: Protocol> Connections<P> {
     pub fn with_capacity(slots: usize) -> Self {
         Connections {
             slab: Slab::with_capacity(slots),
-            ready: VecDeque::new(),
+            ready: Vec::new(),
+            serving: Vec::new(),
+            served: 0,
             starved: VecDeque::new(),
             last_number: 0,
         }
@@ -100,14 +106,14 @@ impl<P: Protocol> Connections<P> {
             && connection.note(readable, writable)
             && !mem::replace(&mut connection.queued, true)
         {
-            self.ready.push_back(id);
+            self.ready.push(id);
         }
     }
 
     /// Queues a connection, unless it is queued already.
     pub fn enqueue(&mut self, id: ConnectionId) {
         if self.get_mut(id).is_some_and(|connection| !mem::replace(&mut connection.queued, true)) {
-            self.ready.push_back(id);
+            self.ready.push(id);
         }
     }
 
@@ -121,15 +127,17 @@ impl<P: Protocol> Connections<P> {
         self.starved.front().map(|&(due, _)| due)
     }
 
-    /// How many are queued, those included whose memory may be there by now.
-    pub fn begin_turn(&mut self, now: u64) -> usize {
+    /// A turn begins: it is for those who are queued now, and for those whose memory may be there by now.
+    pub fn begin_turn(&mut self, now: u64) {
         while let Some(&(due, id)) = self.starved.front()
             && due <= now
         {
             self.starved.pop_front();
             self.enqueue(id);
         }
-        self.ready.len()
+        self.serving.clear();
+        self.served = 0;
+        mem::swap(&mut self.ready, &mut self.serving);
     }
 
     /// Whether somebody is queued.
@@ -137,9 +145,11 @@ impl<P: Protocol> Connections<P> {
         !self.ready.is_empty()
     }
 
-    /// The next one in the queue. It may have ended since.
+    /// The next one of this turn, in the order in which they became ready. It may have ended since.
     pub fn next_ready(&mut self) -> Option<ConnectionId> {
-        self.ready.pop_front()
+        let next = self.serving.get(self.served).copied();
+        self.served += 1;
+        next
     }
 }
 
@@ -170,6 +180,7 @@ mod tests {
         assert!(connections.get_mut(ConnectionId { slot: 9, generation: 1 }).is_none());
 
         connections.note(second, Readable::UntilBlocked, true);
+        connections.begin_turn(0);
         assert_eq!(connections.next_ready(), Some(second));
     }
 
@@ -180,7 +191,9 @@ mod tests {
         connections.enqueue(id);
         connections.enqueue(id);
         connections.note(id, Readable::UntilBlocked, true);
-        assert_eq!(connections.begin_turn(0), 1);
+        connections.begin_turn(0);
+        assert_eq!(connections.next_ready(), Some(id));
+        assert_eq!(connections.next_ready(), None);
     }
 
     #[test]
@@ -189,9 +202,27 @@ mod tests {
         let id = open(&mut connections);
         connections.starve(id, 1000);
         assert_eq!(connections.next_starved(), Some(1000 + STARVED_MS));
-        assert_eq!(connections.begin_turn(1000 + STARVED_MS - 1), 0);
-        assert_eq!(connections.begin_turn(1000 + STARVED_MS), 1);
+        connections.begin_turn(1000 + STARVED_MS - 1);
+        assert_eq!(connections.next_ready(), None);
+        connections.begin_turn(1000 + STARVED_MS);
+        assert_eq!(connections.next_ready(), Some(id));
         assert_eq!(connections.next_starved(), None);
+    }
+
+    #[test]
+    fn who_becomes_ready_in_a_turn_is_served_in_the_next_one() {
+        let mut connections = Connections::with_capacity(2);
+        let (first, second) = (open(&mut connections), open(&mut connections));
+        connections.enqueue(first);
+        connections.enqueue(second);
+        connections.begin_turn(0);
+        assert_eq!(connections.next_ready(), Some(first));
+        connections.get_mut(first).expect("open").queued = false;
+        connections.enqueue(first);
+        assert_eq!(connections.next_ready(), Some(second));
+        assert_eq!(connections.next_ready(), None, "a turn that feeds itself would never end");
+        connections.begin_turn(0);
+        assert_eq!(connections.next_ready(), Some(first));
     }
 
     #[test]

@@ -43,10 +43,12 @@ impl Deadlines {
     }
 
     /// Takes out a slot whose deadline has come. It is disarmed: whoever still wants to be woken arms again.
+    #[inline]
     pub fn pop_due(&mut self, now: u64) -> Option<u32> {
-        if self.next()? > now {
-            return None;
-        }
+        if self.next()? > now { None } else { self.pop() }
+    }
+
+    fn pop(&mut self) -> Option<u32> {
         let Reverse((_, slot)) = self.heap.pop()?;
         self.armed[slot as usize] = false;
         Some(slot)

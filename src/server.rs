@@ -54,7 +54,9 @@ pub struct Server<P = Echo> {
     buffer: Box<[u8]>,
     counters: Counters,
     clock: Clock,
-    last_event: Duration,
+    /// When the last event came, and for how long polling goes on after it, in nanoseconds.
+    last_event: u64,
+    busy_poll: u64,
     /// When the drain ends, in milliseconds; `None` while there is no drain.
     drained_by: Option<u64>,
     stopped: bool,
@@ -76,7 +78,8 @@ impl<P: Protocol> Server<P> {
             buffer: vec![0; settings.buffer_size].into(),
             counters: Counters::default(),
             clock: Clock::start(),
-            last_event: Duration::ZERO,
+            last_event: 0,
+            busy_poll: settings.busy_poll.as_nanos() as u64,
             drained_by: None,
             stopped: false,
             settings,
@@ -119,7 +122,7 @@ impl<P: Protocol> Server<P> {
         self.clock.tick();
         self.counters.turns += 1;
         if !events.is_empty() {
-            self.last_event = self.clock.now();
+            self.last_event = self.clock.nanos();
         }
         Ok(())
     }
@@ -127,15 +130,14 @@ impl<P: Protocol> Server<P> {
     /// How long there is nothing to do. mio rounds up to a whole millisecond, and we compare deadlines, never count
     /// sleeps: so nothing spins just before a deadline, and nothing is early.
     fn timeout(&self) -> Option<Duration> {
-        let work_left = self.connections.has_work()
-            || self.can_accept()
-            || self.clock.now().saturating_sub(self.last_event) < self.settings.busy_poll;
+        let work_left =
+            self.connections.has_work() || self.can_accept() || self.clock.nanos() - self.last_event < self.busy_poll;
         if work_left {
             return Some(Duration::ZERO);
         }
         let due = [self.deadlines.next(), self.connections.next_starved(), self.acceptor.resume_at(), self.drained_by];
-        let due = due.into_iter().flatten().min()?;
-        Some(Duration::from_millis(due.saturating_sub(self.clock.ms())))
+        let due = due.into_iter().fold(u64::MAX, |soonest, due| soonest.min(due.unwrap_or(u64::MAX)));
+        (due < u64::MAX).then(|| Duration::from_millis(due.saturating_sub(self.clock.ms())))
     }
 
     // ---- note ----
@@ -199,8 +201,8 @@ impl<P: Protocol> Server<P> {
 
     /// Runs every ready connection once, within its budget. Who has work left goes to the end of the queue.
     fn serve(&mut self, observer: &mut impl Observer) {
-        for _ in 0..self.connections.begin_turn(self.clock.ms()) {
-            let Some(id) = self.connections.next_ready() else { break };
+        self.connections.begin_turn(self.clock.ms());
+        while let Some(id) = self.connections.next_ready() {
             self.turn(id, observer);
         }
     }
@@ -249,7 +251,9 @@ impl<P: Protocol> Server<P> {
     /// Takes in newcomers, as far as the cap and the acceptor's budget go.
     fn accept(&mut self, observer: &mut impl Observer) -> io::Result<()> {
         let now = self.clock.ms();
-        self.acceptor.begin_turn(now);
+        if !self.acceptor.begin_turn(now) {
+            return Ok(());
+        }
         while self.connections.len() < self.settings.max_connections
             && let Some((stream, peer)) = self.acceptor.next(now)?
         {

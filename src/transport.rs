@@ -28,17 +28,30 @@ pub trait Transport: Read + Write {
 }
 
 /// Writes until all is out or the kernel takes no more. Returns how many bytes went, and `Ok` also for WouldBlock.
+#[inline]
 pub fn write_until_blocked(stream: &mut impl Transport, bytes: &[u8]) -> (usize, io::Result<()>) {
-    let mut written = 0;
-    while written < bytes.len() {
-        match stream.write(&bytes[written..]) {
+    match stream.write(bytes) {
+        Ok(count) if count == bytes.len() => (count, Ok(())),
+        first => write_on(stream, bytes, first),
+    }
+}
+
+/// As above, after a first write that did not take everything.
+#[cold]
+fn write_on(stream: &mut impl Transport, bytes: &[u8], first: io::Result<usize>) -> (usize, io::Result<()>) {
+    let (mut written, mut result) = (0, first);
+    loop {
+        match result {
             Ok(0) => return (written, Err(io::ErrorKind::WriteZero.into())),
             Ok(count) => written += count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return (written, Ok(())),
             Err(error) => return (written, Err(error)),
         }
+        if written == bytes.len() {
+            return (written, Ok(()));
+        }
+        result = stream.write(&bytes[written..]);
     }
-    (written, Ok(()))
 }
 
 /// A connected socket of the kernel.
@@ -51,6 +64,7 @@ pub enum Stream {
 }
 
 impl Read for Stream {
+    #[inline]
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Stream::Tcp(stream) => stream.read(buffer),
@@ -60,6 +74,7 @@ impl Read for Stream {
 }
 
 impl Write for Stream {
+    #[inline]
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Stream::Tcp(stream) => stream.write(bytes),
