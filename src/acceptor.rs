@@ -6,6 +6,7 @@ use std::{io, mem};
 use log::{debug, info, warn};
 use mio::{Interest, Registry};
 
+use crate::clock::NEVER;
 use crate::listener::{Listener, Verdict};
 use crate::token::Source;
 use crate::transport::{Peer, Stream};
@@ -22,13 +23,15 @@ const PAUSE_MS: u64 = 100;
 #[derive(Debug)]
 pub struct Acceptor {
     listeners: Vec<Listener>,
+    /// Whether a listener may be ready.
+    waiting: bool,
     /// Whose turn it is, so that at the cap the first one does not get every slot that falls free.
     first: usize,
     /// Accepts left in this turn, and how many of them failed.
     budget: usize,
     failed: usize,
-    /// When the pause ends, in milliseconds.
-    resume_at: Option<u64>,
+    /// When the pause ends, in milliseconds; [`NEVER`] while there is none.
+    resume_at: u64,
     /// Whether a pause was logged whose end is still to be.
     pause_logged: bool,
     cap_logged: bool,
@@ -46,10 +49,11 @@ impl Acceptor {
         }
         Ok(Acceptor {
             listeners,
+            waiting: false,
             first: 0,
             budget: 0,
             failed: 0,
-            resume_at: None,
+            resume_at: NEVER,
             pause_logged: false,
             cap_logged: false,
             draining: false,
@@ -62,24 +66,25 @@ impl Acceptor {
     pub fn note(&mut self, index: u32) {
         if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.index == index) {
             listener.ready = true;
+            self.waiting = true;
         }
     }
 
     /// Whether asking for a newcomer makes sense now. During a pause it does not, so that a full queue does not keep
     /// us awake.
     pub fn has_work(&self) -> bool {
-        self.resume_at.is_none() && self.listeners.iter().any(|listener| listener.ready)
+        self.waiting && self.resume_at == NEVER
     }
 
-    /// When the pause ends, in milliseconds; `None` while there is none.
-    pub fn resume_at(&self) -> Option<u64> {
+    /// When the pause ends, in milliseconds; [`NEVER`] while there is none.
+    pub fn resume_at(&self) -> u64 {
         self.resume_at
     }
 
     /// A turn begins: the budget is new, and a pause may be over. Returns whether there is anything to do.
     pub fn begin_turn(&mut self, now: u64) -> bool {
-        if self.resume_at.is_some_and(|resume_at| resume_at <= now) {
-            self.resume_at = None;
+        if self.resume_at <= now {
+            self.resume_at = NEVER;
         }
         (self.budget, self.failed) = (ACCEPTS_PER_TURN, 0);
         self.has_work() || self.draining
@@ -87,9 +92,10 @@ impl Acceptor {
 
     /// The next newcomer, while there is one and the budget lasts. Fails where the daemon cannot go on.
     pub fn next(&mut self, now: u64) -> io::Result<Option<(Stream, Peer)>> {
-        while self.budget > 0 && self.resume_at.is_none() {
+        while self.budget > 0 && self.resume_at == NEVER {
             let count = self.listeners.len();
             let Some(at) = (0..count).map(|i| (self.first + i) % count).find(|&i| self.listeners[i].ready) else {
+                self.waiting = false;
                 break;
             };
             self.budget -= 1;
@@ -138,7 +144,7 @@ impl Acceptor {
     /// Leaves off accepting for [`PAUSE_MS`]. One log line, however often a pause is renewed: accept(2) says EMFILE on an
     /// empty queue, too. (That is also why a spare descriptor, closed to make room for a polite refusal, is no way out.)
     pub fn pause(&mut self, attempt: &str, error: &io::Error, now: u64) {
-        self.resume_at = Some(now + PAUSE_MS);
+        self.resume_at = now + PAUSE_MS;
         if !mem::replace(&mut self.pause_logged, true) {
             warn!("cannot {attempt}: {error}; accepting pauses");
         }
@@ -153,12 +159,12 @@ impl Acceptor {
 
     /// A connection of ours has ended: a descriptor is free.
     pub fn resume(&mut self) {
-        self.resume_at = None;
+        self.resume_at = NEVER;
     }
 
     /// The server drains: what waits in the queues is still accepted, then each listener is closed.
     pub fn drain(&mut self) {
-        self.draining = true;
+        (self.draining, self.waiting) = (true, true);
         for listener in &mut self.listeners {
             listener.drain();
         }

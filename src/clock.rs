@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
+/// A deadline that does not come, in milliseconds.
+pub const NEVER: u64 = u64::MAX;
+
 const NANOS_PER_MS: u64 = 1_000_000;
 
 /// Time since the start, as of the last look. CLOCK_MONOTONIC, as `Instant` reads it; but there a look and a difference

@@ -30,17 +30,15 @@ pub const READS_PER_TURN: usize = 4;
 /// The longest message that `--one-shot` answers, in bytes: the `recv(1024)` of the tutorial.
 pub const ONE_SHOT_BYTES: usize = 1024;
 
-/// What a turn works with, beside the stream and the buffer.
+/// What every connection works with in its turn, one after the other.
 #[derive(Debug)]
-pub struct Surroundings<'a, O> {
+pub struct Workbench {
+    /// Every read goes here, and where the peer takes it, straight out of here again. At least 1 byte.
+    pub buffer: Box<[u8]>,
     /// Milliseconds since the loop started. Wraps after 49 days; only differences count.
     pub ms: u32,
-    /// Whether `--one-shot` is on.
-    pub one_shot: bool,
     /// Where bytes are counted.
-    pub traffic: &'a mut Traffic,
-    /// Who is told.
-    pub observer: &'a mut O,
+    pub traffic: Traffic,
 }
 
 /// A connection: its stream, its state, and what it owes.
@@ -58,7 +56,7 @@ pub struct Connection<T, P = Echo> {
     state: State,
     /// Its number in the log; also its generation in the token.
     pub number: u32,
-    /// When a byte last moved, in the milliseconds of [`Surroundings::ms`].
+    /// When a byte last moved, in the milliseconds of [`Workbench::ms`].
     last_active: u32,
     /// Who is at the other end.
     pub peer: Peer,
@@ -69,16 +67,16 @@ pub struct Connection<T, P = Echo> {
 }
 
 impl<T: Transport, P: Protocol> Connection<T, P> {
-    /// A connection just accepted. It is not readable before an event says so: registering with the poller
-    /// brings one.
-    pub fn new(stream: T, peer: Peer, number: u32, now: u32) -> Self {
+    /// A connection just accepted, for a stream or for one message. It is not readable before an event says so:
+    /// registering with the poller brings one.
+    pub fn new(stream: T, peer: Peer, number: u32, one_shot: bool, ms: u32) -> Self {
         Connection {
             stream,
             pending: None,
             received: 0,
-            state: State::Established,
+            state: if one_shot { State::OneMessage } else { State::Established },
             number,
-            last_active: now,
+            last_active: ms,
             peer,
             readable: Readable::No,
             queued: false,
@@ -98,20 +96,22 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     /// The server drains: answer what the kernel holds at this moment, then finish. Returns whether
     /// anything changes: a connection that is finishing already goes on as it was.
     pub fn drain(&mut self) -> bool {
-        if self.state != State::Established {
-            return false;
-        }
         // FIONREAD cannot fail on a socket. If it did: until the queue is seen empty.
         let held = self.stream.unread().map_or(u32::MAX, saturating_u32);
-        self.state = State::Draining { held };
+        self.state = match self.state {
+            State::Established => State::Draining { held },
+            State::OneMessage if held == 0 => State::Finishing(Cause::Drained),
+            State::OneMessage => State::OneMessage, // It is there, and after it we finish anyway.
+            _ => return false,
+        };
         self.readable = Readable::UntilBlocked;
         true
     }
 
-    /// Does what can be done now, within [`READS_PER_TURN`]. Reads go into `buffer` and, where the peer takes
-    /// it, straight out of it again.
-    pub fn turn<O: Observer>(&mut self, buffer: &mut [u8], with: &mut Surroundings<'_, O>) -> Turn {
-        let turn = self.work(buffer, with).unwrap_or_else(|error| Turn::of(&error));
+    /// Does what can be done now, within [`READS_PER_TURN`].
+    #[inline]
+    pub fn turn(&mut self, bench: &mut Workbench, observer: &mut impl Observer) -> Turn {
+        let turn = self.work(bench, observer).unwrap_or_else(|error| Turn::of(&error));
         debug_assert_eq!(
             self.protocol.answered(self.received),
             self.sent() + self.pending_len() as u64,
@@ -122,43 +122,43 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     }
 
     /// The state machine. `?` passes on what [`Turn::of`] sorts.
-    fn work<O: Observer>(&mut self, buffer: &mut [u8], with: &mut Surroundings<'_, O>) -> io::Result<Turn> {
+    fn work(&mut self, bench: &mut Workbench, observer: &mut impl Observer) -> io::Result<Turn> {
         // First what is owed. While the peer does not take it, nothing is read from it.
-        self.flush(with)?;
         if self.is_stalled() {
-            return Ok(Turn::Waits);
+            self.flush(bench, observer)?;
+            if self.is_stalled() {
+                return Ok(Turn::Waits);
+            }
         }
         for _ in 0..READS_PER_TURN {
             let most = match self.state {
-                State::Established if with.one_shot => ONE_SHOT_BYTES,
-                State::Established | State::FinWait => buffer.len(),
+                State::Established | State::FinWait => bench.buffer.len(),
+                State::OneMessage => ONE_SHOT_BYTES,
                 State::Draining { held: 0 } => {
                     self.state = State::Finishing(Cause::Drained);
                     continue;
                 }
-                State::Draining { held } if with.one_shot => ONE_SHOT_BYTES.min(held as usize),
-                State::Draining { held } => held as usize,
                 State::CloseWait => {
                     // No shutdown(2) first: with nothing unread, close(2) is our FIN.
-                    with.observer.fact(self.number, Fact::WeFinished);
+                    observer.fact(self.number, Fact::WeFinished);
                     return Ok(Turn::Ended(Reason::Finished));
                 }
                 State::Finishing(cause) => {
-                    self.finish(cause, with.observer)?;
+                    self.finish(cause, observer)?;
                     continue;
                 }
                 State::Discarding { held: 0 } => return Ok(Turn::Ended(Reason::OneShot)),
-                State::Discarding { held } => held as usize,
+                State::Draining { held } | State::Discarding { held } => held as usize,
             };
             if self.readable == Readable::No {
                 return Ok(Turn::Waits);
             }
-            let most = most.min(buffer.len());
-            match self.stream.read(&mut buffer[..most]) {
+            let most = most.min(bench.buffer.len());
+            match self.stream.read(&mut bench.buffer[..most]) {
                 Ok(0) => {
                     // The only end of file there is: the flags of an event are hints.
                     self.readable = Readable::No;
-                    with.observer.fact(self.number, Fact::PeerFinished);
+                    observer.fact(self.number, Fact::PeerFinished);
                     self.state = match self.state {
                         State::FinWait => return Ok(Turn::Ended(Reason::Drained)),
                         State::Discarding { .. } => return Ok(Turn::Ended(Reason::OneShot)),
@@ -172,23 +172,30 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
                     if count < most && self.readable == Readable::UntilShort && self.stream.short_read_is_last() {
                         self.readable = Readable::No;
                     }
-                    match &mut self.state {
-                        State::FinWait => self.discard(count, with),
+                    let answered = match &mut self.state {
+                        State::FinWait => false,
                         State::Discarding { held } => {
                             *held = held.saturating_sub(saturating_u32(count));
-                            self.discard(count, with);
+                            false
                         }
-                        state => {
-                            if with.one_shot {
-                                *state = State::Finishing(Cause::OneShot);
-                            } else if let State::Draining { held } = state {
-                                *held = held.saturating_sub(saturating_u32(count));
-                            }
-                            self.answer(&buffer[..count], with)?;
-                            if self.is_stalled() {
-                                return Ok(Turn::Waits);
-                            }
+                        State::Draining { held } => {
+                            *held = held.saturating_sub(saturating_u32(count));
+                            true
                         }
+                        State::OneMessage => {
+                            self.state = State::Finishing(Cause::OneShot);
+                            true
+                        }
+                        State::Established | State::CloseWait | State::Finishing(_) => true,
+                    };
+                    if !answered {
+                        self.discard(count, bench, observer);
+                        continue;
+                    }
+                    self.answer(count, bench, observer)?;
+                    // Where most turns end. (Said here, although the next round would come to it.)
+                    if self.is_stalled() || (self.state, self.readable) == (State::Established, Readable::No) {
+                        return Ok(Turn::Waits);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -205,41 +212,49 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     }
 
     /// Tries to get rid of what is pending.
-    fn flush<O: Observer>(&mut self, with: &mut Surroundings<'_, O>) -> io::Result<()> {
+    #[cold]
+    fn flush(&mut self, bench: &mut Workbench, observer: &mut impl Observer) -> io::Result<()> {
         let Some(pending) = &mut self.pending else { return Ok(()) };
         let (count, outcome) = write_until_blocked(&mut self.stream, pending.rest());
         if count > 0 {
-            with.observer.fact(self.number, Fact::Sent(&pending.rest()[..count]));
-            with.traffic.sent += count as u64;
-            self.last_active = with.ms;
+            observer.fact(self.number, Fact::Sent(&pending.rest()[..count]));
+            bench.traffic.sent += count as u64;
+            self.last_active = bench.ms;
             pending.advance(count);
         }
         if pending.rest().is_empty() {
             self.pending = None;
+            bench.traffic.stalled -= 1;
         }
         outcome
     }
 
-    /// Answers what was read. What the peer does not take at once becomes pending.
-    fn answer<O: Observer>(&mut self, received: &[u8], with: &mut Surroundings<'_, O>) -> io::Result<()> {
-        with.observer.fact(self.number, Fact::Received(received));
-        with.traffic.received += received.len() as u64;
+    /// Answers the first `count` bytes of the buffer. What the peer does not take at once becomes pending.
+    fn answer(&mut self, count: usize, bench: &mut Workbench, observer: &mut impl Observer) -> io::Result<()> {
+        let received = &bench.buffer[..count];
+        observer.fact(self.number, Fact::Received(received));
+        bench.traffic.received += received.len() as u64;
         self.received += received.len() as u64;
-        self.last_active = with.ms;
+        self.last_active = bench.ms;
         let answer = self.protocol.answer(received);
         let (count, outcome) = write_until_blocked(&mut self.stream, answer);
-        with.traffic.sent += count as u64;
-        if count > 0 {
-            with.observer.fact(self.number, Fact::Sent(&answer[..count]));
+        bench.traffic.sent += count as u64;
+        if count == answer.len() {
+            observer.fact(self.number, Fact::Sent(answer));
+            return outcome;
         }
-        if count < answer.len() {
-            with.observer.fact(self.number, Fact::Stalled(answer.len() - count));
-            self.pending = Some(Pending::new(&answer[count..]));
+        let (sent, rest) = answer.split_at(count);
+        if !sent.is_empty() {
+            observer.fact(self.number, Fact::Sent(sent));
         }
+        observer.fact(self.number, Fact::Stalled(rest.len()));
+        self.pending = Some(Pending::new(rest));
+        bench.traffic.stalled += 1;
         outcome
     }
 
     /// Sends our FIN, ahead of the peer's.
+    #[cold]
     fn finish(&mut self, cause: Cause, observer: &mut impl Observer) -> io::Result<()> {
         self.stream.shutdown_write()?;
         observer.fact(self.number, Fact::WeFinished);
@@ -254,9 +269,10 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
         Ok(())
     }
 
-    fn discard<O: Observer>(&mut self, count: usize, with: &mut Surroundings<'_, O>) {
-        with.traffic.discarded += count as u64;
-        with.observer.fact(self.number, Fact::Discarded(count));
+    #[cold]
+    fn discard(&mut self, count: usize, bench: &mut Workbench, observer: &mut impl Observer) {
+        bench.traffic.discarded += count as u64;
+        observer.fact(self.number, Fact::Discarded(count));
     }
 
     /// Whether it has an answer pending that the peer does not take.

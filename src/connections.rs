@@ -5,11 +5,12 @@ use std::mem;
 
 use slab::Slab;
 
+use crate::clock::NEVER;
 use crate::connection::Connection;
 use crate::protocol::{Echo, Protocol};
 use crate::readiness::Readable;
 use crate::token::ConnectionId;
-use crate::transport::{Peer, Stream};
+use crate::transport::Stream;
 
 /// How long a connection waits, in milliseconds, for which the kernel had no memory.
 const STARVED_MS: u64 = 100;
@@ -20,10 +21,10 @@ pub struct Connections<P = Echo> {
     slab: Slab<Connection<Stream, P>>,
     /// Connections with work to do, each at most once (its `queued` flag). One that ended meanwhile is skipped.
     ready: Vec<ConnectionId>,
-    /// `ready` as it was when this turn began, and how far it has been served. Whoever becomes ready meanwhile is served
-    /// in the next turn, so a turn ends. (Two vectors in turn are half the instructions of a ring.)
-    serving: Vec<ConnectionId>,
+    /// This turn serves `ready[..turn_end]`, of which `ready[..served]` are done. Whoever becomes ready meanwhile stands
+    /// behind and is served in the next turn: so a turn ends. (A ring would do, at twice the instructions.)
     served: usize,
+    turn_end: usize,
     /// Connections for which the kernel had no memory, and when they try again, in milliseconds.
     starved: VecDeque<(u64, ConnectionId)>,
     /// The number of the last connection.
@@ -49,8 +50,8 @@ impl<P: Protocol> Connections<P> {
         Connections {
             slab: Slab::with_capacity(slots),
             ready: Vec::new(),
-            serving: Vec::new(),
             served: 0,
+            turn_end: 0,
             starved: VecDeque::new(),
             last_number: 0,
         }
@@ -88,10 +89,9 @@ impl<P: Protocol> Connections<P> {
     }
 
     /// Opens a connection under the id that was given out last.
-    pub fn insert(&mut self, id: ConnectionId, stream: Stream, peer: Peer, now: u32) -> &mut Connection<Stream, P> {
-        let slot = self.slab.insert(Connection::new(stream, peer, id.generation, now));
-        debug_assert_eq!(slot, id.slot as usize);
-        &mut self.slab[slot]
+    pub fn insert(&mut self, id: ConnectionId, connection: Connection<Stream, P>) {
+        let slot = self.slab.insert(connection);
+        debug_assert_eq!((slot, self.slab[slot].number), (id.slot as usize, id.generation));
     }
 
     /// Takes a connection out. It must be open.
@@ -122,34 +122,40 @@ impl<P: Protocol> Connections<P> {
         self.starved.push_back((now + STARVED_MS, id));
     }
 
-    /// When the next of those is due, in milliseconds.
-    pub fn next_starved(&self) -> Option<u64> {
-        self.starved.front().map(|&(due, _)| due)
+    /// When the next of those is due, in milliseconds, or [`NEVER`].
+    pub fn next_starved(&self) -> u64 {
+        self.starved.front().map_or(NEVER, |&(due, _)| due)
     }
 
     /// A turn begins: it is for those who are queued now, and for those whose memory may be there by now.
     pub fn begin_turn(&mut self, now: u64) {
+        if self.served == self.ready.len() {
+            self.ready.clear();
+        } else {
+            self.ready.drain(..self.served);
+        }
+        self.served = 0;
         while let Some(&(due, id)) = self.starved.front()
             && due <= now
         {
             self.starved.pop_front();
             self.enqueue(id);
         }
-        self.serving.clear();
-        self.served = 0;
-        mem::swap(&mut self.ready, &mut self.serving);
+        self.turn_end = self.ready.len();
     }
 
     /// Whether somebody is queued.
     pub fn has_work(&self) -> bool {
-        !self.ready.is_empty()
+        self.served < self.ready.len()
     }
 
     /// The next one of this turn, in the order in which they became ready. It may have ended since.
     pub fn next_ready(&mut self) -> Option<ConnectionId> {
-        let next = self.serving.get(self.served).copied();
+        if self.served == self.turn_end {
+            return None;
+        }
         self.served += 1;
-        next
+        self.ready.get(self.served - 1).copied()
     }
 }
 
@@ -158,11 +164,12 @@ mod tests {
     use mio::net::UnixStream;
 
     use super::*;
+    use crate::transport::Peer;
 
     fn open(connections: &mut Connections) -> ConnectionId {
         let (stream, _) = UnixStream::pair().expect("a socket pair");
         let id = connections.next_id();
-        connections.insert(id, Stream::Unix(stream), Peer::Unix, 0);
+        connections.insert(id, Connection::new(Stream::Unix(stream), Peer::Unix, id.generation, false, 0));
         id
     }
 
@@ -201,12 +208,12 @@ mod tests {
         let mut connections = Connections::with_capacity(1);
         let id = open(&mut connections);
         connections.starve(id, 1000);
-        assert_eq!(connections.next_starved(), Some(1000 + STARVED_MS));
+        assert_eq!(connections.next_starved(), 1000 + STARVED_MS);
         connections.begin_turn(1000 + STARVED_MS - 1);
         assert_eq!(connections.next_ready(), None);
         connections.begin_turn(1000 + STARVED_MS);
         assert_eq!(connections.next_ready(), Some(id));
-        assert_eq!(connections.next_starved(), None);
+        assert_eq!(connections.next_starved(), NEVER);
     }
 
     #[test]

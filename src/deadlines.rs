@@ -14,6 +14,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use crate::clock::NEVER;
+
 /// Deadlines by slot, in milliseconds since the loop started.
 #[derive(Debug, Default)]
 pub struct Deadlines {
@@ -37,15 +39,15 @@ impl Deadlines {
         }
     }
 
-    /// The soonest deadline.
-    pub fn next(&self) -> Option<u64> {
-        self.heap.peek().map(|&Reverse((due, _))| due)
+    /// The soonest deadline, or [`NEVER`].
+    pub fn next(&self) -> u64 {
+        self.heap.peek().map_or(NEVER, |&Reverse((due, _))| due)
     }
 
     /// Takes out a slot whose deadline has come. It is disarmed: whoever still wants to be woken arms again.
     #[inline]
     pub fn pop_due(&mut self, now: u64) -> Option<u32> {
-        if self.next()? > now { None } else { self.pop() }
+        if self.next() > now { None } else { self.pop() }
     }
 
     fn pop(&mut self) -> Option<u32> {
@@ -65,14 +67,14 @@ mod tests {
         for (slot, due) in [(4, 30), (0, 10), (2, 20)] {
             deadlines.arm(slot, due);
         }
-        assert_eq!(deadlines.next(), Some(10));
+        assert_eq!(deadlines.next(), 10);
         assert_eq!(deadlines.pop_due(9), None);
         assert_eq!(deadlines.pop_due(10), Some(0));
         assert_eq!(deadlines.pop_due(10), None);
         assert_eq!(deadlines.pop_due(40), Some(2));
         assert_eq!(deadlines.pop_due(40), Some(4));
         assert_eq!(deadlines.pop_due(40), None);
-        assert_eq!(deadlines.next(), None);
+        assert_eq!(deadlines.next(), NEVER);
     }
 
     #[test]
@@ -82,7 +84,7 @@ mod tests {
             deadlines.arm(7, 100 + due);
         }
         assert_eq!(deadlines.heap.len(), 1);
-        assert_eq!(deadlines.next(), Some(100), "the earliest entry stays: early is harmless, late is not");
+        assert_eq!(deadlines.next(), 100, "the earliest entry stays: early is harmless, late is not");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::verdict::Reason;
 
-/// Bytes moved, summed over connections.
+/// Bytes moved and bytes that do not move, summed over connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Read, to be answered.
@@ -13,6 +13,8 @@ pub struct Traffic {
     pub sent: u64,
     /// Read after our FIN, and dropped.
     pub discarded: u64,
+    /// Connections that are stalled now: they owe an answer that their peer does not take.
+    pub stalled: usize,
 }
 
 /// Plain fields, moved by the one thread that there is.
@@ -24,8 +26,6 @@ pub struct Counters {
     pub closed: [u64; Reason::KINDS],
     /// Bytes moved.
     pub traffic: Traffic,
-    /// Connections that are stalled now: they owe an answer that their peer does not take.
-    pub stalled: usize,
     /// Failed accepts: newcomers that were gone, and pauses for want of descriptors or memory.
     pub accept_errors: u64,
     /// Turns of the loop.
@@ -42,13 +42,13 @@ impl Counters {
 /// One line, for SIGUSR1 and the end of a run.
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "connections: {} accepted, {} open, {} stalled", self.accepted, self.open(), self.stalled)?;
+        write!(f, "connections: {} accepted, {} open, {} stalled", self.accepted, self.open(), self.traffic.stalled)?;
         for (name, count) in Reason::NAMES.iter().zip(self.closed) {
             if count > 0 {
                 write!(f, ", {count} {name}")?;
             }
         }
-        let Traffic { received, sent, discarded } = self.traffic;
+        let Traffic { received, sent, discarded, .. } = self.traffic;
         write!(f, "; bytes: {received} received, {sent} sent, {discarded} discarded")?;
         write!(f, "; {} accept errors, {} turns", self.accept_errors, self.turns)
     }

@@ -12,6 +12,7 @@ pub struct Pending {
 impl Pending {
     /// Keeps a copy. Cheaper than a buffer of its own for every peer that owes us a byte, and it costs a connection
     /// that owes nothing only the pointer.
+    #[cold]
     pub fn new(rest: &[u8]) -> Box<Pending> {
         Box::new(Pending { bytes: rest.into(), written: 0 })
     }

@@ -16,12 +16,12 @@ use signal_hook::low_level::signal_name;
 use signal_hook_mio::v1_0::Signals;
 
 use crate::acceptor::Acceptor;
-use crate::clock::{Clock, millis};
-use crate::connection::Surroundings;
+use crate::clock::{Clock, NEVER, millis};
+use crate::connection::{Connection, Workbench};
 use crate::connections::Connections;
 use crate::deadlines::Deadlines;
 use crate::listener::Listener;
-use crate::metrics::Counters;
+use crate::metrics::{Counters, Traffic};
 use crate::observer::Observer;
 use crate::output;
 use crate::protocol::{Echo, Protocol};
@@ -50,15 +50,14 @@ pub struct Server<P = Echo> {
     acceptor: Acceptor,
     connections: Connections<P>,
     deadlines: Deadlines,
-    /// Every read goes here. One for all, since one connection is served at a time.
-    buffer: Box<[u8]>,
+    bench: Workbench,
     counters: Counters,
     clock: Clock,
     /// When the last event came, and for how long polling goes on after it, in nanoseconds.
     last_event: u64,
     busy_poll: u64,
-    /// When the drain ends, in milliseconds; `None` while there is no drain.
-    drained_by: Option<u64>,
+    /// When the drain ends, in milliseconds; [`NEVER`] while there is none.
+    drained_by: u64,
     stopped: bool,
 }
 
@@ -75,12 +74,12 @@ impl<P: Protocol> Server<P> {
             signalled: false,
             connections: Connections::with_capacity(settings.max_connections.min(SLOTS_RESERVED)),
             deadlines: Deadlines::default(),
-            buffer: vec![0; settings.buffer_size].into(),
+            bench: Workbench { buffer: vec![0; settings.buffer_size].into(), ms: 0, traffic: Traffic::default() },
             counters: Counters::default(),
             clock: Clock::start(),
             last_event: 0,
             busy_poll: settings.busy_poll.as_nanos() as u64,
-            drained_by: None,
+            drained_by: NEVER,
             stopped: false,
             settings,
         })
@@ -105,8 +104,8 @@ impl<P: Protocol> Server<P> {
     }
 
     /// What was counted so far.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
+    pub fn counters(&self) -> Counters {
+        Counters { traffic: self.bench.traffic, accept_errors: self.acceptor.errors, ..self.counters }
     }
 
     // ---- wait ----
@@ -120,6 +119,7 @@ impl<P: Protocol> Server<P> {
             Err(error) => return Err(error),
         }
         self.clock.tick();
+        self.bench.ms = self.clock.ms() as u32;
         self.counters.turns += 1;
         if !events.is_empty() {
             self.last_event = self.clock.nanos();
@@ -136,17 +136,16 @@ impl<P: Protocol> Server<P> {
             return Some(Duration::ZERO);
         }
         let due = [self.deadlines.next(), self.connections.next_starved(), self.acceptor.resume_at(), self.drained_by];
-        let due = due.into_iter().fold(u64::MAX, |soonest, due| soonest.min(due.unwrap_or(u64::MAX)));
-        (due < u64::MAX).then(|| Duration::from_millis(due.saturating_sub(self.clock.ms())))
+        let due = due.into_iter().fold(NEVER, u64::min);
+        (due < NEVER).then(|| Duration::from_millis(due.saturating_sub(self.clock.ms())))
     }
 
     // ---- note ----
 
     /// Marks what an event is about. Nothing is read, written or accepted here.
     fn note(&mut self, event: &Event) {
-        let source = Source::from(event.token());
-        trace!("{source:?}: {event:?}");
-        match source {
+        trace!("{event:?}");
+        match Source::from(event.token()) {
             Source::Signals => self.signalled = true,
             Source::Listener(index) => self.acceptor.note(index),
             Source::Endpoint(_) => {}
@@ -169,8 +168,8 @@ impl<P: Protocol> Server<P> {
         for signal in pending {
             let name = signal_name(signal).unwrap_or("a signal");
             if signal == SIGUSR1 {
-                output::say(format_args!("echod: {}", self.counters));
-            } else if self.drained_by.is_none() {
+                output::say(format_args!("echod: {}", self.counters()));
+            } else if self.drained_by == NEVER {
                 info!("{name}: draining, open connections: {}", self.connections.len());
                 self.drain(observer);
             } else {
@@ -184,7 +183,7 @@ impl<P: Protocol> Server<P> {
     /// holds for it, finishes, and waits for its peer to do the same.
     fn drain(&mut self, observer: &mut impl Observer) {
         observer.draining();
-        self.drained_by = Some(self.clock.ms() + millis(self.settings.drain_timeout));
+        self.drained_by = self.clock.ms() + millis(self.settings.drain_timeout);
         self.acceptor.drain();
         for id in self.connections.ids() {
             self.drain_connection(id);
@@ -209,18 +208,9 @@ impl<P: Protocol> Server<P> {
 
     /// One turn of one connection, and what follows from it. A connection that has ended meanwhile has none.
     fn turn(&mut self, id: ConnectionId, observer: &mut impl Observer) {
-        let mut with = Surroundings {
-            ms: self.clock.ms() as u32,
-            one_shot: self.settings.one_shot,
-            traffic: &mut self.counters.traffic,
-            observer,
-        };
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.queued = false;
-        let was_stalled = connection.is_stalled();
-        let turn = connection.turn(&mut self.buffer, &mut with);
-        self.counters.stalled += usize::from(connection.is_stalled());
-        self.counters.stalled -= usize::from(was_stalled);
+        let turn = connection.turn(&mut self.bench, observer);
         match turn {
             Turn::Waits => {}
             Turn::Again => self.connections.enqueue(id),
@@ -233,7 +223,7 @@ impl<P: Protocol> Server<P> {
     fn close(&mut self, id: ConnectionId, reason: Reason, observer: &mut impl Observer) {
         let connection = self.connections.remove(id);
         self.counters.closed[reason.kind()] += 1;
-        self.counters.stalled -= usize::from(connection.is_stalled());
+        self.bench.traffic.stalled -= usize::from(connection.is_stalled());
         debug!(
             "connection {} from {} ended: {reason}, {} bytes in, {} bytes out",
             id.generation,
@@ -277,9 +267,10 @@ impl<P: Protocol> Server<P> {
         }
         debug!("connection {} from {peer} opened", id.generation);
         observer.opened(id.generation, &peer, &stream);
-        self.connections.insert(id, stream, peer, now as u32);
+        let connection = Connection::new(stream, peer, id.generation, self.settings.one_shot, now as u32);
+        self.connections.insert(id, connection);
         self.counters.accepted += 1;
-        if self.drained_by.is_some() {
+        if self.drained_by != NEVER {
             self.drain_connection(id);
         }
         if let Some(timeout) = self.settings.idle_timeout {
@@ -301,10 +292,12 @@ impl<P: Protocol> Server<P> {
             let Some(slot) = self.deadlines.pop_due(now) else { break };
             self.expire_slot(slot, now, observer);
         }
-        let Some(drained_by) = self.drained_by else { return };
+        if self.drained_by == NEVER {
+            return;
+        }
         if self.connections.is_empty() && self.acceptor.is_closed() {
             self.stopped = true;
-        } else if drained_by <= now && !self.can_accept() {
+        } else if self.drained_by <= now && !self.can_accept() {
             info!("the drain timeout has passed, open connections: {}", self.connections.len());
             self.last_chance(observer);
             self.stop(observer);
@@ -338,9 +331,9 @@ impl<P: Protocol> Server<P> {
         for id in self.connections.ids() {
             // Bounded: each turn either moves bytes, of which no more are owed than were held, or is the last.
             while self.connections.get_mut(id).is_some_and(|connection| connection.is_draining()) {
-                let before = self.counters.traffic;
+                let before = self.bench.traffic;
                 self.turn(id, observer);
-                if self.counters.traffic == before {
+                if self.bench.traffic == before {
                     break;
                 }
             }

@@ -5,6 +5,8 @@
 pub enum State {
     /// Open both ways.
     Established,
+    /// Open both ways, in one-shot mode: one read of at most 1024 bytes will be answered. Then we finish.
+    OneMessage,
     /// Open both ways, but the server drains: `held` more bytes, which the kernel held when the drain
     /// began, are read and answered. Then we finish. A count, so that a peer that keeps sending cannot
     /// put its FIN off.
