@@ -94,7 +94,7 @@ impl<P: Protocol> Server<P> {
             for event in &events {
                 self.note(event);
             }
-            self.heed_signals(observer);
+            self.heed_signals(observer)?;
             self.serve(observer);
             self.accept(observer)?; // Newcomers after open peers: slots just freed are theirs.
             self.expire(observer); // Deadlines last: bytes that came in this turn count as life.
@@ -159,9 +159,9 @@ impl<P: Protocol> Server<P> {
     // ---- signals ----
 
     /// SIGUSR1 tells the counters. Any other signal begins a drain; one more stops at once.
-    fn heed_signals(&mut self, observer: &mut impl Observer) {
+    fn heed_signals(&mut self, observer: &mut impl Observer) -> io::Result<()> {
         if !mem::take(&mut self.signalled) {
-            return;
+            return Ok(());
         }
         // Two of a kind that come at once are one: the kernel keeps a bit for each, not a queue.
         let pending: Vec<i32> = self.signals.pending().collect();
@@ -171,23 +171,30 @@ impl<P: Protocol> Server<P> {
                 output::say(format_args!("echod: {}", self.counters()));
             } else if self.drained_by == NEVER {
                 info!("{name}: draining, open connections: {}", self.connections.len());
-                self.drain(observer);
+                self.drain(observer)?;
             } else {
                 info!("{name}: the second signal, stopping at once");
                 self.stop(observer);
             }
         }
+        Ok(())
     }
 
     /// Begins to drain: no more newcomers but those that wait already, and every connection answers what the kernel
     /// holds for it, finishes, and waits for its peer to do the same.
-    fn drain(&mut self, observer: &mut impl Observer) {
+    fn drain(&mut self, observer: &mut impl Observer) -> io::Result<()> {
         observer.draining();
         self.drained_by = self.clock.ms() + millis(self.settings.drain_timeout);
         self.acceptor.drain();
         for id in self.connections.ids() {
             self.drain_connection(id);
         }
+        // Before the first FIN goes out: a peer that sees it and connects again is to be refused, not taken into a
+        // queue that is about to be closed and reset. No more can wait than the backlog.
+        while self.can_accept() {
+            self.accept(observer)?;
+        }
+        Ok(())
     }
 
     fn drain_connection(&mut self, id: ConnectionId) {
