@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::output;
 use crate::verdict::Reason;
 
 /// Bytes moved and bytes that do not move, summed over connections.
@@ -50,6 +51,7 @@ impl fmt::Display for Counters {
         }
         let Traffic { received, sent, discarded, .. } = self.traffic;
         write!(f, "; bytes: {received} received, {sent} sent, {discarded} discarded")?;
-        write!(f, "; {} accept errors, {} turns", self.accept_errors, self.turns)
+        write!(f, "; {} accept errors, {} turns", self.accept_errors, self.turns)?;
+        write!(f, "; {} log lines dropped", output::lines_dropped())
     }
 }
