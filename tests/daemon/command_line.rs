@@ -1,0 +1,394 @@
+//! The contract's section "Command line": what is accepted, what is refused and how, and the options that have no
+//! module of their own here.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use crate::support::{Client, Daemon, Finished, listen_queue, pattern, wait_until};
+
+#[test]
+fn help_and_version_go_to_stdout_with_status_0() {
+    for option in ["--help", "-h", "--version", "-V"] {
+        let Finished { code, stdout, stderr } = Daemon::with(&[option]).without_listen().run();
+        assert_eq!((code, stderr.as_str()), (0, ""), "{option}");
+        assert!(stdout.contains("echod"), "{option}: {stdout:?}");
+        assert!(stdout.ends_with('\n') && !stdout.contains('\u{1b}'), "{option}: text for a pipe: {stdout:?}");
+    }
+    let version = Daemon::with(&["--version"]).run().stdout;
+    assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version:?}");
+}
+
+#[test]
+fn help_names_every_option_with_its_default() {
+    let help = Daemon::with(&["--help"]).run().stdout;
+    for option in [
+        "-l, --listen",
+        "--one-shot",
+        "--max-connections",
+        "--idle-timeout",
+        "--drain-timeout",
+        "--buffer-size",
+        "--backlog",
+        "--reuse-port",
+        "--busy-poll",
+        "--metrics",
+        "--explain",
+        "-v",
+        "-q",
+        "-h, --help",
+        "-V, --version",
+    ] {
+        assert!(help.contains(option), "{option} is missing in:\n{help}");
+    }
+    for default in ["9999", "10m", "5s", "65536", "1024"] {
+        assert!(help.contains(default), "the default {default} is missing in:\n{help}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_gets_one_line_that_names_option_and_value_and_status_2() {
+    let long_path = format!("unix:/tmp/{}", "x".repeat(200));
+    let wrong: &[(&[&str], &[&str])] = &[
+        // Addresses.
+        (&["--listen", "localhost"], &["--listen", "localhost"]),
+        (&["-l", "localhost"], &["--listen", "localhost"]),
+        (&["--listen", "70000"], &["--listen", "70000"]),
+        (&["--listen", "65536"], &["--listen", "65536"]),
+        (&["--listen", "-1"], &["--listen", "-1"]),
+        (&["--listen=-1"], &["--listen", "-1"]),
+        (&["--listen", ""], &["--listen"]),
+        (&["--listen="], &["--listen"]),
+        (&["--listen", " "], &["--listen"]),
+        (&["--listen", "127.0.0.1"], &["--listen", "127.0.0.1"]),
+        (&["--listen", "127.0.0.1:"], &["--listen", "127.0.0.1:"]),
+        (&["--listen", "127.0.0.1:70000"], &["--listen", "127.0.0.1:70000"]),
+        (&["--listen", ":0"], &["--listen", ":0"]),
+        (&["--listen", "::1"], &["--listen", "::1"]),
+        (&["--listen", "[::1]"], &["--listen", "[::1]"]),
+        (&["--listen", "[::1:0"], &["--listen", "[::1:0"]),
+        (&["--listen", "[localhost]:0"], &["--listen", "[localhost]:0"]),
+        (&["--listen", "localhost:http"], &["--listen", "localhost:http"]),
+        (&["--listen", "localhost:0x0"], &["--listen", "localhost:0x0"]),
+        (&["--listen", "localhost:+0"], &["--listen", "localhost:+0"]),
+        (&["--listen", "unix:"], &["--listen", "unix:"]),
+        (&["--listen", &long_path], &["--listen", "xxxxxxxx"]),
+        (&["--metrics", "9100"], &["--metrics", "9100"]),
+        (&["--metrics", ""], &["--metrics"]),
+        // Durations.
+        (&["--idle-timeout", "5"], &["--idle-timeout", "5"]),
+        (&["--idle-timeout", "1.5s"], &["--idle-timeout", "1.5s"]),
+        (&["--idle-timeout", "-1s"], &["--idle-timeout", "-1s"]),
+        (&["--idle-timeout=-1s"], &["--idle-timeout", "-1s"]),
+        (&["--idle-timeout", "inf"], &["--idle-timeout", "inf"]),
+        (&["--idle-timeout", ""], &["--idle-timeout"]),
+        (&["--idle-timeout", "s"], &["--idle-timeout", "s"]),
+        (&["--idle-timeout", "+5s"], &["--idle-timeout", "+5s"]),
+        (&["--idle-timeout", "5 s"], &["--idle-timeout", "5 s"]),
+        (&["--idle-timeout", " 5s"], &["--idle-timeout", " 5s"]),
+        (&["--idle-timeout", "5S"], &["--idle-timeout", "5S"]),
+        (&["--idle-timeout", "5sec"], &["--idle-timeout", "5sec"]),
+        (&["--idle-timeout", "1m30s"], &["--idle-timeout", "1m30s"]),
+        (&["--idle-timeout", "1e3s"], &["--idle-timeout", "1e3s"]),
+        (&["--idle-timeout", "25d"], &["--idle-timeout", "25d"]),
+        (&["--idle-timeout", "577h"], &["--idle-timeout", "577h"]),
+        (&["--idle-timeout", "99999999999999999999999h"], &["--idle-timeout", "99999999999999999999999h"]),
+        (&["--idle-timeout", "18446744073709551615h"], &["--idle-timeout", "18446744073709551615h"]),
+        (&["--drain-timeout", "5"], &["--drain-timeout", "5"]),
+        (&["--drain-timeout", "never"], &["--drain-timeout", "never"]),
+        (&["--busy-poll", "11ms"], &["--busy-poll", "11ms"]),
+        (&["--busy-poll", "1s"], &["--busy-poll", "1s"]),
+        (&["--busy-poll", "50"], &["--busy-poll", "50"]),
+        // Numbers.
+        (&["--buffer-size", "64k"], &["--buffer-size", "64k"]),
+        (&["--buffer-size", "0"], &["--buffer-size", "0"]),
+        (&["--buffer-size", "16777217"], &["--buffer-size", "16777217"]),
+        (&["--buffer-size", "-1"], &["--buffer-size", "-1"]),
+        (&["--buffer-size", ""], &["--buffer-size"]),
+        (&["--max-connections", "0"], &["--max-connections", "0"]),
+        (&["--max-connections", "many"], &["--max-connections", "many"]),
+        (&["--max-connections", "-1"], &["--max-connections", "-1"]),
+        (&["--backlog", "0"], &["--backlog", "0"]),
+        (&["--backlog", "-1"], &["--backlog", "-1"]),
+        (&["--backlog", "99999999999"], &["--backlog", "99999999999"]),
+        // What is no option, or is one in the wrong way.
+        (&["--frobnicate"], &["--frobnicate"]),
+        (&["--lisen", "9999"], &["--lisen"]),
+        (&["-x"], &["-x"]),
+        (&["9999"], &["9999"]),
+        (&["--one-shot", "localhost", "9999"], &["localhost"]),
+        (&["--one-shot=yes"], &["--one-shot", "yes"]),
+        (&["--listen"], &["--listen"]),
+        (&["-l"], &["--listen"]),
+        (&["--idle-timeout"], &["--idle-timeout"]),
+        (&["--idle-timeout", "--one-shot"], &["--idle-timeout"]),
+        (&["--backlog", "5", "--backlog", "6"], &["--backlog"]),
+        (&["--idle-timeout", "5s", "--idle-timeout=6s"], &["--idle-timeout"]),
+        (&["--one-shot", "--one-shot"], &["--one-shot"]),
+        // A line break in a value does not make a second line.
+        (&["--listen", "local\nhost"], &["--listen", "host"]),
+        (&["--frob\nnicate"], &["--frob"]),
+    ];
+    let failures: Vec<String> = wrong
+        .iter()
+        .filter_map(|(arguments, names)| {
+            let finished = Daemon::with(arguments).without_listen().run();
+            complaint(&finished, 2, names).map(|complaint| format!("{arguments:?}: {complaint}\n"))
+        })
+        .collect();
+    assert!(failures.is_empty(), "{} of {} wrong:\n{}", failures.len(), wrong.len(), failures.concat());
+}
+
+#[test]
+fn a_value_that_is_no_utf8_gets_one_line_and_status_2() {
+    let bytes = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+    let wrong: &[(&[OsString], &[&str])] = &[
+        (&["--listen".into(), bytes(b"\xff\xfe")], &["--listen"]),
+        (&[bytes(b"--listen=\xff")], &["--listen"]),
+        (&["--idle-timeout".into(), bytes(b"5\xffs")], &["--idle-timeout"]),
+        (&["--backlog".into(), bytes(b"\xff")], &["--backlog"]),
+        (&[bytes(b"\xff")], &[]),
+        (&[bytes(b"--\xff")], &[]),
+    ];
+    for (arguments, names) in wrong {
+        let start = Daemon::with(&[]).without_listen();
+        let finished = arguments.iter().fold(start, |start, argument| start.argument(argument)).run();
+        assert_eq!(complaint(&finished, 2, names), None, "{arguments:?}");
+    }
+}
+
+/// What is wrong with the way in which the daemon refused to start, if anything is.
+fn complaint(finished: &Finished, code: i32, names: &[&str]) -> Option<String> {
+    let Finished { stderr, .. } = finished;
+    let is_one_line = stderr.ends_with('\n') && stderr.lines().count() == 1;
+    if finished.code != code {
+        return Some(format!("status {} instead of {code}; stderr {stderr:?}", finished.code));
+    }
+    if !is_one_line || !stderr.starts_with("echod: ") {
+        return Some(format!("not one line that begins with `echod: `: {stderr:?}"));
+    }
+    if let Some(missing) = names.iter().find(|name| !stderr.contains(*name)) {
+        return Some(format!("{missing} is not named in {stderr:?}"));
+    }
+    (!finished.stdout.is_empty()).then(|| format!("on stdout: {:?}", finished.stdout))
+}
+
+#[test]
+fn every_unit_of_a_duration_is_taken() {
+    for duration in ["0", "0us", "0s", "50us", "500ms", "30s", "10m", "1h", "576h", "0576h"] {
+        let mut daemon = Daemon::start(&["--idle-timeout", duration, "--drain-timeout", duration]);
+        daemon.terminate();
+    }
+    for duration in ["0", "0ms", "50us", "10000us", "10ms"] {
+        let daemon = Daemon::start(&["--busy-poll", duration]);
+        daemon.connect().echo(b"polled for");
+    }
+}
+
+#[test]
+fn options_are_taken_with_a_space_and_with_an_equals_sign() {
+    let daemon = Daemon::start(&["--listen=127.0.0.1:0", "-l", "127.0.0.1:0", "--backlog=7", "--buffer-size", "100"]);
+    assert_eq!(daemon.addresses().len(), 2);
+    for address in daemon.addresses() {
+        Client::connect(address).exchange(&pattern(1, 10_000));
+    }
+}
+
+// --max-connections
+
+#[test]
+fn at_the_cap_accepting_pauses_and_resumes_when_a_connection_ends() {
+    let daemon = Daemon::start(&["--max-connections", "3"]);
+    let mut first: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
+    first.iter().for_each(|client| client.echo(b"in"));
+    let mut waiting: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
+    waiting.iter().for_each(|client| client.send(b"waiting"));
+
+    // The kernel's queue holds the newcomers, those who are in are served, and the wait costs nothing.
+    let queue = || listen_queue(daemon.tcp());
+    wait_until("five wait in the queue", || queue() == 5);
+    let cpu = daemon.cpu_time_during(Duration::from_millis(500));
+    assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU at the cap");
+    first.iter().for_each(|client| client.echo(b"served"));
+    waiting.iter().for_each(Client::expect_nothing_yet);
+    assert_eq!(queue(), 5);
+
+    // One goes, one comes, in the order of the queue and whatever the way in which the one goes.
+    first.pop().unwrap().reset();
+    waiting[0].expect(b"waiting");
+    wait_until("four wait in the queue", || queue() == 4);
+    waiting[1].expect_nothing_yet();
+    let finished = first.pop().unwrap();
+    finished.finish();
+    finished.expect_fin();
+    waiting[1].expect(b"waiting");
+    drop(first);
+    waiting[2].expect(b"waiting");
+    drop(waiting.drain(..2));
+    waiting[1].expect(b"waiting");
+    waiting[2].expect(b"waiting");
+    assert_eq!(queue(), 0);
+}
+
+#[test]
+fn a_cap_that_the_descriptors_do_not_allow_is_clamped_with_a_warning() {
+    let daemon = Daemon::with(&["--max-connections", "1000"]).nofile(64).start();
+    daemon.wait_for_log(|line| line.contains("1000") && line.to_uppercase().contains("WARN"));
+    daemon.connect().echo(b"fewer, but served");
+
+    let daemon = Daemon::with(&["--max-connections", "10"]).nofile(64).start();
+    daemon.connect().echo(b"no reason to warn");
+    assert!(!daemon.stderr().to_uppercase().contains("WARN"), "{}", daemon.stderr());
+}
+
+#[test]
+fn the_soft_limit_of_descriptors_is_raised_to_the_hard_one() {
+    let daemon = Daemon::with(&[]).through(&["prlimit", "--nofile=64:512"]).start();
+    let limits = daemon.proc("limits");
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let numbers: Vec<&str> = line.split_ascii_whitespace().skip(3).take(2).collect();
+    assert_eq!(numbers, ["512", "512"], "{line}");
+    let clients: Vec<Client> = (0..200).map(|_| daemon.connect()).collect();
+    clients.iter().for_each(|client| client.echo(b"more than 64"));
+}
+
+#[test]
+fn memory_is_taken_as_connections_come_and_never_by_the_limit() {
+    // Containers come with limits of up to 2^30. Where we may not go there, our own hard limit must do.
+    let most = fs::read_to_string("/proc/sys/fs/nr_open").unwrap().trim().parse::<u64>().unwrap();
+    let mut raise = std::process::Command::new("prlimit");
+    raise.args([&format!("--nofile={most}:{most}"), "true"]).stderr(std::process::Stdio::null());
+    let may_raise = raise.status().is_ok_and(|status| status.success());
+    let own = || rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(most);
+    let limit = if may_raise { most } else { own() };
+    let daemon = Daemon::with(&["--max-connections", "1000000"]).nofile(limit).start();
+    daemon.connect().echo(b"started");
+    let memory = daemon.memory();
+    assert!(memory < 8 << 20, "{memory} bytes with one connection and a limit of {limit}");
+}
+
+// --idle-timeout has `idle_timeout.rs`, --drain-timeout has `signals.rs`, --buffer-size has `connection.rs`.
+
+// --backlog
+
+#[test]
+fn a_backlog_that_the_kernel_caps_gets_a_warning() {
+    let most: u64 = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
+    let daemon = Daemon::start(&["--backlog", &(most + 1).to_string()]);
+    daemon.wait_for_log(|line| line.to_uppercase().contains("WARN") && line.contains(&most.to_string()));
+    daemon.connect().echo(b"served all the same");
+
+    let daemon = Daemon::start(&["--backlog", &most.to_string()]);
+    daemon.connect().echo(b"just right");
+    assert!(!daemon.stderr().to_uppercase().contains("WARN"), "{}", daemon.stderr());
+}
+
+#[test]
+fn the_backlog_is_what_listen_is_told() {
+    // Linux lets one more wait than it was told (listen(2)); SYNs beyond that are dropped and sent again later.
+    let daemon = Daemon::start(&["--backlog", "4"]);
+    daemon.freeze();
+    let address = daemon.tcp();
+    let connect = || {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let _ = socket.connect(&address.into()); // EINPROGRESS.
+        socket
+    };
+    let clients: Vec<socket2::Socket> = (0..12).map(|_| connect()).collect();
+    wait_until("the queue is full", || listen_queue(address) == 5);
+    daemon.thaw();
+    drop(clients);
+    daemon.connect().echo(b"served");
+}
+
+// --reuse-port
+
+#[test]
+fn with_reuse_port_several_processes_share_a_port() {
+    let first = Daemon::start(&["--listen", "127.0.0.13:0", "--reuse-port"]);
+    let address = first.tcp().to_string();
+    let second = Daemon::start(&["--listen", &address, "--reuse-port"]);
+    assert_eq!(first.addresses(), second.addresses());
+    let clients: Vec<Client> = (0..64).map(|_| first.connect()).collect();
+    clients.iter().for_each(|client| client.echo(b"one of the two"));
+    // By the hash of the addresses: one process with all 64 would be one chance in 2^63.
+    let served = |daemon: &Daemon| daemon.descriptors().len();
+    assert!(served(&first) > 10 && served(&second) > 10, "{} and {}", served(&first), served(&second));
+
+    let alone = Daemon::with(&["--listen", &address]).run();
+    assert_eq!(alone.code, 1, "without --reuse-port the port is in use: {}", alone.stderr);
+}
+
+// --busy-poll
+
+#[test]
+fn busy_polling_burns_cpu_around_traffic_only() {
+    let daemon = Daemon::start(&["--busy-poll", "10ms"]);
+    let client = daemon.connect();
+    for round in 0..100 {
+        client.echo(&pattern(round, 100));
+    }
+    let cpu = daemon.cpu_time_during(Duration::from_secs(1));
+    assert!(cpu <= Duration::from_millis(40), "{cpu:?} of CPU in a second without traffic");
+    client.echo(b"awake again");
+}
+
+#[test]
+fn while_it_polls_a_reply_costs_no_wake_up() {
+    let sleeps_of = |busy_poll: &str| {
+        let daemon = Daemon::start(&["--busy-poll", busy_poll]);
+        let client = daemon.connect();
+        client.echo(b"warm up");
+        let before = daemon.sleeps();
+        (0..200).for_each(|round| client.echo(&pattern(round, 64)));
+        daemon.sleeps() - before
+    };
+    let (polling, sleeping) = (sleeps_of("10ms"), sleeps_of("0"));
+    assert!(polling < 100, "{polling} sleeps in 200 echoes, although it polls");
+    assert!(polling < sleeping, "{polling} sleeps with polling, {sleeping} without");
+}
+
+#[test]
+fn a_busy_polling_daemon_keeps_its_other_promises() {
+    let mut daemon = Daemon::start(&["--busy-poll", "10ms", "--idle-timeout", "1s"]);
+    let client = daemon.connect();
+    client.exchange(&pattern(1, 3 << 20));
+    let idle = daemon.connect();
+    idle.echo(b"and then nothing");
+    idle.expect_end().ok();
+    client.expect_end().ok();
+    daemon.terminate();
+}
+
+// -v, -vv, -q, RUST_LOG
+
+#[test]
+fn verbosity_is_info_by_default_and_rust_log_wins_over_the_options() {
+    // What a conversation leaves on stderr: nothing of it at info, lines at debug, more at trace.
+    let lines = |arguments: &[&str], rust_log: Option<&str>| {
+        let start = Daemon::with(arguments);
+        let mut daemon = match rust_log {
+            Some(filter) => start.env("RUST_LOG", filter).start(),
+            None => start.start(),
+        };
+        let client = daemon.connect();
+        client.echo(b"hello");
+        let peer = client.local().to_string();
+        daemon.terminate_when_finished(client);
+        let log = daemon.whole_stderr();
+        (log.lines().count(), log.lines().filter(|line| line.contains(&peer)).count())
+    };
+    let (info, about_the_peer) = lines(&[], None);
+    assert!(info > 0 && about_the_peer == 0, "info: {info} lines, {about_the_peer} about the peer");
+    let (debug, about_the_peer) = lines(&["-v"], None);
+    assert!(debug > info && about_the_peer == 2, "debug: {debug} lines, {about_the_peer} about the peer");
+    let (trace, _) = lines(&["-vv"], None);
+    assert!(trace > debug, "trace: {trace} lines, debug: {debug}");
+    assert_eq!(lines(&["-q"], None).0, 0, "-q: warnings only");
+
+    assert_eq!(lines(&["-vv"], Some("off")).0, 0, "RUST_LOG=off wins over -vv");
+    assert_eq!(lines(&["-q"], Some("info")).0, info, "RUST_LOG=info wins over -q");
+    assert_eq!(lines(&[], Some("echod=debug")).1, 2, "RUST_LOG=echod=debug wins over the default");
+}

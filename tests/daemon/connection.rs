@@ -1,0 +1,510 @@
+//! The contract's section "A connection".
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+use rustix::net::RecvFlags;
+
+use crate::over_each_kind;
+use crate::support::{Client, Daemon, Random, Signal, TcpState, assert_same, eventually, pattern, wait_until};
+
+// What comes in goes out.
+
+#[test]
+fn every_byte_value_comes_back() {
+    over_each_kind(&[], |daemon| {
+        let all: Vec<u8> = (0..=255).collect();
+        daemon.connect().echo(&all);
+    });
+}
+
+#[test]
+fn the_same_bytes_come_back_in_the_same_order_whatever_the_size_of_the_writes() {
+    over_each_kind(&[], |daemon| {
+        let seed = 2;
+        let mut random = Random::new(seed);
+        let bytes = pattern(seed, 8 << 20);
+        let client = daemon.connect();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut rest = &bytes[..];
+                while !rest.is_empty() {
+                    // As often a few bytes as a few hundred thousand.
+                    let most = 1 << random.between(0, 18);
+                    let (now, later) = rest.split_at(random.between(1, most).min(rest.len()));
+                    client.send(now);
+                    rest = later;
+                }
+                client.finish();
+            });
+            assert_same(&client.read_to_end().unwrap(), &bytes);
+        });
+    });
+}
+
+#[test]
+fn nothing_is_held_back_while_the_peer_can_take_it() {
+    // No line, no full buffer and no timer is waited for: each byte comes back before the next is sent.
+    over_each_kind(&[], |daemon| {
+        let client = daemon.connect();
+        let start = Instant::now();
+        for number in 0..2000_u32 {
+            client.echo(&[number as u8]);
+        }
+        // Nagle's algorithm against a delayed acknowledgement would cost 40 ms each.
+        assert!(start.elapsed() < Duration::from_secs(20), "2000 single bytes took {:?}", start.elapsed());
+    });
+}
+
+#[test]
+fn a_message_of_exactly_the_buffer_or_one_byte_beside_it_comes_back() {
+    // A read that fills the buffer says nothing about what is behind it; a short one does.
+    over_each_kind(&["--buffer-size", "4096"], |daemon| {
+        for length in [4095, 4096, 4097, 8192, 40_960, 65_536] {
+            let client = daemon.connect();
+            let bytes = pattern(length as u64, length);
+            daemon.freeze(); // So that all of it is one event.
+            client.send(&bytes);
+            daemon.thaw();
+            client.expect(&bytes);
+            client.finish();
+            client.expect_fin();
+        }
+    });
+}
+
+#[test]
+fn a_buffer_of_one_byte_and_one_of_16_mib_echo_as_well() {
+    for size in ["1", "16777216"] {
+        let daemon = Daemon::start(&["--buffer-size", size]);
+        daemon.connect().exchange(&pattern(3, 300_000));
+    }
+}
+
+#[test]
+fn urgent_data_stays_in_line() {
+    let daemon = Daemon::start(&[]);
+    let client = daemon.connect();
+    client.send(b"in ");
+    client.send_urgent(b"line");
+    client.send(b" and on");
+    client.expect(b"in line and on");
+    client.send_urgent(b"!");
+    client.expect(b"!");
+    client.finish();
+    client.expect_fin();
+}
+
+#[test]
+fn what_follows_an_urgent_byte_in_the_same_event_is_not_missed() {
+    // A read stops at the urgent mark with more behind it, and no edge tells of that.
+    let daemon = Daemon::start(&[]);
+    let client = daemon.connect();
+    client.echo(b"open");
+    for round in 0..20 {
+        daemon.freeze();
+        client.send(b"before");
+        client.send_urgent(b"m");
+        client.send(b"after");
+        if round % 2 == 0 {
+            client.send_urgent(b"again");
+            client.send(b"end");
+        }
+        daemon.thaw();
+        client.expect(if round % 2 == 0 { b"beforemafteragainend" } else { b"beforemafter" });
+    }
+    daemon.freeze();
+    client.send(b"last");
+    client.send_urgent(b"mark");
+    client.finish();
+    daemon.thaw();
+    client.expect(b"lastmark");
+    client.expect_fin();
+}
+
+#[test]
+fn tcp_nodelay_and_so_oobinline_are_on() {
+    let daemon = Daemon::start(&[]);
+    let client = daemon.connect();
+    client.echo(b"accepted");
+    let local = client.local();
+    let sockets = daemon.sockets();
+    let is_ours = |socket: &&socket2::Socket| socket.peer_addr().is_ok_and(|peer| peer.as_socket() == Some(local));
+    let ours = sockets.iter().find(is_ours).expect("the daemon's end of the connection");
+    assert!(ours.tcp_nodelay().unwrap(), "TCP_NODELAY is off");
+    assert!(ours.out_of_band_inline().unwrap(), "SO_OOBINLINE is off");
+}
+
+// The peer shuts down its write side.
+
+#[test]
+fn everything_before_the_peers_fin_is_echoed_and_then_comes_our_fin() {
+    over_each_kind(&[], |daemon| {
+        let client = daemon.connect();
+        client.send(b"the last words");
+        client.finish();
+        client.expect(b"the last words");
+        client.expect_fin();
+    });
+}
+
+#[test]
+fn a_fin_in_the_same_event_as_the_last_bytes_is_not_missed() {
+    // The read that takes the bytes is a short one. A loop that stops there waits for ever: the FIN came with the
+    // same edge.
+    over_each_kind(&[], |daemon| {
+        let client = daemon.connect();
+        client.echo(b"open");
+        daemon.freeze();
+        client.send(b"bytes");
+        client.finish();
+        daemon.thaw();
+        client.expect(b"bytes");
+        client.expect_fin();
+    });
+}
+
+#[test]
+fn a_fin_without_a_byte_is_answered_by_a_fin() {
+    over_each_kind(&[], |daemon| {
+        let client = daemon.connect();
+        client.finish();
+        client.expect_fin();
+    });
+}
+
+#[test]
+fn bytes_and_fin_that_wait_before_the_connection_is_accepted_are_served() {
+    // Registered only after all of it came: the edge is in the registration itself.
+    over_each_kind(&[], |daemon| {
+        daemon.freeze();
+        let client = daemon.connect();
+        client.send(b"early");
+        client.finish();
+        daemon.thaw();
+        client.expect(b"early");
+        client.expect_fin();
+    });
+}
+
+#[test]
+fn the_socket_is_closed_only_after_the_echo_and_our_fin() {
+    // The peer finishes while it takes nothing: the daemon keeps the connection until the echo is out.
+    let daemon = Daemon::start(&[]);
+    let client = Client::connect_narrow(daemon.address());
+    let block = pattern(5, 1 << 16);
+    let sent = client.send_until_stalled(&block, Duration::from_millis(300), 64 << 20);
+    client.finish();
+    wait_until("the daemon's kernel knows of the FIN or holds it back behind full buffers", || {
+        client.far_end().is_some_and(|end| matches!(end.state, TcpState::CloseWait | TcpState::Established))
+    });
+    let got = client.read_to_end().unwrap();
+    let expected: Vec<u8> = block.iter().copied().cycle().take(sent).collect();
+    assert_same(&got, &expected);
+    // Both FINs are out: nothing of the connection is left at the daemon's side.
+    wait_until("the daemon's end is gone", || client.far_end().is_none());
+}
+
+#[test]
+fn half_close_leaves_the_other_direction_open() {
+    // "Read closed" is not "both directions gone": what was sent before the FIN may be many buffers long.
+    over_each_kind(&[], |daemon| {
+        let bytes = pattern(6, 3 << 20);
+        let client = daemon.connect();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                client.send(&bytes);
+                client.finish();
+            });
+            // The peer reads only once the daemon is stalled by it.
+            wait_until("something has come back", || client.wait_for(PollFlags::IN, Duration::ZERO));
+            assert_same(&client.read_to_end().unwrap(), &bytes);
+        });
+    });
+}
+
+// The peer does not read.
+
+#[test]
+fn a_peer_that_does_not_read_is_not_read_from_and_blocks_itself() {
+    over_each_kind(&[], |daemon| {
+        daemon.connect().echo(b"warm up");
+        let before = daemon.memory();
+        let client = Client::connect_narrow(daemon.address());
+        // With nothing between but the kernel's buffers, which autotuning may widen to 32 MiB and 4 MiB.
+        let block = pattern(7, 1 << 16);
+        let sent = client.send_until_stalled(&block, Duration::from_millis(300), 64 << 20);
+        let grown = daemon.memory().saturating_sub(before);
+        assert!(grown < 512 << 10, "one stalled connection took {grown} bytes of user memory");
+
+        // No byte was lost by it, and the connection goes on.
+        let expected: Vec<u8> = block.iter().copied().cycle().take(sent).collect();
+        client.expect(&expected);
+        client.exchange(&pattern(8, 1 << 20));
+        client.finish();
+        client.expect_fin();
+    });
+}
+
+#[test]
+fn a_stalled_connection_costs_no_cpu_and_others_go_on() {
+    over_each_kind(&[], |daemon| {
+        let client = Client::connect_narrow(daemon.address());
+        client.send_until_stalled(&pattern(9, 1 << 16), Duration::from_millis(300), 64 << 20);
+        let cpu = daemon.cpu_time_during(Duration::from_millis(500));
+        assert!(cpu <= Duration::from_millis(20), "{cpu:?} of CPU for a stalled connection");
+        daemon.connect().echo(b"still here");
+    });
+}
+
+#[test]
+fn what_comes_while_a_connection_is_stalled_is_read_when_there_is_room() {
+    // The edge of these bytes and of this FIN comes while the daemon does not read; no other will follow.
+    over_each_kind(&[], |daemon| {
+        let client = Client::connect_narrow(daemon.address());
+        let block = pattern(10, 1 << 16);
+        let sent = client.send_until_stalled(&block, Duration::from_millis(300), 64 << 20);
+        let rest = pattern(11, 100_000);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                client.send(&rest);
+                client.finish();
+            });
+            let mut expected: Vec<u8> = block.iter().copied().cycle().take(sent).collect();
+            expected.extend_from_slice(&rest);
+            assert_same(&client.read_to_end().unwrap(), &expected);
+        });
+    });
+}
+
+#[test]
+fn user_memory_per_stalled_connection_stays_within_the_buffer_size() {
+    const STALLED: usize = 100;
+    for buffer in [4096, 65_536] {
+        let daemon = Daemon::start(&["--buffer-size", &buffer.to_string()]);
+        let clients: Vec<Client> = (0..STALLED).map(|_| Client::connect_narrow(daemon.address())).collect();
+        clients.iter().for_each(|client| client.echo(b"open"));
+        let before = daemon.memory();
+        let block = pattern(12, 1 << 16);
+        wait_until_all_are_stalled(&clients, &block);
+        let grown = daemon.memory().saturating_sub(before);
+        // The constant: what the allocator adds, and the pages of the shared buffer that were not touched before.
+        let most = STALLED * (buffer + 1024) + (512 << 10);
+        assert!(grown <= most, "{STALLED} stalled connections took {grown} bytes, at most {most} were promised");
+    }
+}
+
+/// Fills every connection until for a while none takes a byte.
+fn wait_until_all_are_stalled(clients: &[Client], block: &[u8]) {
+    let mut last = Instant::now();
+    while last.elapsed() < Duration::from_millis(300) {
+        for client in clients {
+            while client.send_what_fits(block).unwrap() > 0 {
+                last = Instant::now();
+            }
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+// The peer resets.
+
+#[test]
+fn a_reset_ends_that_connection_quietly_and_touches_no_other() {
+    let daemon = Daemon::start(&[]);
+    let other = daemon.connect();
+    other.echo(b"before");
+    let descriptors = daemon.descriptors().len();
+
+    // Idle; with an echo unread; half-closed; and before it was even accepted.
+    daemon.connect().reset();
+    let client = daemon.connect();
+    client.echo(b"once");
+    client.send(b"unread");
+    client.reset();
+    let client = Client::connect_narrow(daemon.address());
+    client.send_until_stalled(&pattern(13, 1 << 16), Duration::from_millis(200), 64 << 20);
+    client.reset();
+    let client = Client::connect_narrow(daemon.address());
+    client.send_until_stalled(&pattern(14, 1 << 16), Duration::from_millis(200), 64 << 20);
+    client.finish();
+    client.reset();
+    daemon.freeze();
+    for _ in 0..20 {
+        let client = daemon.connect();
+        client.send(b"gone before accept(2)");
+        client.reset();
+    }
+    let late = daemon.connect();
+    daemon.thaw();
+
+    late.echo(b"behind twenty resets in the listen queue");
+    drop(late);
+    other.echo(b"after");
+    wait_until("every descriptor is back", || daemon.descriptors().len() == descriptors);
+    assert!(!daemon.stderr().contains("127.0.0.1:"), "a reset is nothing to log at `info`: {}", daemon.stderr());
+}
+
+#[test]
+fn a_reset_is_told_at_debug() {
+    let daemon = Daemon::start(&["-v"]);
+    let client = daemon.connect();
+    client.echo(b"hello");
+    let peer = client.local().to_string();
+    client.reset();
+    daemon.wait_for_log(|line| line.contains(&peer) && line.contains("reset"));
+}
+
+#[test]
+fn a_unix_peer_that_only_hangs_up_leaves_no_slot_behind() {
+    over_each_kind(&["-v"], |daemon| {
+        daemon.connect().echo(b"warm up");
+        let clients: Vec<Client> = (0..50).map(|_| daemon.connect()).collect();
+        clients.iter().for_each(|client| client.echo(b"x"));
+        let open = daemon.descriptors().len();
+        drop(clients);
+        wait_until("fifty descriptors are back", || daemon.descriptors().len() <= open - 50);
+    });
+}
+
+#[test]
+fn a_peer_that_closes_over_an_unread_echo_ends_only_itself() {
+    over_each_kind(&[], |daemon| {
+        let other = daemon.connect();
+        for _ in 0..50 {
+            let client = daemon.connect();
+            client.send(&pattern(15, 50_000));
+            drop(client); // With bytes unread or on their way: the daemon meets ECONNRESET or EPIPE.
+        }
+        other.exchange(&pattern(16, 200_000));
+    });
+}
+
+#[test]
+fn a_connection_never_answers_for_one_whose_slot_it_took() {
+    // Slots are used again at once here: bytes of a former occupant would show in the newcomer's echo.
+    let daemon = Daemon::start(&[]);
+    let mut random = Random::new(17);
+    let mut open: Vec<(Client, Vec<u8>)> = Vec::new();
+    for round in 0..2000 {
+        let bytes = pattern(round, random.between(1, 3000));
+        let client = daemon.connect();
+        client.send(&bytes);
+        open.push((client, bytes));
+        if open.len() > 20 {
+            let (client, bytes) = open.swap_remove(random.between(0, 19));
+            match random.between(0, 3) {
+                0 => client.reset(),
+                1 => drop(client),
+                _ => client.expect(&bytes),
+            }
+        }
+    }
+    open.iter().for_each(|(client, bytes)| client.expect(bytes));
+}
+
+// One busy peer never starves another.
+
+#[test]
+fn busy_peers_do_not_starve_another() {
+    over_each_kind(&[], |daemon| {
+        let busy: Vec<Client> = (0..2).map(|_| daemon.connect()).collect();
+        let quiet = daemon.connect();
+        let block = pattern(18, 1 << 20);
+        let done = AtomicBool::new(false);
+        let soon = Duration::from_millis(100);
+        thread::scope(|scope| {
+            for client in &busy {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) && client.send_what_fits(&block).is_ok() {
+                        client.wait_for(PollFlags::OUT, soon);
+                    }
+                });
+                scope.spawn(|| {
+                    let mut buffer = vec![0; 1 << 16];
+                    while !done.load(Ordering::Relaxed) && client.wait_for(PollFlags::IN, soon) {
+                        let _ = rustix::net::recv(&client.socket, &mut buffer[..], RecvFlags::DONTWAIT);
+                    }
+                });
+            }
+            let start = Instant::now();
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                for number in 0..50_u8 {
+                    quiet.echo(&[number]);
+                    // A newcomer is not starved, either.
+                    daemon.connect().echo(b"new");
+                }
+            }));
+            done.store(true, Ordering::Relaxed);
+            outcome.expect("the quiet peer is served while two others never pause");
+            assert!(start.elapsed() < Duration::from_secs(20), "100 echoes took {:?}", start.elapsed());
+        });
+    });
+}
+
+#[test]
+fn what_is_left_over_when_a_turn_is_used_up_is_served_without_a_new_edge() {
+    // With a buffer of one byte, any bound on the reads of a turn is reached long before the end of the queue.
+    over_each_kind(&["--buffer-size", "1"], |daemon| {
+        let client = daemon.connect();
+        let bytes = pattern(19, 20_000);
+        daemon.freeze();
+        client.send(&bytes);
+        client.finish();
+        daemon.thaw();
+        client.expect(&bytes);
+        client.expect_fin();
+    });
+}
+
+// Accepting.
+
+#[test]
+fn a_burst_of_connections_in_one_event_is_accepted_to_the_last() {
+    over_each_kind(&[], |daemon| {
+        daemon.freeze();
+        let clients: Vec<Client> = (0..600).map(|_| daemon.connect()).collect();
+        daemon.thaw();
+        for (number, client) in clients.iter().enumerate() {
+            client.echo(&pattern(number as u64, 100));
+        }
+    });
+}
+
+// Waiting costs no CPU.
+
+#[test]
+fn an_idle_daemon_sleeps_until_something_is_due() {
+    over_each_kind(&[], |daemon| {
+        let clients: Vec<Client> = (0..10).map(|_| daemon.connect()).collect();
+        clients.iter().for_each(|client| client.echo(b"hello"));
+        // It goes to sleep once more after the last echo, and then there is nothing to wake it for ten minutes.
+        let asleep = eventually("the daemon sleeps", || {
+            let before = daemon.sleeps();
+            thread::sleep(Duration::from_millis(50));
+            (daemon.sleeps() == before).then_some(before)
+        });
+        let cpu = daemon.cpu_time_during(Duration::from_secs(1));
+        assert_eq!(daemon.sleeps(), asleep, "it woke although nothing was due");
+        assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU in a second of idleness");
+    });
+}
+
+#[test]
+fn a_wake_up_for_nothing_is_borne() {
+    // SIGSTOP and SIGCONT make epoll_wait(2) return EINTR; SIGPIPE and SIGCHLD are nobody's business here.
+    over_each_kind(&[], |daemon| {
+        let client = daemon.connect();
+        for round in 0..50 {
+            client.echo(&pattern(round, 100));
+            daemon.freeze();
+            daemon.thaw();
+            daemon.signal(Signal::PIPE);
+            daemon.signal(Signal::CHILD);
+        }
+        client.echo(b"the same connection");
+        daemon.terminate_when_finished(client);
+    });
+}

@@ -1,0 +1,108 @@
+//! Out of file descriptors: accepting pauses, open connections go on, and the wait costs no CPU.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Client, Daemon, Signal, listen_queue, pattern, wait_until};
+
+#[test]
+fn with_64_descriptors_100_clients_are_all_served_in_the_end_and_waiting_costs_no_cpu() {
+    let mut daemon = Daemon::with(&[]).nofile(64).start();
+    let clients: Vec<Client> = (0..100).map(|_| daemon.connect()).collect();
+    for (number, client) in clients.iter().enumerate() {
+        client.send(&pattern(number as u64, 1000));
+    }
+    clients[0].expect(&pattern(0, 1000));
+    wait_until("the others wait in the queue", || {
+        let queue = listen_queue(daemon.tcp());
+        (36..100).contains(&queue) // Of 64 some are its own.
+    });
+    let cpu = daemon.cpu_time_during(Duration::from_secs(1));
+    assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU while 100 clients share 64 descriptors");
+    clients[0].echo(b"open connections go on");
+
+    let mut clients = clients.into_iter().enumerate();
+    let (_, first) = clients.next().unwrap();
+    first.finish();
+    first.expect_fin();
+    drop(first);
+    for (number, client) in clients {
+        client.expect(&pattern(number as u64, 1000));
+        client.echo(b"and once more");
+    }
+    daemon.terminate();
+}
+
+/// A daemon with a few open connections and not one descriptor to spare, and the limit that it had before.
+fn without_descriptors(arguments: &[&str]) -> (Daemon, Vec<Client>, u64) {
+    let daemon = Daemon::start(arguments);
+    let clients: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
+    clients.iter().for_each(|client| client.echo(b"before the famine"));
+    // Connections have taken every lower number, so from here on accept4(2) says EMFILE, whatever the daemon has
+    // planned for, until one of them ends.
+    let open = daemon.descriptors();
+    let lowest_free = (0..).find(|number| !open.contains(number)).unwrap();
+    let plenty = daemon.limit_descriptors(lowest_free as u64);
+    (daemon, clients, plenty)
+}
+
+#[test]
+fn without_descriptors_open_connections_go_on_and_the_loop_does_not_spin() {
+    let (daemon, clients, _) = without_descriptors(&[]);
+    let waiting = daemon.connect();
+    waiting.send(b"waiting");
+    daemon.wait_for_log(|line| line.to_uppercase().contains("WARN") || line.to_uppercase().contains("ERROR"));
+    let log = daemon.stderr();
+    let cpu = daemon.cpu_time_during(Duration::from_secs(1));
+    assert!(cpu <= Duration::from_millis(20), "{cpu:?} of CPU without descriptors");
+    assert_eq!(daemon.stderr(), log, "a line for the pause, and none for each attempt");
+    clients.iter().for_each(|client| client.exchange(&pattern(1, 300_000)));
+    waiting.expect_nothing_yet();
+    assert_eq!(listen_queue(daemon.tcp()), 1, "the kernel's queue holds the newcomer");
+}
+
+#[test]
+fn without_descriptors_accepting_is_tried_again_within_a_second() {
+    let (daemon, clients, plenty) = without_descriptors(&[]);
+    let waiting: Vec<Client> = (0..10).map(|_| daemon.connect()).collect();
+    waiting.iter().for_each(|client| client.send(b"waiting"));
+    clients[0].echo(b"the loop has been round");
+    // Nothing of ours ends, and nobody comes: only a timer can tell.
+    let raised = Instant::now();
+    daemon.limit_descriptors(plenty);
+    waiting.iter().for_each(|client| client.expect(b"waiting"));
+    assert!(raised.elapsed() < Duration::from_secs(2), "served {:?} after descriptors were back", raised.elapsed());
+}
+
+#[test]
+fn without_descriptors_a_connection_that_ends_makes_room_at_once() {
+    let (daemon, mut open, _) = without_descriptors(&[]);
+    let waiting: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
+    waiting.iter().for_each(|client| client.send(b"waiting"));
+    open[0].echo(b"the loop has been round");
+    for client in &waiting {
+        client.expect_nothing_yet();
+        drop(open.remove(0));
+        client.expect(b"waiting");
+    }
+}
+
+#[test]
+fn without_descriptors_a_stop_still_drains() {
+    let (mut daemon, clients, _) = without_descriptors(&["--drain-timeout", "1h"]);
+    daemon.freeze();
+    clients.iter().for_each(|client| client.send(b"held at the signal"));
+    let waiting = daemon.connect();
+    waiting.send(b"in the queue");
+    daemon.signal(Signal::TERM);
+    daemon.thaw();
+    for client in &clients {
+        client.expect(b"held at the signal");
+        client.expect_fin();
+        client.finish();
+    }
+    // Those who have ended leave their descriptors to those who wait in the queue.
+    waiting.expect(b"in the queue");
+    waiting.expect_fin();
+    waiting.finish();
+    daemon.expect_success();
+}

@@ -1,0 +1,118 @@
+//! The contract's section "Exit status". Status 2 is in `command_line.rs`, Unix paths are in `unix_socket.rs`.
+
+use std::fs::File;
+use std::io::pipe;
+use std::net::TcpListener;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::support::{Client, Daemon, PATIENCE, Signal};
+
+#[test]
+fn status_0_after_sigterm_and_after_sigint() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut daemon = Daemon::start(&[]);
+        daemon.connect().echo(b"hello");
+        daemon.signal(signal);
+        daemon.expect_success();
+    }
+}
+
+#[test]
+fn status_0_also_where_connections_had_to_be_cut() {
+    let mut daemon = Daemon::start(&["--drain-timeout", "100ms"]);
+    let silent = daemon.connect();
+    silent.echo(b"hello");
+    let stalled = Client::connect_narrow(daemon.address());
+    stalled.send_until_stalled(&[7; 65_536], Duration::from_millis(200), 64 << 20);
+    daemon.terminate();
+}
+
+#[test]
+fn status_0_after_a_second_signal() {
+    for second in [Signal::TERM, Signal::INT] {
+        let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
+        let client = daemon.connect();
+        client.echo(b"hello");
+        daemon.signal(Signal::TERM);
+        client.expect_fin();
+        daemon.signal(second);
+        daemon.expect_success();
+    }
+}
+
+#[test]
+fn status_1_and_one_line_when_the_address_is_in_use() {
+    let taken = TcpListener::bind("127.0.0.31:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let finished = Daemon::with(&["--listen", &address.to_string()]).run();
+    let expected = format!("echod: cannot listen on {address}: Address already in use (os error 98)\n");
+    assert_eq!((finished.code, finished.stderr, finished.stdout), (1, expected, String::new()));
+}
+
+#[test]
+fn status_1_and_one_line_when_the_address_is_not_ours() {
+    // 192.0.2.0/24 is for documentation (RFC 5737).
+    let finished = Daemon::with(&["--listen", "192.0.2.1:0"]).run();
+    let expected = "echod: cannot listen on 192.0.2.1:0: Cannot assign requested address (os error 99)\n";
+    assert_eq!((finished.code, finished.stderr.as_str(), finished.stdout.as_str()), (1, expected, ""));
+}
+
+#[test]
+fn nothing_is_announced_unless_every_socket_is_bound() {
+    let taken = TcpListener::bind("127.0.0.32:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let finished = Daemon::with(&["-l", "127.0.0.1:0", "-l", &address, "-l", "127.0.0.1:0"]).run();
+    assert_eq!((finished.code, finished.stdout.as_str()), (1, ""), "{}", finished.stderr);
+    assert!(finished.stderr.contains(&address), "{}", finished.stderr);
+    assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
+}
+
+#[test]
+fn status_1_and_one_line_when_a_name_does_not_resolve() {
+    // .invalid never does (RFC 6761).
+    let finished = Daemon::with(&["--listen", "nowhere.invalid:9999"]).run();
+    assert_eq!((finished.code, finished.stdout.as_str()), (1, ""), "{}", finished.stderr);
+    let begins = finished.stderr.starts_with("echod: cannot listen on nowhere.invalid:9999: ");
+    assert!(begins && finished.stderr.lines().count() == 1, "{}", finished.stderr);
+}
+
+#[test]
+fn status_1_and_one_line_whatever_the_log_level() {
+    let taken = TcpListener::bind("127.0.0.33:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for filter in ["off", "error"] {
+        let finished = Daemon::with(&["-q", "--listen", &address]).env("RUST_LOG", filter).run();
+        assert_eq!(finished.code, 1);
+        assert!(finished.stderr.starts_with("echod: cannot listen on"), "RUST_LOG={filter}: {:?}", finished.stderr);
+        assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
+    }
+}
+
+#[test]
+fn status_1_when_stdout_cannot_be_written_at_start() {
+    // A full disk, and a reader that has gone before it began.
+    let (reader, writer) = pipe().unwrap();
+    drop(reader);
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let cases: [(Stdio, &str); 2] =
+        [(full.into(), "No space left on device (os error 28)"), (writer.into(), "Broken pipe (os error 32)")];
+    for (stdout, reason) in cases {
+        let finished = Daemon::with(&[]).stdout(stdout).run();
+        assert_eq!(finished.code, 1, "{}", finished.stderr);
+        let line = finished.stderr.trim_end();
+        assert!(line.starts_with("echod: ") && line.ends_with(reason), "{line:?}");
+        assert_eq!(finished.stderr.lines().count(), 1, "{line:?}");
+    }
+}
+
+#[test]
+fn the_status_of_help_does_not_depend_on_the_reader() {
+    // `echod --help | head -1`: no panic, whatever the status.
+    let (reader, writer) = pipe().unwrap();
+    drop(reader);
+    let mut daemon = Daemon::with(&["--help"]).stdout(writer).spawn();
+    let status = daemon.wait_exit(PATIENCE);
+    assert_ne!(status.code(), Some(101), "panicked: {}", daemon.whole_stderr());
+    assert!(!daemon.whole_stderr().contains("panicked"), "{}", daemon.whole_stderr());
+}

@@ -1,0 +1,187 @@
+//! `--idle-timeout`: a connection on which no byte moved for this long is closed, in whatever state it is, at most
+//! 1 s late.
+
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+
+use crate::over_each_kind;
+use crate::support::{Client, Daemon, PATIENCE, Signal, assert_same, pattern};
+
+const TIMEOUT: Duration = Duration::from_secs(1);
+const LATE: Duration = Duration::from_secs(1);
+
+/// The end came no sooner than the timeout after the last byte moved, and at most 1 s late.
+#[track_caller]
+fn assert_exact(from: Instant) {
+    let after = from.elapsed();
+    // A tenth for the way between the daemon's clock reading and ours, and no more: early is never right.
+    assert!(after + Duration::from_millis(100) >= TIMEOUT, "closed {after:?} after the last byte: too early");
+    assert!(after <= TIMEOUT + LATE, "closed {after:?} after the last byte: too late");
+}
+
+#[test]
+fn a_connection_that_never_says_anything_is_closed() {
+    over_each_kind(&["--idle-timeout", "1s"], |daemon| {
+        let start = Instant::now();
+        daemon.connect().expect_fin();
+        assert_exact(start);
+    });
+}
+
+#[test]
+fn the_clock_starts_again_with_each_byte() {
+    over_each_kind(&["--idle-timeout", "1s"], |daemon| {
+        let client = daemon.connect();
+        let start = Instant::now();
+        // Twice the timeout in all, never half of it at once. The pause is what is tested.
+        while start.elapsed() < 2 * TIMEOUT {
+            client.echo(b".");
+            std::thread::sleep(TIMEOUT / 4);
+        }
+        client.echo(b"last");
+        let last = Instant::now();
+        client.expect_fin();
+        assert_exact(last);
+    });
+}
+
+#[test]
+fn a_stalled_connection_is_closed() {
+    over_each_kind(&["--idle-timeout", "1s"], |daemon| {
+        let start = Instant::now();
+        let client = Client::connect_narrow(daemon.address());
+        assert_stall_ends(&client, start, Duration::MAX);
+    });
+}
+
+#[test]
+fn a_connection_that_is_half_closed_and_stalled_is_closed() {
+    // CLOSE-WAIT, with an echo pending that nobody takes and that no event will ever tell of.
+    over_each_kind(&["--idle-timeout", "1s"], |daemon| {
+        let start = Instant::now();
+        let client = Client::connect_narrow(daemon.address());
+        assert_stall_ends(&client, start, Duration::from_millis(200));
+    });
+}
+
+/// Sends and never reads, and after `finish_after` without progress sends our FIN. The connection ends, at most 1 s
+/// later than the timeout after the last byte that our kernel could pass on. (How much earlier the daemon itself has
+/// moved the last one, between kernel buffers that still fill, is not to be seen from here.)
+#[track_caller]
+fn assert_stall_ends(client: &Client, start: Instant, finish_after: Duration) {
+    let block = pattern(1, 1 << 16);
+    let (mut last, mut finished) = (start, false);
+    // POLLHUP and POLLERR are told without being asked for. What came back stays unread: the stall goes on.
+    while !client.wait_for(PollFlags::RDHUP, Duration::from_millis(10)) {
+        assert!(start.elapsed() < PATIENCE, "nothing ends the connection");
+        if !finished && client.send_what_fits(&block).is_ok_and(|taken| taken > 0) {
+            last = Instant::now();
+        }
+        if !finished && last.elapsed() > finish_after {
+            client.finish();
+            finished = true;
+        }
+    }
+    assert!(start.elapsed() >= TIMEOUT, "closed after {:?} in all: too early", start.elapsed());
+    assert!(last.elapsed() <= TIMEOUT + LATE, "closed {:?} after the last byte: too late", last.elapsed());
+}
+
+#[test]
+fn a_trickling_reader_keeps_its_connection() {
+    // Bytes that move in either direction count: here only the daemon's writes go on.
+    let daemon = Daemon::start(&["--idle-timeout", "1s"]);
+    let client = Client::connect_narrow(daemon.address());
+    let block = pattern(3, 1 << 16);
+    let sent = client.send_until_stalled(&block, Duration::from_millis(100), 64 << 20);
+    let expected: Vec<u8> = block.iter().copied().cycle().take(sent).collect();
+    let start = Instant::now();
+    let piece = sent / 12;
+    let mut read = 0;
+    while start.elapsed() < 2 * TIMEOUT + TIMEOUT / 2 && read + piece < sent {
+        client.expect(&expected[read..read + piece]);
+        read += piece;
+        std::thread::sleep(TIMEOUT / 4);
+    }
+    client.finish();
+    assert_same(&client.read_to_end().unwrap(), &expected[read..]);
+}
+
+#[test]
+fn a_one_shot_connection_that_never_says_anything_is_closed() {
+    over_each_kind(&["--one-shot", "--idle-timeout", "1s"], |daemon| {
+        let start = Instant::now();
+        daemon.connect().expect_fin();
+        assert_exact(start);
+    });
+}
+
+#[test]
+fn a_drain_that_waits_for_a_silent_peer_ends_by_the_idle_timeout() {
+    over_each_kind(&["--idle-timeout", "1s", "--drain-timeout", "1h"], |daemon| {
+        let client = daemon.connect();
+        client.echo(b"hello");
+        let last = Instant::now();
+        daemon.signal(Signal::TERM);
+        client.expect_fin();
+        daemon.expect_success(); // Although our FIN never comes.
+        assert_exact(last);
+    });
+}
+
+#[test]
+fn what_is_discarded_in_a_drain_does_not_count_as_life() {
+    let mut daemon = Daemon::start(&["--idle-timeout", "1s", "--drain-timeout", "1h"]);
+    let client = daemon.connect();
+    client.echo(b"hello");
+    daemon.signal(Signal::TERM);
+    client.expect_fin();
+    let start = Instant::now();
+    while client.send_what_fits(b"more").is_ok() {
+        assert!(start.elapsed() < PATIENCE, "a peer that sends for ever keeps the drain from its end");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    daemon.expect_success();
+    assert!(start.elapsed() <= TIMEOUT + LATE, "ended after {:?}", start.elapsed());
+}
+
+#[test]
+fn many_connections_are_each_closed_at_their_own_time() {
+    let daemon = Daemon::start(&["--idle-timeout", "1s"]);
+    let clients: Vec<(Client, Instant)> = (0..20)
+        .map(|_| {
+            let client = daemon.connect();
+            client.echo(b"hello");
+            std::thread::sleep(Duration::from_millis(20));
+            (client, Instant::now() - Duration::from_millis(20))
+        })
+        .collect();
+    for (client, last) in clients {
+        client.expect_fin();
+        assert_exact(last);
+    }
+}
+
+#[test]
+fn zero_never_closes() {
+    let mut daemon = Daemon::start(&["--idle-timeout", "0"]);
+    let client = daemon.connect();
+    client.echo(b"before");
+    std::thread::sleep(TIMEOUT + TIMEOUT / 2); // Longer than the shortest timeout that is tested above.
+    client.expect_nothing_yet();
+    client.echo(b"after");
+    daemon.terminate_when_finished(client);
+}
+
+#[test]
+fn waiting_for_a_deadline_costs_no_cpu() {
+    // Neither before it nor at it: poll(2) counts whole milliseconds, and a loop could spin through the last one.
+    let daemon = Daemon::start(&["--idle-timeout", "1s"]);
+    let clients: Vec<Client> = (0..50).map(|_| daemon.connect()).collect();
+    clients.iter().for_each(|client| client.echo(b"hello"));
+    let before = (daemon.cpu_time(), daemon.sleeps());
+    clients.iter().for_each(Client::expect_fin);
+    let (cpu, sleeps) = (daemon.cpu_time() - before.0, daemon.sleeps() - before.1);
+    assert!(cpu <= Duration::from_millis(30), "{cpu:?} of CPU to wait for fifty deadlines");
+    assert!(sleeps <= 150, "{sleeps} times awake for fifty deadlines");
+}

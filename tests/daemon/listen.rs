@@ -1,0 +1,179 @@
+//! `--listen`: every form of address, and what the `listening on` lines say about it.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
+use std::time::Duration;
+
+use crate::support::{
+    Address, Client, Daemon, Directory, TcpState, has_program, pattern, resolve, skip, tcp_socket, unix, wait_until,
+};
+
+fn has_ipv6() -> bool {
+    TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
+}
+
+/// Address of a peer on another loopback address than the usual, so that no other test's listener can answer it.
+fn at(ip: &str, port: u16) -> Address {
+    Address::Tcp(SocketAddr::new(ip.parse().unwrap(), port))
+}
+
+#[test]
+fn a_bare_port_is_one_dual_stack_socket_on_every_interface() {
+    let mut daemon = Daemon::start(&["-v", "--listen", "0"]);
+    let address = daemon.tcp();
+    let port = address.port();
+    assert_ne!(port, 0, "the kernel's choice is told");
+    assert!(address.ip().is_unspecified(), "{address}");
+    Client::connect(&at("127.0.0.1", port)).echo(b"IPv4");
+    Client::connect(&at("127.6.7.8", port)).echo(b"IPv4, another address");
+    if has_ipv6() {
+        assert!(address.is_ipv6(), "{address}");
+        Client::connect(&at("::1", port)).echo(b"IPv6");
+    }
+    // An IPv4 peer of the dual-stack socket is shown as IPv4, not as ::ffff:127.0.0.1.
+    let client = Client::connect(&at("127.0.0.1", port));
+    client.echo(b"who am I");
+    daemon.wait_for_log(|line| line.contains(&client.local().to_string()));
+    assert!(!daemon.stderr().contains("ffff"), "{}", daemon.stderr());
+    drop(client);
+    daemon.terminate();
+    assert_eq!(daemon.whole_stdout().lines().count(), 1);
+}
+
+#[test]
+fn a_bare_port_falls_back_to_ipv4_where_the_host_has_no_ipv6() {
+    if !has_program("strace") {
+        return skip("strace is missing, which plays the host without IPv6");
+    }
+    // -D: strace is the child and the daemon keeps the process ID that we know.
+    let inject = "inject=socket:error=EAFNOSUPPORT:when=1";
+    let start = Daemon::with(&["--listen", "0"]);
+    let daemon = start.through(&["strace", "-D", "-qq", "-o", "/dev/null", "-e", "trace=socket", "-e", inject]).start();
+    assert_eq!(daemon.tcp().ip(), "0.0.0.0".parse::<IpAddr>().unwrap());
+    Client::connect(&at("127.0.0.1", daemon.tcp().port())).echo(b"IPv4 alone");
+}
+
+#[test]
+fn the_default_is_port_9999_on_every_interface() {
+    // In a network of its own, where nobody else can have that port.
+    let own_network = [&["unshare", "--net"][..], &["unshare", "--net", "--user", "--map-root-user"]];
+    let may = |wrapper: &&&[&str]| {
+        let mut command = std::process::Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg("true").stderr(std::process::Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    let Some(wrapper) = own_network.iter().find(may) else {
+        return skip("no network namespaces here");
+    };
+    let daemon = Daemon::with(&[]).without_listen().through(wrapper).start();
+    assert!(matches!(daemon.stdout().as_str(), "listening on tcp://[::]:9999\n" | "listening on tcp://0.0.0.0:9999\n"));
+}
+
+#[test]
+fn an_ipv4_address_listens_there_alone() {
+    let daemon = Daemon::start(&["--listen", "127.0.0.21:0"]);
+    let address = daemon.tcp();
+    assert_eq!(address.ip().to_string(), "127.0.0.21");
+    assert_eq!(daemon.stdout(), format!("listening on tcp://{address}\n"));
+    daemon.connect().echo(b"here");
+    assert!(Client::try_connect(&at("127.0.0.22", address.port())).is_err(), "and nowhere else");
+}
+
+#[test]
+fn an_ipv6_address_listens_for_ipv6_only() {
+    if !has_ipv6() {
+        return skip("this host has no IPv6");
+    }
+    let daemon = Daemon::start(&["--listen", "[::]:0"]);
+    let address = daemon.tcp();
+    assert_eq!(daemon.stdout(), format!("listening on tcp://[::]:{}\n", address.port()));
+    Client::connect(&at("::1", address.port())).echo(b"IPv6");
+    assert!(Client::try_connect(&at("127.0.0.23", address.port())).is_err(), "IPv4 is not served");
+
+    let daemon = Daemon::start(&["--listen", "[::1]:0"]);
+    assert_eq!(daemon.stdout(), format!("listening on tcp://[::1]:{}\n", daemon.tcp().port()));
+    daemon.connect().echo(b"IPv6");
+}
+
+#[test]
+fn ipv4_and_ipv6_of_one_port_are_two_listeners_side_by_side() {
+    if !has_ipv6() {
+        return skip("this host has no IPv6");
+    }
+    let first = Daemon::start(&["--listen", "[::1]:0"]);
+    let port = first.tcp().port();
+    drop(first);
+    let wanted = [format!("127.0.0.24:{port}"), format!("[::1]:{port}")];
+    let daemon = Daemon::start(&["--listen", &wanted[0], "--listen", &wanted[1]]);
+    let expected = wanted.map(|address| format!("listening on tcp://{address}\n")).concat();
+    assert_eq!(daemon.stdout(), expected);
+    daemon.addresses().iter().for_each(|address| Client::connect(address).echo(b"both"));
+}
+
+#[test]
+fn a_host_name_listens_on_each_address_that_it_names() {
+    let expected = resolve("localhost:0");
+    let daemon = Daemon::with(&["--listen", "localhost:0"]).listeners(expected.len()).start();
+    let mut ips: Vec<IpAddr> = daemon
+        .addresses()
+        .iter()
+        .map(|address| {
+            Client::connect(address).echo(b"by name");
+            let Address::Tcp(address) = address else { panic!("{address}") };
+            address.ip()
+        })
+        .collect();
+    ips.sort();
+    assert_eq!(ips, expected.iter().map(SocketAddr::ip).collect::<Vec<_>>());
+}
+
+#[test]
+fn port_0_twice_gives_two_ports() {
+    let daemon = Daemon::start(&["--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0"]);
+    assert_ne!(daemon.addresses()[0], daemon.addresses()[1]);
+    daemon.addresses().iter().for_each(|address| Client::connect(address).echo(b"each"));
+}
+
+#[test]
+fn several_listeners_of_every_kind_serve_side_by_side() {
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let arguments = ["-l", "127.0.0.1:0", "-l", &unix(&path), "-l", "0", "-l", "127.0.0.25:0"];
+    let daemon = Daemon::start(&arguments);
+    assert_eq!(daemon.addresses()[1], Address::Unix(path), "in the order of the command line");
+    let addresses = daemon.addresses().iter().map(|address| match address {
+        Address::Tcp(address) if address.ip().is_unspecified() => at("127.0.0.1", address.port()),
+        other => other.clone(),
+    });
+    let clients: Vec<Client> = addresses.map(|address| Client::connect(&address)).collect();
+    for (number, client) in clients.iter().enumerate() {
+        client.exchange(&pattern(number as u64, 200_000));
+    }
+}
+
+#[test]
+fn a_restart_right_after_a_stop_can_bind() {
+    // The daemon's FIN goes first in a drain, so TIME-WAIT is at its side and the port is not free without SO_REUSEADDR.
+    let mut daemon = Daemon::start(&["--listen", "127.0.0.26:0"]);
+    let (address, client) = (daemon.tcp(), daemon.connect());
+    let local = client.local();
+    client.echo(b"hello");
+    daemon.signal(crate::support::Signal::TERM);
+    client.expect_fin();
+    drop(client);
+    daemon.expect_success();
+    wait_until("TIME-WAIT at the daemon's side", || {
+        tcp_socket(address, local).is_some_and(|end| end.state == TcpState::TimeWait)
+    });
+    let daemon = Daemon::start(&["--listen", &address.to_string()]);
+    daemon.connect().echo(b"hello again");
+}
+
+#[test]
+fn listeners_are_bound_before_the_first_connection_is_accepted() {
+    // The lines come once every socket is bound: when they are there, each connects at once.
+    let daemon = Daemon::start(&["-l", "127.0.0.1:0", "-l", "127.0.0.1:0", "-l", "127.0.0.1:0"]);
+    for address in daemon.addresses() {
+        let client = Client::connect(address);
+        assert!(client.wait_for(rustix::event::PollFlags::OUT, Duration::ZERO));
+    }
+}

@@ -1,0 +1,313 @@
+//! The contract's section "Output".
+
+use std::fs::{self, File};
+use std::io::{PipeReader, Read, Write, pipe};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::support::{Address, Client, Daemon, Directory, PATIENCE, Signal, eventually, pattern, unix, wait_until};
+
+// stdout
+
+#[test]
+fn stdout_has_one_line_for_each_socket_and_nothing_else() {
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let mut daemon = Daemon::start(&["-vv", "-l", "127.0.0.1:0", "-l", &unix(&path)]);
+    for address in daemon.addresses() {
+        Client::connect(address).echo(b"hello");
+    }
+    daemon.signal(Signal::USR1);
+    daemon.wait_for_log(|line| line.contains("accepted"));
+    daemon.terminate();
+    let tcp = daemon.tcp();
+    let expected = format!("listening on tcp://{tcp}\nlistening on unix://{}\n", path.display());
+    assert_eq!(daemon.whole_stdout(), expected);
+}
+
+#[test]
+fn the_lines_are_flushed_before_the_first_accept() {
+    // A peer that sees its echo must find the line in the file already: nobody waits for it here.
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let file = directory.join("stdout");
+    let daemon = Daemon::with(&["--listen", &unix(&path)]).stdout(File::create(&file).unwrap()).spawn();
+    connect_when_it_listens(&daemon, &path).echo(b"hello");
+    assert_eq!(fs::read_to_string(&file).unwrap(), format!("listening on unix://{}\n", path.display()));
+}
+
+/// For a daemon whose stdout we do not read.
+#[track_caller]
+fn connect_when_it_listens(_daemon: &Daemon, path: &std::path::Path) -> Client {
+    eventually("the daemon listens", || Client::try_connect(&Address::from(path)).ok())
+}
+
+#[test]
+fn a_reader_of_stdout_that_goes_away_later_is_borne() {
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let (mut reader, writer) = pipe().unwrap();
+    let mut daemon = Daemon::with(&["--listen", &unix(&path)]).stdout(writer).spawn();
+    let mut line = vec![0; "listening on unix://".len() + path.as_os_str().len() + 1];
+    reader.read_exact(&mut line).unwrap();
+    drop(reader);
+    let client = connect_when_it_listens(&daemon, &path);
+    client.exchange(&pattern(1, 300_000));
+    daemon.signal(Signal::USR1);
+    daemon.wait_for_log(|line| line.contains("accepted"));
+    daemon.terminate_when_finished(client);
+}
+
+#[test]
+fn a_stdout_that_is_full_at_start_does_not_hang_the_daemon() {
+    // A pipe holds 64 KiB (pipe(7)), and nobody reads this one. The contract leaves open which of the two it is.
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let (_reader, mut writer) = pipe().unwrap();
+    writer.write_all(&[b'x'; 65_536]).unwrap();
+    let mut daemon = Daemon::with(&["--listen", &unix(&path)]).stdout(writer).spawn();
+    eventually("the daemon serves or gives up", || {
+        let serves = Client::try_connect(&Address::from(path.as_path())).map(|client| client.echo(b"hello")).is_ok();
+        (serves || daemon.exit_code() == Some(1)).then_some(())
+    });
+}
+
+// stderr
+
+#[test]
+fn info_tells_the_daemons_own_life_and_nothing_of_its_connections() {
+    let mut daemon = Daemon::start(&[]);
+    for _ in 0..10 {
+        daemon.connect().echo(b"hello");
+    }
+    daemon.connect().reset();
+    let client = daemon.connect();
+    client.echo(b"the last one");
+    daemon.terminate_when_finished(client);
+    let log = daemon.whole_stderr();
+    assert!(log.lines().count() >= 2, "start and stop are told:\n{log}");
+    assert!(log.lines().all(|line| line.contains("INFO")), "and nothing else:\n{log}");
+    assert!(!log.contains("127.0.0.1:"), "no peer is told of:\n{log}");
+}
+
+/// Where a message begins, behind time, level and module.
+fn message(line: &str) -> &str {
+    line.split_once("] ").map_or(line, |(_, message)| message)
+}
+
+/// The whole numbers in a message, the peer's address left out.
+fn numbers(line: &str, peer: &str) -> Vec<u64> {
+    let text = message(line).replace(peer, "");
+    text.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
+}
+
+#[test]
+fn debug_has_a_line_as_each_connection_opens_and_one_as_it_ends() {
+    let daemon = Daemon::start(&["-v"]);
+    let mut of_connections = Vec::new();
+    for length in [12_345, 54_321] {
+        let client = daemon.connect();
+        let peer = client.local().to_string();
+        client.echo(&pattern(1, length));
+        client.finish();
+        client.expect_fin();
+        daemon.wait_for_log(|line| line.contains(&peer) && line.contains("finished"));
+        let log = daemon.stderr();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(&peer)).collect();
+        let [open, end] = lines[..] else { panic!("not two lines about {peer}:\n{log}") };
+        assert!(open.contains("DEBUG") && end.contains("DEBUG"), "{open}\n{end}");
+        let (number, ended) = (numbers(open, &peer)[0], numbers(end, &peer));
+        assert_eq!(number, ended[0], "the same connection:\n{open}\n{end}");
+        let bytes = ended[1..].iter().filter(|&&number| number == length as u64).count();
+        assert_eq!(bytes, 2, "bytes in and out: {end}");
+        of_connections.push(number);
+    }
+    assert!(of_connections[0] < of_connections[1], "each connection has its own number: {of_connections:?}");
+}
+
+#[test]
+fn the_line_of_the_end_has_the_reason() {
+    let ended = |daemon: &Daemon, peer: &str, reason: &str| {
+        daemon.wait_for_log(|line| line.contains(peer) && line.contains(reason));
+    };
+    let start = |arguments: &[&str]| {
+        let daemon = Daemon::start(&[&["-v"], arguments].concat());
+        let client = daemon.connect();
+        let peer = client.local().to_string();
+        (daemon, client, peer)
+    };
+
+    let (daemon, client, peer) = start(&[]);
+    client.finish();
+    ended(&daemon, &peer, "finished");
+
+    let (daemon, client, peer) = start(&["--one-shot"]);
+    client.send(b"hello");
+    ended(&daemon, &peer, "one_shot");
+
+    let (daemon, client, peer) = start(&[]);
+    client.echo(b"hello");
+    daemon.signal(Signal::TERM);
+    client.expect_fin();
+    client.finish();
+    ended(&daemon, &peer, "drained");
+
+    let (daemon, client, peer) = start(&[]);
+    client.echo(b"hello");
+    client.reset();
+    ended(&daemon, &peer, "reset");
+
+    let (daemon, _client, peer) = start(&["--idle-timeout", "10ms"]);
+    ended(&daemon, &peer, "idle");
+
+    let (daemon, client, peer) = start(&["--drain-timeout", "10ms"]);
+    client.echo(b"hello");
+    daemon.signal(Signal::TERM);
+    ended(&daemon, &peer, "cut");
+
+    let (daemon, client, peer) = start(&["--drain-timeout", "1h"]);
+    client.echo(b"hello");
+    daemon.signal(Signal::TERM);
+    client.expect_fin();
+    daemon.signal(Signal::TERM);
+    ended(&daemon, &peer, "cut");
+}
+
+#[test]
+fn connections_of_a_unix_socket_are_told_at_debug_too() {
+    let directory = Directory::new();
+    let daemon = Daemon::start_unix(&directory.join("echo.sock"), &["-v"]);
+    let client = daemon.connect();
+    client.echo(b"hello");
+    client.finish();
+    client.expect_fin();
+    daemon.wait_for_log(|line| line.contains("finished") && numbers(line, "").contains(&5));
+}
+
+#[test]
+fn a_reader_of_stderr_that_goes_away_neither_stops_nor_slows_nor_ends_the_daemon() {
+    let (reader, writer) = pipe().unwrap();
+    let mut daemon = Daemon::with(&["-vv"]).stderr(writer).start();
+    drop(reader);
+    for round in 0..200 {
+        daemon.connect().echo(&pattern(round, 1000));
+    }
+    daemon.signal(Signal::USR1);
+    let client = daemon.connect();
+    client.exchange(&pattern(1, 1 << 20));
+    let cpu = daemon.cpu_time_during(Duration::from_millis(300));
+    assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU although nothing happens");
+    daemon.terminate_when_finished(client);
+}
+
+#[test]
+fn a_reader_of_stderr_that_stops_reading_neither_stops_nor_slows_nor_ends_the_daemon() {
+    let (mut reader, writer) = pipe().unwrap();
+    let mut daemon = Daemon::with(&["-vv"]).stderr(writer).start();
+    // Far more than a pipe holds: the lines at `trace` are several hundred bytes for each of these.
+    for round in 0..1000 {
+        daemon.connect().echo(&pattern(round, 100));
+    }
+    let client = daemon.connect();
+    client.echo(b"not stuck");
+    let cpu = daemon.cpu_time_during(Duration::from_millis(300));
+    assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU although nothing happens");
+
+    // It reads again, and finds whole lines, and then the counters, with what was dropped in them.
+    let mut log = read_some(&mut reader);
+    daemon.signal(Signal::USR1);
+    while !log.contains(" dropped\n") {
+        assert!(log.len() < 10 << 20, "no word of dropped lines");
+        log += &read_some(&mut reader);
+    }
+    let is_begun = |line: &&str| line.starts_with('[') || line.starts_with("echod: ");
+    assert_eq!(log.lines().find(|line| !is_begun(line)), None, "a line that begins nowhere");
+    let told = log.lines().rfind(|line| line.ends_with(" dropped")).unwrap();
+    assert!(numbers(told, "").last().is_some_and(|&dropped| dropped > 0), "{told}");
+    daemon.terminate_when_finished(client);
+}
+
+/// What a pipe has for us, once it has something.
+#[track_caller]
+fn read_some(reader: &mut PipeReader) -> String {
+    let timeout = Timespec::try_from(PATIENCE).unwrap();
+    let ready = poll(&mut [PollFd::new(reader, PollFlags::IN)], Some(&timeout)).unwrap();
+    assert_eq!(ready, 1, "nothing came");
+    let mut bytes = vec![0; 65_536];
+    let length = reader.read(&mut bytes).unwrap();
+    String::from_utf8(bytes[..length].to_vec()).unwrap()
+}
+
+#[test]
+fn a_full_disk_behind_stderr_is_borne() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut daemon = Daemon::with(&["-vv"]).stderr(full).start();
+    daemon.signal(Signal::USR1);
+    let client = daemon.connect();
+    client.exchange(&pattern(1, 300_000));
+    daemon.terminate_when_finished(client);
+}
+
+#[test]
+fn the_descriptors_that_others_share_stay_blocking() {
+    // O_NONBLOCK belongs to the open file, which the shell that gave it to us uses, too.
+    let (_out_reader, out) = pipe().unwrap();
+    let (_err_reader, err) = pipe().unwrap();
+    let (input, _in_writer) = pipe().unwrap();
+    let ours = [out.try_clone().unwrap(), err.try_clone().unwrap()];
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let start = Daemon::with(&["-vv", "--listen", &unix(&path)]);
+    let daemon = start.stdin(input.try_clone().unwrap()).stdout(out).stderr(err).spawn();
+    connect_when_it_listens(&daemon, &path).echo(b"hello");
+    let blocks = |flags: rustix::fs::OFlags| !flags.contains(rustix::fs::OFlags::NONBLOCK);
+    for pipe in &ours {
+        assert!(blocks(rustix::fs::fcntl_getfl(pipe).unwrap()));
+    }
+    assert!(blocks(rustix::fs::fcntl_getfl(&input).unwrap()));
+}
+
+#[test]
+fn started_with_closed_standard_descriptors_it_writes_no_log_into_a_peers_socket() {
+    // The next socket would get the free number 1 or 2, and with it whatever is written there.
+    for closed in ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"] {
+        let directory = Directory::new();
+        let path = directory.join("echo.sock");
+        let start = Daemon::with(&["-vv", "--listen", &unix(&path)]);
+        let (_reader, writer) = pipe().unwrap();
+        // The shell closes them itself; what we pass is only there to be closed.
+        let start =
+            start.shell(&format!("exec \"$@\" {closed}")).stdout(writer.try_clone().unwrap()).stderr(Stdio::null());
+        let mut daemon = start.spawn();
+        let clients: Vec<Client> = (0..5).map(|_| connect_when_it_listens(&daemon, &path)).collect();
+        daemon.signal(Signal::USR1);
+        for (number, client) in clients.iter().enumerate() {
+            client.echo(&pattern(number as u64, 1000));
+        }
+        daemon.signal(Signal::USR1);
+        clients.iter().for_each(Client::finish);
+        clients.iter().for_each(Client::expect_fin); // And not a byte more.
+        daemon.terminate();
+    }
+}
+
+#[test]
+fn a_closed_stdin_is_no_reason_to_stop() {
+    // Neither its end nor what comes over it concerns the daemon.
+    let (input, mut writer) = pipe().unwrap();
+    let mut daemon = Daemon::with(&[]).stdin(input).start();
+    writer.write_all(b"quit\n\x04").unwrap();
+    let client = daemon.connect();
+    client.echo(b"hello");
+    drop(writer);
+    client.echo(b"still here");
+    let asleep = || {
+        let before = daemon.sleeps();
+        std::thread::sleep(Duration::from_millis(50));
+        daemon.sleeps() == before
+    };
+    wait_until("it sleeps", asleep);
+    daemon.terminate_when_finished(client);
+}

@@ -1,0 +1,218 @@
+//! `--listen unix:PATH`: the life of the socket's file. Conversations over Unix sockets are in `connection.rs`.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::support::{Daemon, Directory, Signal, unix, wait_until};
+
+fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
+}
+
+/// The daemon refuses to start with status 1 and one line that names the path and has `reason` in it.
+#[track_caller]
+fn assert_refused(path: &Path, reason: &str) {
+    let finished = Daemon::with(&["--listen", &unix(path)]).run();
+    assert_eq!(finished.code, 1, "{}", finished.stderr);
+    let expected = format!("echod: cannot listen on {}: ", unix(path));
+    assert!(finished.stderr.starts_with(&expected), "{:?} does not begin with {expected:?}", finished.stderr);
+    assert!(finished.stderr.contains(reason), "{:?} does not say {reason:?}", finished.stderr);
+    assert_eq!((finished.stderr.lines().count(), finished.stdout.as_str()), (1, ""));
+}
+
+#[test]
+fn the_file_is_there_while_the_daemon_runs_and_removed_at_exit() {
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let mut daemon = Daemon::start_unix(&path, &[]);
+    assert_eq!(daemon.stdout(), format!("listening on unix://{}\n", path.display()));
+    assert!(is_socket(&path));
+    daemon.connect().echo(b"hello");
+    daemon.terminate();
+    assert!(!path.exists(), "the file is left behind");
+}
+
+#[test]
+fn the_file_is_removed_after_a_second_signal_and_a_cut_too() {
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let mut daemon = Daemon::start_unix(&path, &["--drain-timeout", "1h"]);
+    let client = daemon.connect();
+    client.echo(b"hello");
+    daemon.signal(Signal::TERM);
+    client.expect_fin();
+    daemon.signal(Signal::TERM);
+    daemon.expect_success();
+    assert!(!path.exists(), "after a second signal");
+
+    let mut daemon = Daemon::start_unix(&path, &["--drain-timeout", "10ms"]);
+    let client = daemon.connect();
+    client.echo(b"hello");
+    daemon.terminate();
+    assert!(!path.exists(), "after the drain timeout");
+}
+
+#[test]
+fn the_file_is_removed_when_the_start_fails_later() {
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let finished = Daemon::with(&["-l", &unix(&path), "-l", "192.0.2.1:0"]).run();
+    assert_eq!(finished.code, 1, "{}", finished.stderr);
+    assert!(!path.exists(), "the file is left behind");
+}
+
+#[test]
+fn a_stale_socket_is_replaced() {
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    drop(UnixListener::bind(&path).unwrap()); // std leaves the file: connecting says ECONNREFUSED.
+    Daemon::start_unix(&path, &[]).connect().echo(b"replaced");
+
+    // And one that the daemon itself left when it was killed.
+    let mut daemon = Daemon::start_unix(&path, &[]);
+    daemon.signal(Signal::KILL);
+    daemon.wait_exit(crate::support::PATIENCE);
+    assert!(is_socket(&path));
+    Daemon::start_unix(&path, &[]).connect().echo(b"replaced");
+}
+
+#[test]
+fn a_live_socket_is_an_error_and_left_alone() {
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let first = Daemon::start_unix(&path, &[]);
+    assert_refused(&path, "Address already in use (os error 98)");
+    first.connect().echo(b"undisturbed");
+}
+
+#[test]
+fn a_live_socket_with_a_full_queue_is_not_taken_for_a_stale_one() {
+    // Connecting to it says EAGAIN, or blocks: only ECONNREFUSED means stale.
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    listener.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+    listener.listen(1).unwrap();
+    let mut queued = Vec::new();
+    loop {
+        let client = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        client.set_nonblocking(true).unwrap();
+        match client.connect(&SockAddr::unix(&path).unwrap()) {
+            Ok(()) => queued.push(client),
+            Err(error) => break assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "{error}"),
+        }
+    }
+    assert_refused(&path, "Address already in use (os error 98)");
+    assert!(is_socket(&path));
+    assert!(listener.accept().is_ok(), "those in the queue are still there");
+}
+
+#[test]
+fn a_directory_is_an_error_and_left_alone() {
+    let directory = Directory::new();
+    let path = directory.join("a-directory");
+    fs::create_dir(&path).unwrap();
+    assert_refused(&path, "(os error 98)");
+    assert!(path.is_dir());
+}
+
+#[test]
+fn a_file_that_is_no_socket_is_an_error_and_left_alone() {
+    let directory = Directory::new();
+    let path = directory.join("precious");
+    fs::write(&path, "not to be lost").unwrap();
+    assert_refused(&path, "(os error 98)");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "not to be lost");
+
+    let link = directory.join("link");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    assert_refused(&link, "(os error 98)");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "not to be lost");
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_an_error() {
+    let directory = Directory::new();
+    assert_refused(&directory.join("nowhere/echo.sock"), "No such file or directory (os error 2)");
+}
+
+#[test]
+fn the_longest_path_is_served_and_one_byte_more_is_refused() {
+    // unix(7): 108 bytes with the NUL at the end. The message of a longer one is in `command_line.rs`.
+    let directory = Directory::new();
+    let room = 107 - directory.path().as_os_str().len() - 1;
+    let longest = directory.join(&"x".repeat(room));
+    Daemon::start_unix(&longest, &[]).connect().echo(b"just fits");
+
+    let too_long = directory.join(&"x".repeat(room + 1));
+    let finished = Daemon::with(&["--listen", &unix(&too_long)]).run();
+    assert_eq!((finished.code, finished.stderr.lines().count()), (2, 1), "{}", finished.stderr);
+}
+
+#[test]
+fn a_file_that_has_taken_the_place_of_ours_is_not_removed() {
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let mut first = Daemon::start_unix(&path, &[]);
+    fs::remove_file(&path).unwrap();
+    let second = Daemon::start_unix(&path, &[]);
+    let inode = fs::metadata(&path).unwrap().ino();
+    first.terminate();
+    assert_eq!(fs::metadata(&path).map(|file| file.ino()).ok(), Some(inode), "the other daemon's file is gone");
+    second.connect().echo(b"still served");
+}
+
+#[test]
+fn descriptors_that_come_with_a_message_hide_nothing_behind_it() {
+    // A read stops at SCM_RIGHTS (unix(7)) with more behind it, and no new edge.
+    let directory = Directory::new();
+    let daemon = Daemon::start_unix(&directory.join("echo.sock"), &[]);
+    let client = daemon.connect();
+    client.echo(b"open");
+    let descriptors = daemon.descriptors().len();
+    daemon.freeze();
+    client.send(b"before");
+    send_descriptor(&client.socket, b"with");
+    client.send(b"after");
+    client.finish();
+    daemon.thaw();
+    client.expect(b"beforewithafter");
+    client.expect_fin();
+    wait_until("no descriptor was taken over", || daemon.descriptors().len() < descriptors);
+}
+
+fn send_descriptor(socket: &Socket, bytes: &[u8]) {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let (passed, _other) = UnixStream::pair().unwrap();
+    let descriptors = [std::os::fd::AsFd::as_fd(&passed)];
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    let sent = sendmsg(socket, &[std::io::IoSlice::new(bytes)], &mut ancillary, SendFlags::empty()).unwrap();
+    assert_eq!(sent, bytes.len());
+}
+
+#[test]
+fn a_restart_while_the_old_daemon_drains_takes_the_path_over() {
+    // The listener closes first: from then on the file is stale, and the new daemon's file is not the old one's.
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let mut old = Daemon::start_unix(&path, &["--drain-timeout", "1h"]);
+    let client = old.connect();
+    client.echo(b"old");
+    old.signal(Signal::TERM);
+    client.expect_fin();
+    let new = Daemon::start_unix(&path, &[]);
+    new.connect().echo(b"new");
+    client.finish();
+    old.expect_success();
+    new.connect().echo(b"still new");
+    let mut rest = Vec::new();
+    (&client.socket).read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty());
+}

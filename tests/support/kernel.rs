@@ -1,0 +1,97 @@
+//! The kernel's own word on TCP sockets: `/proc/net/tcp` and `/proc/net/tcp6`.
+//!
+//! From there a test knows what no peer can see: how many bytes the daemon has not read yet, how many
+//! connections wait in a listen queue, what state the daemon's end is in.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// The states of RFC 9293, 3.3.2, as `/proc/net/tcp` numbers them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpState {
+    Established,
+    FinWait1,
+    FinWait2,
+    TimeWait,
+    CloseWait,
+    LastAck,
+    Listen,
+    Closing,
+    /// SYN-SENT, SYN-RECEIVED or CLOSED.
+    Other,
+}
+
+/// One end of a TCP connection, or a listener.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpSocket {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub state: TcpState,
+    /// Bytes that the other end's kernel has not acknowledged.
+    pub unacknowledged: usize,
+    /// Bytes that the owner has not read. Of a listener: connections that wait to be accepted.
+    pub unread: usize,
+}
+
+/// The socket from `local` to `remote`, if there is one.
+pub fn tcp_socket(local: SocketAddr, remote: SocketAddr) -> Option<TcpSocket> {
+    tcp_sockets(local.port()).into_iter().find(|socket| socket.local == local && socket.remote == remote)
+}
+
+/// How many connections wait to be accepted at this address.
+#[track_caller]
+pub fn listen_queue(address: SocketAddr) -> usize {
+    let listener = tcp_sockets(address.port())
+        .into_iter()
+        .find(|socket| socket.local == address && socket.state == TcpState::Listen);
+    listener.unwrap_or_else(|| panic!("nothing listens on {address}")).unread
+}
+
+/// All sockets with this local port.
+pub fn tcp_sockets(port: u16) -> Vec<TcpSocket> {
+    let local = format!(":{port:04X} ");
+    let mut sockets = Vec::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        let table = fs::read_to_string(table).unwrap_or_default(); // No tcp6 on a host without IPv6.
+        let lines = table.lines().skip(1).filter(|line| line.contains(&local));
+        sockets.extend(lines.filter_map(parse).filter(|socket| socket.local.port() == port));
+    }
+    sockets
+}
+
+/// `   0: 0100007F:270F 00000000:0000 0A 00000000:00000000 …`: number, local, remote, state, queues.
+fn parse(line: &str) -> Option<TcpSocket> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let local = parse_address(fields.next()?)?;
+    let remote = parse_address(fields.next()?)?;
+    let state = match fields.next()? {
+        "01" => TcpState::Established,
+        "04" => TcpState::FinWait1,
+        "05" => TcpState::FinWait2,
+        "06" => TcpState::TimeWait,
+        "08" => TcpState::CloseWait,
+        "09" => TcpState::LastAck,
+        "0A" => TcpState::Listen,
+        "0B" => TcpState::Closing,
+        _ => TcpState::Other,
+    };
+    let (unacknowledged, unread) = fields.next()?.split_once(':')?;
+    let number = |digits| usize::from_str_radix(digits, 16).ok();
+    Some(TcpSocket { local, remote, state, unacknowledged: number(unacknowledged)?, unread: number(unread)? })
+}
+
+/// The address is printed as one or four words in the byte order of the machine.
+fn parse_address(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let word = |index: usize| u32::from_str_radix(ip.get(index * 8..index * 8 + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let ip: IpAddr = if ip.len() == 8 {
+        Ipv4Addr::from(word(0)?).into()
+    } else {
+        let mut bytes = [0; 16];
+        for (index, part) in bytes.chunks_exact_mut(4).enumerate() {
+            part.copy_from_slice(&word(index)?);
+        }
+        Ipv6Addr::from(bytes).to_canonical()
+    };
+    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
+}
