@@ -306,8 +306,8 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
         self.state
     }
 
-    /// Whether it still owes an answer to what the kernel held when the drain began.
-    pub fn is_draining(&self) -> bool {
+    /// Whether it still owes an answer to what the kernel held when the drain began, or its FIN after that.
+    pub fn is_answering(&self) -> bool {
         matches!(self.state, State::Draining { .. } | State::Finishing(_))
     }
 }

@@ -117,6 +117,19 @@ impl<P: Protocol> Connections<P> {
         }
     }
 
+    /// Has a connection answer what the kernel holds for it, and then finish.
+    pub fn drain(&mut self, id: ConnectionId) {
+        if self.get_mut(id).is_some_and(Connection::drain) {
+            self.enqueue(id);
+        }
+    }
+
+    /// Whether anybody is about to answer what was held when the drain began. It ends: no more is owed than was held.
+    /// Linear in the connections, and asked only when the drain timeout has passed.
+    pub fn are_answering(&self) -> bool {
+        self.slab.iter().any(|(_, connection)| connection.queued && connection.is_answering())
+    }
+
     /// Keeps a connection for which there is no memory until a later time.
     pub fn starve(&mut self, id: ConnectionId, now: u64) {
         self.starved.push_back((now + STARVED_MS, id));

@@ -187,7 +187,7 @@ impl<P: Protocol> Server<P> {
         self.drained_by = self.clock.ms() + millis(self.settings.drain_timeout);
         self.acceptor.drain();
         for id in self.connections.ids() {
-            self.drain_connection(id);
+            self.connections.drain(id);
         }
         // Before the first FIN goes out: a peer that sees it and connects again is to be refused, not taken into a
         // queue that is about to be closed and reset. No more can wait than the backlog.
@@ -195,12 +195,6 @@ impl<P: Protocol> Server<P> {
             self.accept(observer)?;
         }
         Ok(())
-    }
-
-    fn drain_connection(&mut self, id: ConnectionId) {
-        if self.connections.get_mut(id).is_some_and(|connection| connection.drain()) {
-            self.connections.enqueue(id);
-        }
     }
 
     // ---- serve ----
@@ -278,7 +272,7 @@ impl<P: Protocol> Server<P> {
         self.connections.insert(id, connection);
         self.counters.accepted += 1;
         if self.drained_by != NEVER {
-            self.drain_connection(id);
+            self.connections.drain(id);
         }
         if let Some(timeout) = self.settings.idle_timeout {
             self.deadlines.arm(id.slot, now + millis(timeout));
@@ -292,7 +286,8 @@ impl<P: Protocol> Server<P> {
 
     // ---- expire ----
 
-    /// Closes what has been idle for too long, and ends a drain that is over.
+    /// Closes what has been idle for too long, and ends a drain that is over. Even at its end, what the kernel held is
+    /// answered as far as peers take it at once; only with a drain timeout near 0 is any of it left.
     fn expire(&mut self, observer: &mut impl Observer) {
         let now = self.clock.ms();
         for _ in 0..EXPIRIES_PER_TURN {
@@ -304,9 +299,8 @@ impl<P: Protocol> Server<P> {
         }
         if self.connections.is_empty() && self.acceptor.is_closed() {
             self.stopped = true;
-        } else if self.drained_by <= now && !self.can_accept() {
+        } else if self.drained_by <= now && !self.can_accept() && !self.connections.are_answering() {
             info!("the drain timeout has passed, open connections: {}", self.connections.len());
-            self.last_chance(observer);
             self.stop(observer);
         }
     }
@@ -329,21 +323,6 @@ impl<P: Protocol> Server<P> {
             self.close(id, Reason::Idle, observer);
         } else {
             self.deadlines.arm(slot, now + timeout - idle);
-        }
-    }
-
-    /// At the end of a drain: what the kernel held is still echoed, as far as peers take it at once. Only with a
-    /// drain timeout near 0 is anything of it left.
-    fn last_chance(&mut self, observer: &mut impl Observer) {
-        for id in self.connections.ids() {
-            // Bounded: each turn either moves bytes, of which no more are owed than were held, or is the last.
-            while self.connections.get_mut(id).is_some_and(|connection| connection.is_draining()) {
-                let before = self.bench.traffic;
-                self.turn(id, observer);
-                if self.bench.traffic == before {
-                    break;
-                }
-            }
         }
     }
 
