@@ -1,0 +1,14 @@
+//! The README says what is so.
+
+use std::process::Command;
+
+#[test]
+fn the_readme_holds_the_help_as_it_is_printed() {
+    let output = Command::new(env!("CARGO_BIN_EXE_echod")).arg("--help").output().expect("echod runs");
+    let help = String::from_utf8(output.stdout).expect("UTF-8");
+    let readme = include_str!("../README.md");
+    assert!(
+        readme.contains(&format!("```text\n{}\n```\n", help.trim_end())),
+        "README.md, \"Options\", and --help differ; this is --help:\n{help}"
+    );
+}
