@@ -16,6 +16,7 @@ pub mod pending;
 pub mod protocol;
 pub mod readiness;
 pub mod server;
+pub mod service;
 pub mod settings;
 pub mod signals;
 pub mod state;
