@@ -7,6 +7,7 @@ pub mod connection;
 pub mod connections;
 pub mod deadlines;
 pub mod descriptors;
+pub mod endpoint;
 pub mod listener;
 pub mod metrics;
 pub mod observer;

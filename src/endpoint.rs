@@ -1,0 +1,495 @@
+//! The HTTP of `--metrics`: `GET /metrics` and `GET /healthz`, on the echo's own loop.
+//!
+//! A second kind of source beside the echo, with a slab of its own: few and fixed is not many and moving. It shares the poller,
+//! the clock and the one thread, and nothing else: its exchanges are no connections, count nowhere, and
+//! go on while the server drains.
+//!
+//! Whoever watches must be let in when things go wrong. So each exchange that could be has its descriptor from the
+//! start ([`Reserve`]), and each has bounds on what it may hold (8 KiB of request), cost (a few reads a turn) and
+//! last (5 s).
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use mio::{Interest, Registry};
+use slab::Slab;
+use socket2::{Domain, Socket, Type};
+
+use crate::listener::{Address, BindError, ListenOptions, Listener, Verdict};
+use crate::metrics::{self, Process, Snapshot, TurnDurations};
+use crate::token::Source;
+use crate::transport::{Stream, Transport};
+
+/// Exchanges at once. A scraper or two and a few probes; whoever is one too many waits in the listen queue.
+const MOST_EXCHANGES: usize = 16;
+
+/// How long an exchange may take from its accept to its close.
+const EXCHANGE_MS: u64 = 5_000;
+
+/// The longest request line with all its headers.
+const LONGEST_REQUEST: usize = 8192;
+
+/// More headers than any scraper sends.
+const MOST_HEADERS: usize = 64;
+
+/// Reads and writes of one exchange in one turn. Two are enough for a request that comes whole.
+const STEPS_PER_TURN: usize = 4;
+
+/// How much of what comes after the request is read and dropped before we close all the same.
+const MOST_DISCARDED: usize = 1 << 20;
+
+/// How long accepting pauses where it fails for want of memory.
+const PAUSE_MS: u64 = 100;
+
+/// The endpoint's listener and whoever asks there.
+#[derive(Debug)]
+pub struct Endpoint {
+    listener: Listener,
+    exchanges: Slab<Exchange>,
+    reserve: Reserve,
+    /// When a pause of accepting ends.
+    resume_at: Option<u64>,
+    /// Whether an event has come that no turn has seen.
+    noted: bool,
+    turns: TurnDurations,
+    /// Since 1970.
+    started: Duration,
+}
+
+impl Endpoint {
+    /// Descriptors that it holds, all of them from the start: the listener, and the reserve.
+    pub const DESCRIPTORS: usize = 1 + Reserve::SIZE;
+
+    /// Binds the address. No SO_REUSEPORT, whatever the echo does: a scraper would meet now this process, now that.
+    pub fn bind(address: SocketAddr) -> Result<Endpoint, BindError> {
+        let options = ListenOptions { backlog: 64, reuse_port: false };
+        let listener = Address::Ip(address).bind(&options)?.remove(0);
+        Ok(Endpoint {
+            listener,
+            exchanges: Slab::with_capacity(MOST_EXCHANGES),
+            reserve: Reserve::default(),
+            resume_at: None,
+            noted: false,
+            turns: TurnDurations::default(),
+            started: SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default(),
+        })
+    }
+
+    /// Where it listens, as it is told on stdout: `http://127.0.0.1:9100`.
+    pub fn local(&self) -> String {
+        self.listener.local().replacen("tcp:", "http:", 1)
+    }
+
+    /// Makes the listener known to the poller, and fills the reserve.
+    pub fn register(&mut self, registry: &Registry) -> io::Result<()> {
+        self.reserve.fill(0);
+        registry.register(&mut self.listener, Source::Endpoint(0).into(), Interest::READABLE)
+    }
+
+    /// Marks what an event is about: 0 is the listener, others are exchanges. There is no generation here. An event for a former
+    /// owner of a slot makes the new one try once more than needed, which is harmless.
+    pub fn note(&mut self, index: u32) {
+        self.noted = true;
+        match index.checked_sub(1) {
+            None => self.listener.ready = true,
+            Some(slot) => {
+                if let Some(exchange) = self.exchanges.get_mut(slot as usize) {
+                    exchange.ready = true;
+                }
+            }
+        }
+    }
+
+    /// When [`Endpoint::turn`] wants to be called even if nothing happens, in milliseconds since the loop
+    /// started; 0 where work is left.
+    pub fn next_deadline(&self) -> Option<u64> {
+        if self.noted {
+            return Some(0);
+        }
+        // Linear in the exchanges: there are none as a rule, and sixteen at most.
+        let exchanges = self.exchanges.iter().map(|(_, exchange)| exchange.due);
+        exchanges.chain(self.resume_at).min()
+    }
+
+    /// Does what there is to do: lets in newcomers, runs each ready exchange once, ends those whose time is over.
+    pub fn turn(&mut self, now: u64, registry: &Registry, snapshot: &Snapshot<'_>) {
+        if self.next_deadline().is_none_or(|due| now < due) {
+            return;
+        }
+        self.noted = false;
+        self.accept(now, registry);
+        let mut page = Page { reserve: &mut self.reserve, turns: &self.turns, started: self.started, snapshot };
+        self.exchanges.retain(|_, exchange| {
+            let over = exchange.ready && exchange.turn(&mut page);
+            !over && now < exchange.due // Dropping it is close(2).
+        });
+        self.reserve.fill(self.exchanges.len());
+        // Whoever is left over, or waits for a slot that is free now, is not told of by another event.
+        self.noted = self.can_accept() || self.exchanges.iter().any(|(_, exchange)| exchange.ready);
+    }
+
+    /// Counts a turn of the loop that took so long.
+    pub fn record(&mut self, turn: Duration) {
+        self.turns.record(turn);
+    }
+
+    fn accept(&mut self, now: u64, registry: &Registry) {
+        if self.resume_at.is_some_and(|resume_at| resume_at <= now) {
+            self.resume_at = None;
+        }
+        // Bounded by the slots, and by the retries that it costs to see that nobody is there.
+        for _ in 0..2 * MOST_EXCHANGES {
+            if !self.can_accept() {
+                return;
+            }
+            self.reserve.release();
+            match self.listener.accept() {
+                Ok((stream, _)) => self.open(stream, now, registry),
+                Err(error) => match Verdict::of(&error) {
+                    Verdict::Empty => self.listener.ready = false,
+                    Verdict::Retry | Verdict::Gone => {}
+                    // Not Fatal, either: the echo goes on without its metrics.
+                    Verdict::Pause | Verdict::Fatal => self.resume_at = Some(now + PAUSE_MS),
+                },
+            }
+        }
+    }
+
+    /// Whether somebody may wait who could be let in now.
+    fn can_accept(&self) -> bool {
+        self.listener.ready && self.resume_at.is_none() && self.exchanges.len() < MOST_EXCHANGES
+    }
+
+    fn open(&mut self, mut stream: Stream, now: u64, registry: &Registry) {
+        let entry = self.exchanges.vacant_entry();
+        let token = Source::Endpoint(entry.key() as u32 + 1).into();
+        // Fails for want of memory. Then this one is closed; it will ask again.
+        if registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE).is_ok() {
+            let state = State::Asked(Vec::new());
+            // Ready before any event: as a rule the request is there already.
+            entry.insert(Exchange { stream, state, ready: true, due: now + EXCHANGE_MS });
+        }
+    }
+}
+
+/// Descriptors kept for the exchanges that may come, and one for the files under /proc. One is closed right before another is
+/// opened, so that an exchange gets its own also when connections have taken all the others.
+///
+/// This is not the spare descriptor of an accept loop that lets a newcomer in to turn it away: that one spins where
+/// accept(2) says EMFILE on an empty queue. Here the newcomer stays, and with a free descriptor, an empty queue is
+/// told as one.
+#[derive(Debug, Default)]
+struct Reserve {
+    /// Unconnected sockets: each is a file of its own, so it counts against the system's limit (ENFILE) as well as against
+    /// ours, which duplicates would not, and none needs a path, which /dev/null would.
+    sockets: Vec<Socket>,
+}
+
+impl Reserve {
+    const SIZE: usize = MOST_EXCHANGES + 1;
+
+    /// Closes one.
+    fn release(&mut self) {
+        self.sockets.pop();
+    }
+
+    /// Takes back what is not used by so many exchanges. What cannot be had now is tried again after the next turn.
+    fn fill(&mut self, exchanges: usize) {
+        self.sockets.truncate(Reserve::SIZE - exchanges);
+        while self.sockets.len() < Reserve::SIZE - exchanges {
+            match Socket::new(Domain::UNIX, Type::STREAM, None) {
+                Ok(socket) => self.sockets.push(socket),
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Makes the page of metrics when it is asked for.
+struct Page<'a> {
+    reserve: &'a mut Reserve,
+    turns: &'a TurnDurations,
+    started: Duration,
+    snapshot: &'a Snapshot<'a>,
+}
+
+impl Page<'_> {
+    fn metrics(&mut self) -> String {
+        self.reserve.release(); // For the files of /proc.
+        let process = Process::read(self.snapshot.counters.open(), self.started);
+        metrics::page(self.snapshot, self.turns, &process)
+    }
+}
+
+/// One request and its answer.
+#[derive(Debug)]
+struct Exchange {
+    stream: Stream,
+    state: State,
+    /// An event has come, and no call has said WouldBlock since.
+    ready: bool,
+    /// When it is closed, finished or not.
+    due: u64,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The request comes in: so much is there.
+    Asked(Vec<u8>),
+    /// The answer goes out: so much is left of it.
+    Answering(Vec<u8>),
+    /// The answer and our FIN are out. What still comes (a body, a second request) is read and dropped until the peer's
+    /// FIN, because closing with unread bytes sends RST, which can destroy the answer. So many bytes were.
+    Lingering(usize),
+}
+
+impl Exchange {
+    /// Goes on as far as it can within its budget. Returns whether it is over.
+    fn turn(&mut self, page: &mut Page<'_>) -> bool {
+        for _ in 0..STEPS_PER_TURN {
+            match self.step(page) {
+                Ok(over @ true) => return over,
+                Ok(false) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.ready = false;
+                    return false;
+                }
+                Err(_) => return true, // The peer is gone.
+            }
+        }
+        false
+    }
+
+    /// One system call, and what follows from it. Returns whether the exchange is over.
+    fn step(&mut self, page: &mut Page<'_>) -> io::Result<bool> {
+        let mut buffer = [0; LONGEST_REQUEST];
+        match &mut self.state {
+            State::Asked(request) => {
+                let read = self.stream.read(&mut buffer[request.len()..])?;
+                if read == 0 && request.is_empty() {
+                    return Ok(true); // A probe that only connects.
+                }
+                request.extend_from_slice(&buffer[request.len()..][..read]);
+                let finished = read == 0 || request.len() == LONGEST_REQUEST;
+                if let Some((resource, head_only)) = judge(request, finished) {
+                    self.state = State::Answering(answer(resource, head_only, page));
+                }
+                Ok(false)
+            }
+            State::Answering(left) => {
+                let written = self.stream.write(left)?;
+                left.drain(..written);
+                if left.is_empty() {
+                    self.stream.shutdown_write()?;
+                    self.state = State::Lingering(0);
+                }
+                Ok(false)
+            }
+            State::Lingering(discarded) => {
+                let read = self.stream.read(&mut buffer)?;
+                *discarded += read;
+                Ok(read == 0 || *discarded > MOST_DISCARDED)
+            }
+        }
+    }
+}
+
+/// What a request gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Resource {
+    Metrics,
+    Health,
+    BadRequest,
+    NotFound,
+    MethodNotAllowed,
+    RequestTooLarge,
+}
+
+/// What these bytes ask for, and whether only its head is wanted. `None`: that cannot be told yet; `finished` means that no more
+/// bytes will come, or may.
+///
+/// Called after every read, so a request that comes byte by byte is parsed as often: a few microseconds
+/// each, about what its packet costs. And what is no HTTP is answered at once, not after 5 s.
+fn judge(request: &[u8], finished: bool) -> Option<(Resource, bool)> {
+    let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+    let mut parsed = httparse::Request::new(&mut headers);
+    match parsed.parse(request) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) if !finished => return None,
+        Ok(httparse::Status::Partial) if request.len() < LONGEST_REQUEST => return Some((Resource::BadRequest, false)),
+        Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
+            return Some((Resource::RequestTooLarge, false));
+        }
+        // Also the preface of HTTP/2, which is made to fail here (RFC 9113, 3.4), and TLS.
+        Err(_) => return Some((Resource::BadRequest, false)),
+    }
+    // RFC 9112, 3.2: without exactly one Host, HTTP/1.1 is a bad request. HTTP/1.0 did not know it.
+    let hosts = parsed.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("host")).count();
+    if hosts > 1 || parsed.version == Some(1) && hosts == 0 {
+        return Some((Resource::BadRequest, false));
+    }
+    let resource = match path(parsed.path.unwrap_or("")) {
+        "/metrics" => Resource::Metrics,
+        "/healthz" => Resource::Health,
+        _ => Resource::NotFound,
+    };
+    Some(match (resource, parsed.method) {
+        (resource, Some("HEAD")) => (resource, true),
+        (Resource::NotFound, _) | (_, Some("GET")) => (resource, false),
+        _ => (Resource::MethodNotAllowed, false),
+    })
+}
+
+/// The path of a request's target, without a query. A proxy sends the whole URL (RFC 9112, 3.2.2: every server must
+/// understand it).
+fn path(target: &str) -> &str {
+    let from_path = match target.split_once("://") {
+        Some(("http" | "https", rest)) => rest.find('/').map_or("/", |slash| &rest[slash..]),
+        _ => target,
+    };
+    from_path.split_once('?').map_or(from_path, |(path, _)| path)
+}
+
+/// The whole answer. One that fits into the kernel's buffers: a peer that never reads costs us a slot for 5 s, nothing more.
+fn answer(resource: Resource, head_only: bool, page: &mut Page<'_>) -> Vec<u8> {
+    const TEXT: &str = "text/plain; charset=utf-8";
+    const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+    let (status, content_type, body) = match resource {
+        Resource::Metrics => ("200 OK", METRICS, page.metrics()),
+        Resource::Health if page.snapshot.draining => ("503 Service Unavailable", TEXT, "draining\n".into()),
+        Resource::Health => ("200 OK", TEXT, "ok\n".into()),
+        Resource::BadRequest => ("400 Bad Request", TEXT, "bad request\n".into()),
+        Resource::NotFound => ("404 Not Found", TEXT, "there are /metrics and /healthz\n".into()),
+        Resource::MethodNotAllowed => ("405 Method Not Allowed", TEXT, "GET and HEAD are allowed\n".into()),
+        Resource::RequestTooLarge => ("431 Request Header Fields Too Large", TEXT, "at most 8 KiB\n".into()),
+    };
+    let allow = if resource == Resource::MethodNotAllowed { "Allow: GET, HEAD\r\n" } else { "" };
+    let date = httpdate::fmt_http_date(SystemTime::now());
+    let length = body.len();
+    let mut answer = format!(
+        "HTTP/1.1 {status}\r\nDate: {date}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\
+         {allow}Cache-Control: no-store\r\nConnection: close\r\n\r\n"
+    );
+    if !head_only {
+        answer.push_str(&body);
+    }
+    answer.into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Counters;
+
+    /// What a request is told when it is all there.
+    fn asked(request: &[u8]) -> Option<Resource> {
+        judge(request, false).map(|(resource, _)| resource)
+    }
+
+    /// The answer to a request, as text.
+    fn answered(request: &[u8], draining: bool) -> String {
+        let (resource, head_only) = judge(request, false).expect("a whole request");
+        let snapshot = Snapshot { counters: &Counters::default(), accept_paused: false, draining };
+        let mut page = Page {
+            reserve: &mut Reserve::default(),
+            turns: &TurnDurations::default(),
+            started: Duration::ZERO,
+            snapshot: &snapshot,
+        };
+        String::from_utf8(answer(resource, head_only, &mut page)).expect("text")
+    }
+
+    #[test]
+    fn a_request_is_told_what_it_asks_for() {
+        use Resource::{BadRequest, Health, MethodNotAllowed, Metrics, NotFound};
+        for (request, resource) in [
+            ("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", Metrics),
+            ("GET /metrics HTTP/1.0\r\n\r\n", Metrics),
+            ("GET /metrics HTTP/1.0\n\n", Metrics),
+            ("HEAD /metrics HTTP/1.1\r\nhost: a\r\nAccept: */*\r\n\r\n", Metrics),
+            ("GET /metrics?name=a HTTP/1.1\r\nHost: a\r\n\r\n", Metrics),
+            ("GET http://a:9100/metrics HTTP/1.1\r\nHost: a:9100\r\n\r\n", Metrics),
+            ("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", Health),
+            ("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\nGET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", Health),
+            ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", NotFound),
+            ("GET http://a HTTP/1.1\r\nHost: a\r\n\r\n", NotFound),
+            ("GET /metrics/ HTTP/1.1\r\nHost: a\r\n\r\n", NotFound),
+            ("POST /nowhere HTTP/1.1\r\nHost: a\r\n\r\n", NotFound),
+            ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", NotFound),
+            ("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", MethodNotAllowed),
+            ("DELETE /healthz HTTP/1.1\r\nHost: a\r\n\r\n", MethodNotAllowed),
+            ("GET /metrics HTTP/1.1\r\n\r\n", BadRequest),
+            ("GET /metrics HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", BadRequest),
+            ("GET /metrics\r\n", BadRequest),
+            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", BadRequest),
+            ("hello\r\n", BadRequest),
+            ("\u{16}\u{3}\u{1}", BadRequest),
+            ("GET /metrics HTTP/1.1\r\nno colon\r\n\r\n", BadRequest),
+        ] {
+            assert_eq!(asked(request.as_bytes()), Some(resource), "{request:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_waited_for_as_long_as_it_can_become_one() {
+        let request = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n";
+        for length in 0..request.len() {
+            assert_eq!(asked(&request[..length]), None, "{length} bytes");
+        }
+        assert_eq!(judge(&request[..20], true), Some((Resource::BadRequest, false)), "the peer has finished within it");
+    }
+
+    #[test]
+    fn a_request_that_is_too_large_is_told_so() {
+        let mut request = b"GET /metrics HTTP/1.1\r\nHost: a\r\nX: ".to_vec();
+        request.resize(LONGEST_REQUEST, b'x');
+        assert_eq!(judge(&request, true), Some((Resource::RequestTooLarge, false)));
+        request.truncate(LONGEST_REQUEST - 4);
+        request.extend_from_slice(b"\r\n\r\n");
+        assert_eq!(judge(&request, true), Some((Resource::Metrics, false)), "8 KiB are not too large");
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(MOST_HEADERS + 1));
+        assert_eq!(asked(many.as_bytes()), Some(Resource::RequestTooLarge));
+    }
+
+    #[test]
+    fn head_is_the_answer_to_get_without_its_body() {
+        // The metrics would not do: the process's CPU time moves.
+        let get = answered(b"GET /healthz HTTP/1.0\r\n\r\n", false);
+        let head = answered(b"HEAD /healthz HTTP/1.0\r\n\r\n", false);
+        assert!(head.ends_with("\r\n\r\n") && head.contains("\r\nContent-Length: 3\r\n"));
+        let without_date = |text: &str| text.lines().filter(|line| !line.starts_with("Date:")).collect::<String>();
+        assert_eq!(without_date(&get), without_date(&head) + "ok");
+    }
+
+    #[test]
+    fn health_is_503_during_a_drain() {
+        let request = b"GET /healthz HTTP/1.0\r\n\r\n";
+        assert!(answered(request, false).starts_with("HTTP/1.1 200 OK\r\n"));
+        assert!(answered(request, true).starts_with("HTTP/1.1 503 Service Unavailable\r\n"));
+        assert!(answered(b"GET /metrics HTTP/1.0\r\n\r\n", true).starts_with("HTTP/1.1 200 OK\r\n"));
+    }
+
+    #[test]
+    fn an_answer_says_how_long_it_is_and_that_it_is_the_last() {
+        for request in
+            ["GET /metrics HTTP/1.0\r\n\r\n", "POST /metrics HTTP/1.0\r\n\r\n", "GET / HTTP/1.0\r\n\r\n", "-\r\n"]
+        {
+            let answer = answered(request.as_bytes(), false);
+            let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
+            assert!(head.contains("\r\nConnection: close"), "{head}");
+            assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())), "{head}");
+            assert_eq!(head.contains("\r\nAllow: GET, HEAD"), head.contains(" 405 "), "{head}");
+        }
+    }
+
+    #[test]
+    fn the_reserve_and_the_exchanges_hold_as_many_descriptors_together_at_all_times() {
+        let mut reserve = Reserve::default();
+        for exchanges in [0, 1, MOST_EXCHANGES, 3, 0] {
+            reserve.fill(exchanges);
+            assert_eq!(reserve.sockets.len() + exchanges, Reserve::SIZE);
+        }
+    }
+}
