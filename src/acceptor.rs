@@ -38,6 +38,8 @@ pub struct Acceptor {
     draining: bool,
     /// Accepts that failed, since the start: newcomers that were gone, and pauses.
     pub errors: u64,
+    /// Pauses, since the start. One that is renewed is the same.
+    pub pauses: u64,
 }
 
 impl Acceptor {
@@ -58,6 +60,7 @@ impl Acceptor {
             cap_logged: false,
             draining: false,
             errors: 0,
+            pauses: 0,
         })
     }
 
@@ -146,6 +149,7 @@ impl Acceptor {
     pub fn pause(&mut self, attempt: &str, error: &io::Error, now: u64) {
         self.resume_at = now + PAUSE_MS;
         if !mem::replace(&mut self.pause_logged, true) {
+            self.pauses += 1;
             warn!("cannot {attempt}: {error}; accepting pauses");
         }
     }

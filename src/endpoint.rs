@@ -16,6 +16,7 @@ use mio::{Interest, Registry};
 use slab::Slab;
 use socket2::{Domain, Socket, Type};
 
+use crate::clock::NEVER;
 use crate::listener::{Address, BindError, ListenOptions, Listener, Verdict};
 use crate::metrics::{self, Process, Snapshot, TurnDurations};
 use crate::token::Source;
@@ -48,8 +49,8 @@ pub struct Endpoint {
     listener: Listener,
     exchanges: Slab<Exchange>,
     reserve: Reserve,
-    /// When a pause of accepting ends.
-    resume_at: Option<u64>,
+    /// When a pause of accepting ends; [`NEVER`] while there is none.
+    resume_at: u64,
     /// Whether an event has come that no turn has seen.
     noted: bool,
     turns: TurnDurations,
@@ -69,7 +70,7 @@ impl Endpoint {
             listener,
             exchanges: Slab::with_capacity(MOST_EXCHANGES),
             reserve: Reserve::default(),
-            resume_at: None,
+            resume_at: NEVER,
             noted: false,
             turns: TurnDurations::default(),
             started: SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default(),
@@ -102,19 +103,18 @@ impl Endpoint {
     }
 
     /// When [`Endpoint::turn`] wants to be called even if nothing happens, in milliseconds since the loop
-    /// started; 0 where work is left.
-    pub fn next_deadline(&self) -> Option<u64> {
+    /// started, or [`NEVER`]; 0 where work is left.
+    pub fn next_deadline(&self) -> u64 {
         if self.noted {
-            return Some(0);
+            return 0;
         }
         // Linear in the exchanges: there are none as a rule, and sixteen at most.
-        let exchanges = self.exchanges.iter().map(|(_, exchange)| exchange.due);
-        exchanges.chain(self.resume_at).min()
+        self.exchanges.iter().map(|(_, exchange)| exchange.due).fold(self.resume_at, u64::min)
     }
 
     /// Does what there is to do: lets in newcomers, runs each ready exchange once, ends those whose time is over.
-    pub fn turn(&mut self, now: u64, registry: &Registry, snapshot: &Snapshot<'_>) {
-        if self.next_deadline().is_none_or(|due| now < due) {
+    pub fn turn(&mut self, now: u64, registry: &Registry, snapshot: &Snapshot) {
+        if now < self.next_deadline() {
             return;
         }
         self.noted = false;
@@ -130,13 +130,13 @@ impl Endpoint {
     }
 
     /// Counts a turn of the loop that took so long.
-    pub fn record(&mut self, turn: Duration) {
-        self.turns.record(turn);
+    pub fn record(&mut self, nanoseconds: u64) {
+        self.turns.record(nanoseconds);
     }
 
     fn accept(&mut self, now: u64, registry: &Registry) {
-        if self.resume_at.is_some_and(|resume_at| resume_at <= now) {
-            self.resume_at = None;
+        if self.resume_at <= now {
+            self.resume_at = NEVER;
         }
         // Bounded by the slots, and by the retries that it costs to see that nobody is there.
         for _ in 0..2 * MOST_EXCHANGES {
@@ -150,7 +150,7 @@ impl Endpoint {
                     Verdict::Empty => self.listener.ready = false,
                     Verdict::Retry | Verdict::Gone => {}
                     // Not Fatal, either: the echo goes on without its metrics.
-                    Verdict::Pause | Verdict::Fatal => self.resume_at = Some(now + PAUSE_MS),
+                    Verdict::Pause | Verdict::Fatal => self.resume_at = now + PAUSE_MS,
                 },
             }
         }
@@ -158,7 +158,7 @@ impl Endpoint {
 
     /// Whether somebody may wait who could be let in now.
     fn can_accept(&self) -> bool {
-        self.listener.ready && self.resume_at.is_none() && self.exchanges.len() < MOST_EXCHANGES
+        self.listener.ready && self.resume_at == NEVER && self.exchanges.len() < MOST_EXCHANGES
     }
 
     fn open(&mut self, mut stream: Stream, now: u64, registry: &Registry) {
@@ -211,7 +211,7 @@ struct Page<'a> {
     reserve: &'a mut Reserve,
     turns: &'a TurnDurations,
     started: Duration,
-    snapshot: &'a Snapshot<'a>,
+    snapshot: &'a Snapshot,
 }
 
 impl Page<'_> {
@@ -391,7 +391,7 @@ mod tests {
     /// The answer to a request, as text.
     fn answered(request: &[u8], draining: bool) -> String {
         let (resource, head_only) = judge(request, false).expect("a whole request");
-        let snapshot = Snapshot { counters: &Counters::default(), accept_paused: false, draining };
+        let snapshot = Snapshot { counters: Counters::default(), accept_paused: false, draining };
         let mut page = Page {
             reserve: &mut Reserve::default(),
             turns: &TurnDurations::default(),

@@ -11,6 +11,7 @@ pub mod endpoint;
 pub mod listener;
 pub mod metrics;
 pub mod observer;
+pub mod operators;
 pub mod options;
 pub mod output;
 pub mod pending;

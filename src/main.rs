@@ -4,11 +4,14 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use echod::endpoint::Endpoint;
 use echod::listener::{self, Listener};
 use echod::observer::Silent;
+use echod::operators::Operators;
 use echod::options::{Exit, Options};
 use echod::output::{self, Outlet};
 use echod::server::Server;
+use echod::service::{self, Notifier};
 use echod::settings::Settings;
 use echod::{descriptors, signals};
 use log::{info, warn};
@@ -18,8 +21,9 @@ fn main() -> ExitCode {
         Ok(options) => options,
         Err(exit) => return say_and_exit(&exit),
     };
+    let inherited = service::inherited(); // Before we open anything: see there.
     output::init_log(options.level);
-    match serve(&options) {
+    match inherited.and_then(|inherited| serve(&options, inherited)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             output::say(format_args!("echod: {message}"));
@@ -40,15 +44,16 @@ fn say_and_exit(exit: &Exit) -> ExitCode {
 }
 
 /// Everything between the command line and the exit status. The error is one line for a person.
-fn serve(options: &Options) -> Result<(), String> {
+fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     let limit = descriptors::raise_limit();
     // Before we listen, so that no signal finds us unprepared once somebody knows that we do.
     let signals = signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
-    let listeners = bind(options)?;
-    announce(&listeners).map_err(|error| format!("cannot write to stdout: {error}"))?;
+    let listeners = bind(options, inherited)?;
+    let operators = operators(options)?;
+    announce(&listeners, &operators).map_err(|error| format!("cannot write to stdout: {error}"))?;
 
     let asked = options.max_connections.map(|asked| asked as usize);
-    let max_connections = descriptors::cap(asked, limit, listeners.len());
+    let max_connections = descriptors::cap(asked, limit, listeners.len() + operators.descriptors());
     if let Some(asked) = asked.filter(|&asked| asked > max_connections) {
         warn!("--max-connections {asked} is lowered to {max_connections}: RLIMIT_NOFILE is {limit}");
     }
@@ -61,17 +66,19 @@ fn serve(options: &Options) -> Result<(), String> {
         buffer_size: options.buffer_size,
         busy_poll: options.busy_poll,
     };
-    let mut server: Server =
-        Server::new(settings, listeners, signals).map_err(|error| format!("cannot start polling: {error}"))?;
+    let cannot_poll = |error| format!("cannot start polling: {error}");
+    let mut server: Server = Server::new(settings, listeners, signals).map_err(cannot_poll)?;
+    server.attach(operators).map_err(cannot_poll)?;
     server.run(&mut Silent).map_err(|error| format!("cannot go on: {error}"))?;
     info!("stopped; {}", server.counters());
     Ok(())
 }
 
-/// Binds every address.
-fn bind(options: &Options) -> Result<Vec<Listener>, String> {
-    let mut listeners = Vec::new();
-    for address in &options.listen {
+/// Binds every address, beside the sockets that a service manager has passed. With those, the default is not bound.
+fn bind(options: &Options, inherited: Vec<Listener>) -> Result<Vec<Listener>, String> {
+    let mut listeners = inherited;
+    let wanted = if listeners.is_empty() || options.listen_given { &options.listen[..] } else { &[] };
+    for address in wanted {
         listeners.extend(address.bind(&options.listen_options()).map_err(|error| error.to_string())?);
     }
     if let Some(most) = listener::somaxconn().filter(|&most| most < options.backlog) {
@@ -80,11 +87,18 @@ fn bind(options: &Options) -> Result<Vec<Listener>, String> {
     Ok(listeners)
 }
 
+/// Whoever looks after us, by what the command line and the environment say.
+fn operators(options: &Options) -> Result<Operators, String> {
+    let endpoint = options.metrics.map(Endpoint::bind).transpose().map_err(|error| error.to_string())?;
+    Ok(Operators { endpoint, notifier: Notifier::from_env() })
+}
+
 /// Says where we listen, a line each, before the first accept.
-fn announce(listeners: &[Listener]) -> io::Result<()> {
+fn announce(listeners: &[Listener], operators: &Operators) -> io::Result<()> {
     let mut stdout = Outlet::new(io::stdout())?;
-    for listener in listeners {
-        stdout.announce(&format!("listening on {}", listener.local()))?;
+    let endpoint = operators.endpoint.iter().map(Endpoint::local);
+    for url in listeners.iter().map(Listener::local).chain(endpoint) {
+        stdout.announce(&format!("listening on {url}"))?;
     }
     Ok(())
 }

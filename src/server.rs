@@ -21,8 +21,9 @@ use crate::connection::{Connection, Workbench};
 use crate::connections::Connections;
 use crate::deadlines::Deadlines;
 use crate::listener::Listener;
-use crate::metrics::{Counters, Traffic};
+use crate::metrics::{Counters, Snapshot, Traffic};
 use crate::observer::Observer;
+use crate::operators::Operators;
 use crate::output;
 use crate::protocol::{Echo, Protocol};
 use crate::readiness::{INTEREST, Readable, readiness};
@@ -50,6 +51,7 @@ pub struct Server<P = Echo> {
     acceptor: Acceptor,
     connections: Connections<P>,
     deadlines: Deadlines,
+    operators: Operators,
     bench: Workbench,
     counters: Counters,
     clock: Clock,
@@ -74,6 +76,7 @@ impl<P: Protocol> Server<P> {
             signalled: false,
             connections: Connections::with_capacity(settings.max_connections.min(SLOTS_RESERVED)),
             deadlines: Deadlines::default(),
+            operators: Operators::default(),
             bench: Workbench { buffer: vec![0; settings.buffer_size].into(), ms: 0, traffic: Traffic::default() },
             counters: Counters::default(),
             clock: Clock::start(),
@@ -83,6 +86,13 @@ impl<P: Protocol> Server<P> {
             stopped: false,
             settings,
         })
+    }
+
+    /// Has the loop serve these, too.
+    pub fn attach(&mut self, mut operators: Operators) -> io::Result<()> {
+        operators.register(self.poll.registry())?;
+        self.operators = operators;
+        Ok(())
     }
 
     /// Serves until a signal has stopped it. Fails only where the loop itself cannot go on: the poller or a
@@ -99,13 +109,15 @@ impl<P: Protocol> Server<P> {
             self.accept(observer)?; // Newcomers after open peers: slots just freed are theirs.
             self.expire(observer); // Deadlines last: bytes that came in this turn count as life.
             observer.turn_over();
+            self.report();
         }
         Ok(())
     }
 
     /// What was counted so far.
     pub fn counters(&self) -> Counters {
-        Counters { traffic: self.bench.traffic, accept_errors: self.acceptor.errors, ..self.counters }
+        let (accept_errors, accept_pauses) = (self.acceptor.errors, self.acceptor.pauses);
+        Counters { traffic: self.bench.traffic, accept_errors, accept_pauses, ..self.counters }
     }
 
     // ---- wait ----
@@ -135,7 +147,8 @@ impl<P: Protocol> Server<P> {
         if work_left {
             return Some(Duration::ZERO);
         }
-        let due = [self.deadlines.next(), self.connections.next_starved(), self.acceptor.resume_at(), self.drained_by];
+        let (starved, operators) = (self.connections.next_starved(), self.operators.next_deadline());
+        let due = [self.deadlines.next(), starved, self.acceptor.resume_at(), self.drained_by, operators];
         let due = due.into_iter().fold(NEVER, u64::min);
         (due < NEVER).then(|| Duration::from_millis(due.saturating_sub(self.clock.ms())))
     }
@@ -148,7 +161,7 @@ impl<P: Protocol> Server<P> {
         match Source::from(event.token()) {
             Source::Signals => self.signalled = true,
             Source::Listener(index) => self.acceptor.note(index),
-            Source::Endpoint(_) => {}
+            Source::Endpoint(index) => self.operators.note(index),
             Source::Connection(id) => {
                 let (readable, writable) = readiness(event);
                 self.connections.note(id, readable, writable);
@@ -214,7 +227,10 @@ impl<P: Protocol> Server<P> {
         let turn = connection.turn(&mut self.bench, observer);
         match turn {
             Turn::Waits => {}
-            Turn::Again => self.connections.enqueue(id),
+            Turn::Again => {
+                self.counters.spent_budgets += 1;
+                self.connections.enqueue(id);
+            }
             Turn::Starved => self.connections.starve(id, self.clock.ms()),
             Turn::Ended(reason) => self.close(id, reason, observer),
         }
@@ -324,6 +340,20 @@ impl<P: Protocol> Server<P> {
         } else {
             self.deadlines.arm(slot, now + timeout - idle);
         }
+    }
+
+    /// The operators' part of a turn.
+    fn report(&mut self) {
+        if self.operators.is_empty() {
+            return;
+        }
+        let at_cap = self.connections.len() >= self.settings.max_connections;
+        let snapshot = Snapshot {
+            counters: self.counters(),
+            accept_paused: at_cap || self.acceptor.resume_at() < NEVER,
+            draining: self.drained_by < NEVER,
+        };
+        self.operators.turn(&self.clock, self.poll.registry(), &snapshot);
     }
 
     /// Stops at once: whoever is still there is cut.

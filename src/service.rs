@@ -15,6 +15,7 @@ use std::{env, io, process};
 use listenfd::ListenFd;
 use log::warn;
 
+use crate::clock::NEVER;
 use crate::listener::Listener;
 
 /// The first descriptor that is passed: SD_LISTEN_FDS_START.
@@ -75,6 +76,7 @@ pub struct Notifier {
     manager: SocketAddr,
     /// Half of WATCHDOG_USEC, in milliseconds.
     watchdog_every: Option<u64>,
+    /// [`NEVER`] without a watchdog.
     watchdog_due: u64,
     /// What the manager was told last. `None`: not even that we are ready.
     told: Option<Status>,
@@ -119,7 +121,7 @@ impl Notifier {
             socket,
             manager,
             watchdog_every,
-            watchdog_due: 0,
+            watchdog_due: if watchdog_every.is_some() { 0 } else { NEVER },
             told: None,
             seen: Status::default(),
             status_due: 0,
@@ -129,21 +131,20 @@ impl Notifier {
     }
 
     /// When [`Notifier::tick`] wants to be called even if nothing happens, in milliseconds since the loop started.
-    /// At once in the beginning, since READY is owed then.
-    pub fn next_deadline(&self) -> Option<u64> {
+    /// [`NEVER`] where nothing is owed; at once in the beginning, since READY is owed then.
+    pub fn next_deadline(&self) -> u64 {
         let status = match self.told {
-            Some(told) if told == self.seen => None,
-            Some(told) if told.draining == self.seen.draining => Some(self.status_due),
-            _ => Some(0),
+            Some(told) if told == self.seen => NEVER,
+            Some(told) if told.draining == self.seen.draining => self.status_due,
+            _ => 0,
         };
-        let watchdog = self.watchdog_every.map(|_| self.watchdog_due);
-        status.into_iter().chain(watchdog).min().map(|due| due.max(self.retry_at))
+        status.min(self.watchdog_due).max(self.retry_at)
     }
 
     /// Tells what is due at `now`, in milliseconds since the loop started: all of it in one datagram.
     pub fn tick(&mut self, now: u64, open: u64, draining: bool) {
         self.seen = Status { open, draining };
-        if self.next_deadline().is_none_or(|due| now < due) {
+        if now < self.next_deadline() {
             return;
         }
         let mut message = String::new();
@@ -174,7 +175,7 @@ impl Notifier {
         }
         self.told = Some(self.seen);
         self.status_due = now + STATUS_EVERY_MS;
-        self.watchdog_due = now + self.watchdog_every.unwrap_or(0);
+        self.watchdog_due = self.watchdog_every.map_or(NEVER, |every| now + every);
     }
 }
 
@@ -278,10 +279,10 @@ mod tests {
     #[test]
     fn ready_is_owed_at_once_and_told_once() {
         let (manager, mut notifier) = Manager::new(None);
-        assert_eq!(notifier.next_deadline(), Some(0));
+        assert_eq!(notifier.next_deadline(), 0);
         notifier.tick(0, 0, false);
         assert_eq!(manager.heard().as_deref(), Some("READY=1\nSTATUS=0 connections open\n"));
-        assert_eq!(notifier.next_deadline(), None, "nothing is due, so nothing wakes the loop");
+        assert_eq!(notifier.next_deadline(), NEVER, "nothing is due, so nothing wakes the loop");
         notifier.tick(9_999, 0, false);
         assert_eq!(manager.heard(), None);
     }
@@ -295,7 +296,7 @@ mod tests {
         notifier.tick(10, 1, false);
         notifier.tick(20, 2, false);
         assert_eq!(manager.heard(), None);
-        let due = notifier.next_deadline().expect("a change is owed");
+        let due = notifier.next_deadline();
         assert!(due <= 5_000);
         notifier.tick(due, 2, false);
         assert_eq!(manager.heard().as_deref(), Some("STATUS=2 connections open\n"));
@@ -305,7 +306,7 @@ mod tests {
 
         notifier.tick(60_010, 2, false);
         notifier.tick(60_020, 1, false);
-        assert_eq!(notifier.next_deadline(), None, "back to what was told");
+        assert_eq!(notifier.next_deadline(), NEVER, "back to what was told");
     }
 
     #[test]
@@ -324,12 +325,12 @@ mod tests {
         let (manager, mut notifier) = Manager::new(Some(15_000));
         notifier.tick(0, 0, false);
         assert!(manager.heard().expect("a message").ends_with("WATCHDOG=1\n"));
-        assert_eq!(notifier.next_deadline(), Some(15_000));
+        assert_eq!(notifier.next_deadline(), 15_000);
         notifier.tick(14_999, 0, false);
         assert_eq!(manager.heard(), None);
         notifier.tick(15_003, 0, false);
         assert_eq!(manager.heard().as_deref(), Some("WATCHDOG=1\n"));
-        assert_eq!(notifier.next_deadline(), Some(30_003));
+        assert_eq!(notifier.next_deadline(), 30_003);
     }
 
     #[test]
@@ -341,7 +342,7 @@ mod tests {
             (now, told) = (now + 1, told + 1);
             assert!(told < 100_000, "its queue never fills");
         }
-        let due = notifier.next_deadline().expect("the watchdog is owed");
+        let due = notifier.next_deadline();
         assert!(due > now, "no spinning: due at {due}, now {now}");
         while manager.heard().is_some() {}
         notifier.tick(due, 0, true);
@@ -356,7 +357,7 @@ mod tests {
         drop(manager);
         notifier.tick(0, 0, false);
         assert!(notifier.complained);
-        assert_eq!(notifier.next_deadline(), None);
+        assert_eq!(notifier.next_deadline(), NEVER);
     }
 
     #[test]

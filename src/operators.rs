@@ -1,0 +1,63 @@
+//! Who looks after the daemon: the service manager, and whoever asks for its metrics. Each is there or not, and
+//! has its say at the end of a turn.
+
+use std::io;
+
+use mio::Registry;
+
+use crate::clock::{Clock, NEVER};
+use crate::endpoint::Endpoint;
+use crate::metrics::Snapshot;
+use crate::service::Notifier;
+
+/// Both of them. Where neither is, a turn costs two comparisons more.
+#[derive(Debug, Default)]
+pub struct Operators {
+    /// The HTTP of `--metrics`.
+    pub endpoint: Option<Endpoint>,
+    /// The way to a service manager that wants to hear from us.
+    pub notifier: Option<Notifier>,
+}
+
+impl Operators {
+    /// How many descriptors they hold.
+    pub fn descriptors(&self) -> usize {
+        self.endpoint.as_ref().map_or(0, |_| Endpoint::DESCRIPTORS)
+            + self.notifier.as_ref().map_or(0, |_| Notifier::DESCRIPTORS)
+    }
+
+    /// Makes the endpoint known to the poller.
+    pub fn register(&mut self, registry: &Registry) -> io::Result<()> {
+        self.endpoint.as_mut().map_or(Ok(()), |endpoint| endpoint.register(registry))
+    }
+
+    /// Marks what an event of [`Source::Endpoint`](crate::token::Source::Endpoint) is about.
+    pub fn note(&mut self, index: u32) {
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.note(index);
+        }
+    }
+
+    /// Whether there is nobody.
+    pub fn is_empty(&self) -> bool {
+        self.endpoint.is_none() && self.notifier.is_none()
+    }
+
+    /// When one of them wants a turn even if nothing happens, in milliseconds since the loop started, or [`NEVER`].
+    pub fn next_deadline(&self) -> u64 {
+        let endpoint = self.endpoint.as_ref().map_or(NEVER, Endpoint::next_deadline);
+        let notifier = self.notifier.as_ref().map_or(NEVER, Notifier::next_deadline);
+        endpoint.min(notifier)
+    }
+
+    /// The end of a turn: tells the service manager, answers who asks, and measures how long all of it took.
+    pub fn turn(&mut self, clock: &Clock, registry: &Registry, snapshot: &Snapshot) {
+        if let Some(notifier) = &mut self.notifier {
+            notifier.tick(clock.ms(), snapshot.counters.open(), snapshot.draining);
+        }
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.turn(clock.ms(), registry, snapshot);
+            endpoint.record(clock.since_tick());
+        }
+    }
+}
