@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     match inherited.and_then(|inherited| serve(&options, inherited)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            output::say(format_args!("echod: {message}"));
+            output::complain(format_args!("echod: {message}"));
             ExitCode::FAILURE
         }
     }
@@ -35,9 +35,9 @@ fn main() -> ExitCode {
 /// `--help` and `--version` go to stdout, what is wrong with the command line to stderr.
 fn say_and_exit(exit: &Exit) -> ExitCode {
     if !exit.to_stdout {
-        output::say(&exit.message);
+        output::complain(&exit.message);
     } else if let Err(error) = writeln!(io::stdout(), "{}", exit.message) {
-        output::say(format_args!("echod: cannot write to stdout: {error}"));
+        output::complain(format_args!("echod: cannot write to stdout: {error}"));
         return ExitCode::FAILURE;
     }
     ExitCode::from(exit.status)

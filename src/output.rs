@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::{env, fmt};
 
 use env_logger::WriteStyle;
-use log::LevelFilter;
+use log::{Level, LevelFilter};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::SendFlags;
@@ -154,6 +154,11 @@ pub fn say(line: impl fmt::Display) {
     write_to_stderr(line.to_string().as_bytes());
 }
 
+/// As [`say`], for what ends the daemon: in the journal it is an error.
+pub fn complain(line: impl fmt::Display) {
+    if stderr_is_the_journal() { say(format_args!("{}{line}", priority(Level::Error))) } else { say(line) }
+}
+
 fn write_to_stderr(line: &[u8]) {
     match &mut *stderr() {
         Some(outlet) => outlet.write_line(line),
@@ -202,10 +207,37 @@ pub fn init_log(level: LevelFilter) {
     builder
         .target(env_logger::Target::Pipe(Box::new(stderr_log_writer())))
         .write_style(if colour { WriteStyle::Always } else { WriteStyle::Never })
-        .format_timestamp_millis() // In UTC. (The journal has its own; JOURNAL_STREAM would tell.)
+        .format_timestamp_millis() // In UTC.
         .format_target(false);
+    if stderr_is_the_journal() {
+        // The journal has its own timestamps, and knows levels by a prefix that it takes off: sd-daemon(3).
+        builder.format(|out, record| writeln!(out, "{}{}", priority(record.level()), record.args()));
+    }
     // It fails only where a logger is set already, and then that one logs.
     let _ = builder.try_init();
+}
+
+/// Whether stderr goes to the journal: systemd says so in JOURNAL_STREAM, which names the socket by device and inode. The
+/// variable alone proves nothing, since it is inherited by those whose stderr goes elsewhere: systemd.exec(5).
+fn stderr_is_the_journal() -> bool {
+    env::var("JOURNAL_STREAM").is_ok_and(|stream| names(&stream, io::stderr()))
+}
+
+fn names(stream: &str, descriptor: impl AsFd) -> bool {
+    let Ok(is) = rustix::fs::fstat(descriptor) else { return false };
+    stream
+        .split_once(':')
+        .is_some_and(|(device, inode)| device.parse() == Ok(is.st_dev) && inode.parse() == Ok(is.st_ino))
+}
+
+/// syslog(3) has one level below `info`.
+fn priority(level: Level) -> &'static str {
+    match level {
+        Level::Error => "<3>",
+        Level::Warn => "<4>",
+        Level::Info => "<6>",
+        Level::Debug | Level::Trace => "<7>",
+    }
 }
 
 #[cfg(test)]
@@ -403,5 +435,18 @@ mod tests {
         let before = lines_dropped();
         outlet.write_line(b"nobody is there");
         assert!(lines_dropped() > before);
+    }
+
+    #[test]
+    fn the_journal_is_known_by_device_and_inode() {
+        let (_reader, stderr) = UnixStream::pair().expect("a pair");
+        let is = rustix::fs::fstat(&stderr).expect("a socket");
+        assert!(names(&format!("{}:{}", is.st_dev, is.st_ino), &stderr));
+        for other in [format!("{}:{}", is.st_dev, is.st_ino + 1), format!("{}:{}", is.st_dev + 1, is.st_ino)] {
+            assert!(!names(&other, &stderr), "{other}");
+        }
+        for nonsense in ["", ":", "8:", "a:b", "8:-1", "8"] {
+            assert!(!names(nonsense, &stderr), "{nonsense}");
+        }
     }
 }
