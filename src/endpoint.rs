@@ -119,6 +119,7 @@ impl Endpoint {
         }
         self.noted = false;
         self.accept(now, registry);
+        self.reserve.fill(self.exchanges.len());
         let mut page = Page { reserve: &mut self.reserve, turns: &self.turns, started: self.started, snapshot };
         self.exchanges.retain(|_, exchange| {
             let over = exchange.ready && exchange.turn(&mut page);
@@ -194,14 +195,17 @@ impl Reserve {
         self.sockets.pop();
     }
 
-    /// Takes back what is not used by so many exchanges. What cannot be had now is tried again after the next turn.
+    /// Takes one back. Where that fails, the end of the next turn tries again.
+    fn refill(&mut self) {
+        self.sockets.extend(Socket::new(Domain::UNIX, Type::STREAM, None));
+    }
+
+    /// Takes back what is not used by so many exchanges.
     fn fill(&mut self, exchanges: usize) {
-        self.sockets.truncate(Reserve::SIZE - exchanges);
-        while self.sockets.len() < Reserve::SIZE - exchanges {
-            match Socket::new(Domain::UNIX, Type::STREAM, None) {
-                Ok(socket) => self.sockets.push(socket),
-                Err(_) => return,
-            }
+        let wanted = Reserve::SIZE - exchanges;
+        self.sockets.truncate(wanted);
+        for _ in self.sockets.len()..wanted {
+            self.refill();
         }
     }
 }
@@ -218,6 +222,7 @@ impl Page<'_> {
     fn metrics(&mut self) -> String {
         self.reserve.release(); // For the files of /proc.
         let process = Process::read(self.snapshot.counters.open(), self.started);
+        self.reserve.refill();
         metrics::page(self.snapshot, self.turns, &process)
     }
 }

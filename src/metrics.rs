@@ -196,8 +196,9 @@ pub struct Process {
 }
 
 impl Process {
-    /// Asks. Opens one file at a time, of /proc, and closes it again. `open` is the number of our connections,
-    /// `started` the time since 1970 at which the process began.
+    /// Asks. This opens one file of /proc at a time, for which the caller has just closed a descriptor of its reserve; that one is
+    /// counted as open all the same. `open` is the number of our connections, `started` the time since 1970 at which
+    /// the process began.
     #[cfg(target_os = "linux")]
     pub fn read(open: u64, started: Duration) -> Process {
         let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
@@ -244,12 +245,10 @@ impl Process {
 fn open_fds(open_connections: u64) -> Option<u64> {
     const COUNTED_AT_MOST: u64 = 10_000;
     match std::fs::metadata("/proc/self/fd").ok()?.len() {
-        // One of them is the directory, open only while we count.
-        0 if open_connections <= COUNTED_AT_MOST => {
-            Some((std::fs::read_dir("/proc/self/fd").ok()?.count() as u64).saturating_sub(1))
-        }
+        // The directory is open while we count, in the place of the caller's descriptor.
+        0 if open_connections <= COUNTED_AT_MOST => Some(std::fs::read_dir("/proc/self/fd").ok()?.count() as u64),
         0 => None,
-        count => Some(count),
+        count => Some(count + 1), // And here that place is empty.
     }
 }
 
