@@ -1,0 +1,168 @@
+//! Socket activation: the descriptors that a service manager passes.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Stdio;
+
+use crate::support::{Address, Client, Daemon, Directory, Start, eventually, has_program, pattern};
+
+/// What a service manager does between fork and exec, for one socket, which the shell has as its stdin.
+const PASS_ONE: &str = r#"LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 0</dev/null"#;
+
+/// The same for two; the second is the shell's stderr, so nothing of the log is seen.
+const PASS_TWO: &str = r#"LISTEN_FDS=2 LISTEN_PID=$$ exec "$@" 3<&0 4<&2 0</dev/null 2>/dev/null"#;
+
+/// The daemon with these arguments and nothing else, given this as its descriptor 3.
+fn activated(arguments: &[&str], socket: impl Into<OwnedFd>) -> Start {
+    Daemon::with(arguments).without_listen().shell(PASS_ONE).stdin(Stdio::from(socket.into()))
+}
+
+fn tcp_listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+#[test]
+fn a_passed_tcp_listener_is_served_and_the_default_is_not_bound() {
+    let (listener, address) = tcp_listener();
+    let early = Client::connect(&Address::Tcp(address));
+    early.send(b"before there was a daemon");
+    let mut daemon = activated(&[], listener).start();
+    assert_eq!(daemon.stdout(), format!("listening on tcp://{address}\n"));
+
+    early.expect(b"before there was a daemon");
+    // The socket came blocking: left so, the loop would stand still in accept(2) from here on.
+    let [one, two] = [daemon.connect(), daemon.connect()];
+    one.exchange(&pattern(1, 1_000_000));
+    two.echo(b"two");
+    one.echo(b"one");
+    assert!(one.far_end().is_some());
+    drop([early, one, two]);
+    daemon.terminate();
+    assert_eq!(daemon.whole_stdout().lines().count(), 1);
+}
+
+#[test]
+fn a_passed_socket_becomes_non_blocking_and_close_on_exec() {
+    let (listener, _) = tcp_listener();
+    let daemon = activated(&[], listener).start();
+    let info = daemon.proc("fdinfo/3");
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("flags");
+    let flags = u32::from_str_radix(flags.trim(), 8).unwrap();
+    let (nonblock, cloexec) = (0o4000, 0o2_000_000); // open(2), as the kernel has them on this architecture.
+    if cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+        assert_eq!(flags & nonblock, nonblock, "{flags:o}");
+        assert_eq!(flags & cloexec, cloexec, "{flags:o}");
+    }
+}
+
+#[test]
+fn a_passed_unix_listener_is_served_and_its_file_stays() {
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let mut daemon = activated(&[], UnixListener::bind(&path).unwrap()).start();
+    assert_eq!(daemon.stdout(), format!("listening on unix://{}\n", path.display()));
+    daemon.connect().exchange(&pattern(1, 1_000_000));
+    daemon.terminate();
+    assert!(path.exists(), "the file is the service manager's");
+}
+
+#[test]
+fn two_passed_sockets_are_served_both() {
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let (listener, address) = tcp_listener();
+    let unix = OwnedFd::from(UnixListener::bind(&path).unwrap());
+    let start = Daemon::with(&[]).without_listen().shell(PASS_TWO).stdin(OwnedFd::from(listener));
+    let daemon = start.stderr(unix).listeners(2).start();
+    assert_eq!(daemon.addresses(), [Address::Tcp(address), Address::Unix(path)]);
+    for address in daemon.addresses() {
+        Client::connect(address).echo(b"hello");
+    }
+}
+
+#[test]
+fn an_explicit_address_is_bound_beside_a_passed_socket() {
+    let (listener, address) = tcp_listener();
+    let start = Daemon::with(&["--listen=127.0.0.1:0"]).shell(PASS_ONE).stdin(OwnedFd::from(listener));
+    let daemon = start.listeners(2).start();
+    assert_eq!(daemon.addresses()[0], Address::Tcp(address));
+    assert_ne!(daemon.addresses()[1], daemon.addresses()[0]);
+    for address in daemon.addresses() {
+        Client::connect(address).echo(b"hello");
+    }
+}
+
+#[test]
+fn what_is_passed_to_another_process_is_not_touched() {
+    let (listener, address) = tcp_listener();
+    let other = r#"LISTEN_FDS=1 LISTEN_PID=1 exec "$@" 3<&0 0</dev/null"#;
+    let start = Daemon::with(&["--listen=127.0.0.1:0"]).shell(other).stdin(OwnedFd::from(listener));
+    let daemon = start.start();
+    assert_ne!(daemon.address(), &Address::Tcp(address));
+    daemon.connect().echo(b"hello");
+    assert_eq!(daemon.stdout().lines().count(), 1);
+}
+
+#[test]
+fn whatever_is_no_stream_listener_is_an_error() {
+    let directory = Directory::new();
+    let file = directory.join("file");
+    fs::write(&file, "").unwrap();
+    let (connected, _peer) = UnixStream::pair().unwrap();
+    let (listener, address) = tcp_listener();
+    let tcp_connected = std::net::TcpStream::connect(address).unwrap();
+    let wrong: [(&str, OwnedFd); 5] = [
+        ("a datagram socket", UdpSocket::bind("127.0.0.1:0").unwrap().into()),
+        ("a connected Unix socket", connected.into()),
+        ("a connected TCP socket", tcp_connected.into()),
+        ("a file", fs::File::open(&file).unwrap().into()),
+        ("a pipe", std::io::pipe().unwrap().0.into()),
+    ];
+    for (what, descriptor) in wrong {
+        let finished = activated(&[], descriptor).run();
+        assert_eq!(finished.code, 1, "{what}");
+        assert_eq!(finished.stdout, "", "{what}");
+        let start = "echod: cannot listen on descriptor 3, which LISTEN_FDS names: it is ";
+        assert!(finished.stderr.starts_with(start), "{what}: {}", finished.stderr);
+        assert_eq!(finished.stderr.lines().count(), 1, "{what}: {}", finished.stderr);
+    }
+    drop(listener);
+}
+
+#[test]
+fn a_descriptor_that_is_not_there_or_a_wrong_number_is_an_error() {
+    for (count, says) in
+        [("2", "descriptor 4"), ("no", "LISTEN_FDS"), ("-1", "LISTEN_FDS"), ("4000000000", "LISTEN_FDS")]
+    {
+        let (listener, _) = tcp_listener();
+        let script = format!(r#"LISTEN_FDS={count} LISTEN_PID=$$ exec "$@" 3<&0 0</dev/null"#);
+        let start = Daemon::with(&[]).without_listen().shell(&script).stdin(OwnedFd::from(listener));
+        let finished = start.run();
+        assert_eq!(finished.code, 1, "{count}");
+        assert!(finished.stderr.starts_with("echod: ") && finished.stderr.contains(says), "{}", finished.stderr);
+        assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
+    }
+}
+
+#[test]
+fn systemd_socket_activate_passes_a_socket_that_is_served() {
+    if !has_program("systemd-socket-activate") {
+        return crate::skip_for_want_of("systemd-socket-activate");
+    }
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let wrapper = ["systemd-socket-activate", "--listen", path.to_str().unwrap()];
+    let mut daemon = Daemon::with(&[]).without_listen().through(&wrapper).spawn();
+    // It starts the daemon when the first connection comes, in its own place.
+    let address = Address::Unix(path.clone());
+    let client = eventually("systemd-socket-activate listens", || Client::try_connect(&address).ok());
+    client.exchange(&pattern(1, 1_000_000));
+    assert_eq!(daemon.stdout(), format!("listening on unix://{}\n", path.display()));
+    Client::connect(&address).echo(b"and the next");
+    daemon.terminate_when_finished(client);
+    assert!(path.exists());
+}

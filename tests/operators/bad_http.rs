@@ -1,0 +1,204 @@
+//! Bad HTTP: it gets the status that it deserves, and neither kills nor blocks nor leaks.
+
+use std::time::{Duration, Instant};
+
+use crate::http::{answer, ask, endpoint, get};
+use crate::support::{Client, Daemon, Random, pattern, wait_until};
+
+const METRICS: &str = "--metrics=127.0.0.1:0";
+
+/// How long an exchange may take.
+const EXCHANGE: Duration = Duration::from_secs(5);
+
+#[test]
+fn each_wrong_request_gets_its_status() {
+    let daemon = Daemon::start(&[METRICS]);
+    let host = "Host: echod\r\n";
+    for (status, request) in [
+        (404, format!("GET / HTTP/1.1\r\n{host}\r\n")),
+        (404, format!("GET /metrics/ HTTP/1.1\r\n{host}\r\n")),
+        (404, format!("GET /../metrics HTTP/1.1\r\n{host}\r\n")),
+        (405, format!("POST /metrics HTTP/1.1\r\n{host}Content-Length: 5\r\n\r\nhello")),
+        (405, format!("PUT /healthz HTTP/1.1\r\n{host}\r\n")),
+        (405, format!("get /healthz HTTP/1.1\r\n{host}\r\n")),
+        (400, "GET /metrics HTTP/1.1\r\n\r\n".into()),
+        (400, "GET /metrics HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".into()),
+        (400, format!("GET  /metrics HTTP/1.1\r\n{host}\r\n")),
+        (400, format!("GET /metrics HTTP/3.0\r\n{host}\r\n")),
+        (400, format!("GET /metrics HTTP/1.1\r\n{host}no colon\r\n\r\n")),
+        (400, "GET /metrics\r\n".into()),
+        (400, "hello\r\n".into()),
+        (400, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into()),
+        (431, format!("GET /metrics HTTP/1.1\r\n{host}{}\r\n", "a: b\r\n".repeat(1000))),
+        (431, format!("GET /metrics HTTP/1.1\r\n{host}X: {}\r\n\r\n", "x".repeat(10_000))),
+        (431, format!("GET /{} HTTP/1.1\r\n{host}\r\n", "x".repeat(10_000))),
+    ] {
+        let shown = &request[..request.len().min(60)];
+        let answer = ask(&daemon, &request);
+        assert_eq!(answer.status, status, "{shown:?}");
+        assert_eq!(answer.header("connection"), "close", "{shown:?}");
+        assert_eq!(answer.header("content-length"), answer.body.len().to_string(), "{shown:?}");
+        assert_eq!(answer.headers.get("allow").is_some_and(|allow| allow == "GET, HEAD"), status == 405, "{shown:?}");
+    }
+    assert_eq!(get(&daemon, "/healthz").status, 200);
+}
+
+#[test]
+fn a_tls_hello_and_binary_garbage_are_answered_at_once() {
+    let daemon = Daemon::start(&[METRICS]);
+    let start = Instant::now();
+    for request in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], &[0; 100], &[0xff; 100]] {
+        assert_eq!(ask(&daemon, request).status, 400, "{request:?}");
+    }
+    assert!(start.elapsed() < EXCHANGE, "no waiting for the end of what is no request");
+}
+
+#[test]
+fn endless_headers_end_at_8_kib() {
+    let daemon = Daemon::start(&[METRICS]);
+    let client = Client::connect(endpoint(&daemon));
+    client.send(b"GET /metrics HTTP/1.1\r\nHost: echod\r\nX: ");
+    let mut sent = 0;
+    while sent < 100_000 && client.send_what_fits(&[b'x'; 100]).is_ok() {
+        sent += 100;
+    }
+    assert_eq!(answer(&client).status, 431);
+}
+
+#[test]
+fn of_pipelined_requests_the_first_is_answered_and_no_reset_destroys_the_answer() {
+    let daemon = Daemon::start(&[METRICS]);
+    let request = "GET /healthz HTTP/1.1\r\nHost: echod\r\n\r\n";
+    let answer = ask(&daemon, request.to_owned() + &"GET /metrics HTTP/1.1\r\nHost: echod\r\n\r\n".repeat(3000));
+    assert_eq!((answer.status, answer.body.as_str()), (200, "ok\n"));
+}
+
+#[test]
+fn a_body_that_nobody_wants_does_not_destroy_the_answer() {
+    let daemon = Daemon::start(&[METRICS]);
+    let client = Client::connect(endpoint(&daemon));
+    client.send(b"POST /metrics HTTP/1.1\r\nHost: echod\r\nContent-Length: 500000\r\n\r\n");
+    client.send(&vec![b'x'; 500_000]);
+    assert_eq!(answer(&client).status, 405);
+}
+
+#[test]
+fn who_sends_without_end_after_the_answer_is_cut() {
+    let daemon = Daemon::start(&[METRICS]);
+    let client = Client::connect(endpoint(&daemon));
+    client.send(b"GET /healthz HTTP/1.0\r\n\r\n");
+    let start = Instant::now();
+    while client.send_what_fits(&[b'x'; 60_000]).is_ok() {
+        assert!(start.elapsed() < 3 * EXCHANGE, "bytes are still taken after {:?}", start.elapsed());
+    }
+    assert_eq!(get(&daemon, "/healthz").status, 200);
+}
+
+/// Stalls of every kind, each at its own point of an exchange.
+fn stalled_clients(daemon: &Daemon) -> Vec<Client> {
+    let halves: [&[u8]; 8] = [
+        b"",
+        b"G",
+        b"GET /metrics HTTP/1.1\r\n",
+        b"GET /metrics HTTP/1.1\r\nHost: echod\r\n",
+        b"POST /metrics HTTP/1.1\r\nHost: echod\r\nContent-Length: 100\r\n\r\n",
+        b"GET /metrics HTTP/1.0\r\n\r\n",
+        b"GET /metrics HTTP/1.0\r\n\r\n",
+        b"\x16\x03\x01",
+    ];
+    let stalled = halves.iter().cycle().take(16).map(|half| {
+        let client = Client::connect_narrow(endpoint(daemon));
+        client.send(half);
+        client
+    });
+    stalled.collect()
+}
+
+#[test]
+fn clients_that_stall_hold_up_neither_the_echo_nor_after_5_s_the_next() {
+    let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
+    let start = Instant::now();
+    let stalled = stalled_clients(&daemon);
+    let next = Client::connect(endpoint(&daemon));
+    next.send(b"GET /healthz HTTP/1.0\r\n\r\n");
+    // The echo does not notice.
+    let peer = daemon.connect();
+    peer.exchange(&pattern(1, 1_000_000));
+    let cpu = daemon.cpu_time_during(Duration::from_secs(1));
+    assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU while 16 clients stall");
+    next.expect_nothing_yet(); // It is the seventeenth.
+
+    assert_eq!(answer(&next).status, 200);
+    let waited = start.elapsed();
+    let bounds = EXCHANGE - Duration::from_millis(100)..EXCHANGE + Duration::from_secs(2);
+    assert!(bounds.contains(&waited), "the seventeenth was answered after {waited:?}");
+    for client in stalled {
+        let _ = client.read_until_end(); // By FIN or by reset, each has ended.
+    }
+    assert_eq!(get(&daemon, "/healthz").status, 200);
+}
+
+#[test]
+fn a_request_that_trickles_in_is_cut_after_5_s() {
+    let daemon = Daemon::start(&[METRICS]);
+    let client = Client::connect(endpoint(&daemon));
+    let start = Instant::now();
+    client.send(b"GET /metrics HTTP/1.1\r\nHost: echod\r\nX: ");
+    while client.send_what_fits(b"x").is_ok() {
+        assert!(start.elapsed() < 2 * EXCHANGE, "it still is open after {:?}", start.elapsed());
+        client.wait_for(rustix::event::PollFlags::IN, Duration::from_millis(100));
+    }
+    assert!(start.elapsed() > EXCHANGE - Duration::from_millis(100), "cut after {:?}", start.elapsed());
+    assert_eq!(get(&daemon, "/healthz").status, 200);
+}
+
+#[test]
+fn whatever_comes_the_endpoint_lives_and_leaks_nothing() {
+    const SEED: u64 = 0x6563_686f_6420_0001;
+    let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
+    get(&daemon, "/metrics");
+    let peer = daemon.connect();
+    peer.echo(b"the turn that answered the metrics is over");
+    let before = (daemon.descriptors().len(), daemon.memory());
+    let mut random = Random::new(SEED);
+    let words: [&[u8]; 12] = [
+        b"GET ",
+        b"HEAD ",
+        b"/metrics",
+        b"/healthz",
+        b" HTTP/1.1",
+        b"\r\n",
+        b"\n",
+        b": ",
+        b"Host",
+        b"\0",
+        b"\xff",
+        b"a",
+    ];
+    for round in 0..1500 {
+        let client = Client::connect(endpoint(&daemon));
+        let mut request = Vec::new();
+        for _ in 0..random.between(0, 30) {
+            request.extend_from_slice(words[random.between(0, words.len() - 1)]);
+        }
+        let _ = client.send_what_fits(&request);
+        match random.between(0, 3) {
+            0 => client.reset(),
+            1 => drop(client),
+            2 => {
+                client.finish();
+                let (answer, _) = client.read_until_end();
+                assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 "), "round {round}, seed {SEED:#x}");
+            }
+            _ => {
+                client.finish();
+                drop(client);
+            }
+        }
+    }
+    assert_eq!(get(&daemon, "/healthz").status, 200);
+    peer.echo(b"the echo lives, too");
+    wait_until("every descriptor is back", || daemon.descriptors().len() <= before.0);
+    let grown = daemon.memory().saturating_sub(before.1);
+    assert!(grown < 256 * 1024, "{grown} bytes more than before, seed {SEED:#x}");
+}

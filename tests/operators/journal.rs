@@ -1,0 +1,55 @@
+//! The log in the journal and beside it.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use crate::support::{Daemon, Directory, Signal, wait_until};
+
+/// Starts the daemon with stderr on a file, and JOURNAL_STREAM naming that file or another; returns what it logs in its life.
+fn log_of(arguments: &[&str], journal_is_stderr: bool) -> String {
+    let directory = Directory::new();
+    let path = directory.join("stderr");
+    let stderr = fs::File::create(&path).unwrap();
+    let is = stderr.metadata().unwrap();
+    let inode = if journal_is_stderr { is.ino() } else { is.ino() + 1 };
+    let stream = format!("JOURNAL_STREAM={}:{inode}", is.dev());
+    let mut daemon = Daemon::with(arguments).through(&["env", &stream]).stderr(stderr).start();
+    let client = daemon.connect();
+    client.echo(b"a line at debug");
+    daemon.signal(Signal::USR1);
+    wait_until("the counters are told", || fs::read_to_string(&path).unwrap().contains("1 accepted"));
+    daemon.terminate_when_finished(client);
+    fs::read_to_string(&path).unwrap()
+}
+
+#[test]
+fn in_the_journal_a_line_has_its_level_as_a_prefix_and_no_timestamp() {
+    let log = log_of(&["-v"], true);
+    assert!(log.starts_with("<6>echod "), "{log}");
+    assert!(log.contains("\n<7>connection 1 from 127.0.0.1:"), "{log}");
+    assert!(log.contains("\n<6>SIGTERM: draining"), "{log}");
+    assert!(!log.contains("INFO") && !log.contains('['), "{log}");
+}
+
+#[test]
+fn a_journal_that_is_not_our_stderr_changes_nothing() {
+    let log = log_of(&["-v"], false);
+    assert!(log.starts_with('[') && log.contains(" INFO ") && log.contains(" DEBUG"), "{log}");
+    assert!(!log.contains("<6>") && !log.contains("<7>"), "{log}");
+}
+
+#[test]
+fn in_the_journal_what_prevents_the_start_is_an_error() {
+    let directory = Directory::new();
+    let path = directory.join("stderr");
+    let stderr = fs::File::create(&path).unwrap();
+    let is = stderr.metadata().unwrap();
+    let stream = format!("JOURNAL_STREAM={}:{}", is.dev(), is.ino());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("--listen={}", taken.local_addr().unwrap());
+    let finished = Daemon::with(&[&listen]).through(&["env", &stream]).stderr(stderr).run();
+    assert_eq!(finished.code, 1);
+    let log = fs::read_to_string(&path).unwrap();
+    assert!(log.starts_with("<3>echod: cannot listen on "), "{log}");
+    assert_eq!(log.lines().count(), 1, "{log}");
+}

@@ -1,0 +1,25 @@
+//! What operators rely on, tested from outside: the sections "Service manager" and "Metrics" of the contract, and how
+//! the log reads in the journal.
+//!
+//! Some tests want a tool that not every machine has. They say so and are skipped; with `ECHOD_REQUIRE_TOOLS=1` in the
+//! environment, as in CI, they fail instead.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod activation;
+mod bad_http;
+mod endpoint;
+mod http;
+mod journal;
+mod metrics;
+mod notify;
+
+/// Skips a test for want of a tool, unless tools are required.
+#[track_caller]
+fn skip_for_want_of(tool: &str) {
+    let required = std::env::var_os("ECHOD_REQUIRE_TOOLS").is_some_and(|value| value == "1");
+    assert!(!required, "{tool} is required here (ECHOD_REQUIRE_TOOLS=1) and missing");
+    support::skip(&format!("{tool} is missing"));
+}

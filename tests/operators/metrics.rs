@@ -1,0 +1,183 @@
+//! The page of metrics: its names, its figures, its format.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::http::metrics;
+use crate::support::{Daemon, PATIENCE, Signal, eventually, pattern, wait_until};
+
+const METRICS: &str = "--metrics=127.0.0.1:0";
+
+#[test]
+fn every_name_of_the_contract_is_there_from_the_start() {
+    let daemon = Daemon::start(&[METRICS]);
+    let page = metrics(&daemon);
+    for series in [
+        "echod_connections_accepted_total",
+        "echod_connections_open",
+        "echod_received_bytes_total",
+        "echod_sent_bytes_total",
+        "echod_discarded_bytes_total",
+        "echod_stalled_connections",
+        "echod_accept_errors_total",
+        "echod_accept_paused",
+        "echod_log_lines_dropped_total",
+    ] {
+        assert_eq!(page.value(series), 0.0, "{series}");
+    }
+    for reason in ["finished", "one_shot", "drained", "reset", "idle", "cut", "error"] {
+        assert_eq!(page.value(&format!("echod_connections_closed_total{{reason=\"{reason}\"}}")), 0.0, "{reason}");
+    }
+    assert!(page.value("echod_turns_total") >= 1.0);
+    page.value("echod_turn_duration_seconds_sum");
+    page.value("echod_turn_duration_seconds_count");
+    page.value("echod_turn_duration_seconds_bucket{le=\"+Inf\"}");
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(page.value(&format!("echod_build_info{{version=\"{version}\"}}")), 1.0);
+    assert!(page.value("process_cpu_seconds_total") > 0.0);
+    assert!(page.value("process_resident_memory_bytes") > 100_000.0);
+    assert!(page.value("process_virtual_memory_bytes") > page.value("process_resident_memory_bytes"));
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    let age = now - page.value("process_start_time_seconds");
+    assert!((0.0..PATIENCE.as_secs_f64()).contains(&age), "started {age} s ago");
+    assert!(page.value("process_max_fds") >= page.value("process_open_fds"));
+    let difference = page.value("process_open_fds") - daemon.descriptors().len() as f64;
+    assert!(difference.abs() <= 1.0, "{difference} more descriptors told than there are");
+}
+
+#[test]
+fn what_happens_to_connections_is_counted() {
+    let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
+    let closed =
+        |reason: &str| metrics(&daemon).value(&format!("echod_connections_closed_total{{reason=\"{reason}\"}}"));
+    let [first, second, third] = [daemon.connect(), daemon.connect(), daemon.connect()];
+    for client in [&first, &second, &third] {
+        client.exchange(&pattern(1, 100_000));
+    }
+    let page = metrics(&daemon);
+    assert_eq!(page.value("echod_connections_accepted_total"), 3.0);
+    assert_eq!(page.value("echod_connections_open"), 3.0);
+    assert_eq!(page.value("echod_received_bytes_total"), 300_000.0);
+    assert_eq!(page.value("echod_sent_bytes_total"), 300_000.0);
+
+    first.finish();
+    first.expect_fin();
+    second.reset();
+    wait_until("a reset is counted", || closed("reset") == 1.0);
+    assert_eq!(closed("finished"), 1.0);
+    let page = metrics(&daemon);
+    assert_eq!(page.value("echod_connections_accepted_total"), 3.0);
+    assert_eq!(page.value("echod_connections_open"), 1.0);
+}
+
+#[test]
+fn connections_closed_first_by_us_are_told_apart() {
+    let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS, "--one-shot"]);
+    daemon.connect().echo(b"one message");
+    let one_shot = "echod_connections_closed_total{reason=\"one_shot\"}";
+    wait_until("it is counted", || metrics(&daemon).value(one_shot) == 1.0);
+
+    let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS, "--idle-timeout=100ms"]);
+    daemon.connect().expect_fin();
+    assert_eq!(metrics(&daemon).value("echod_connections_closed_total{reason=\"idle\"}"), 1.0);
+
+    let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS, "--drain-timeout=30s"]);
+    let [first, second] = [daemon.connect(), daemon.connect()];
+    first.echo(b"open");
+    second.echo(b"open");
+    daemon.signal(Signal::TERM);
+    first.expect_fin();
+    drop(first);
+    let drained = "echod_connections_closed_total{reason=\"drained\"}";
+    wait_until("it is counted", || metrics(&daemon).value(drained) == 1.0);
+}
+
+#[test]
+fn a_peer_that_does_not_read_shows_as_stalled_until_it_does() {
+    let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
+    let peer = daemon.connect();
+    let sent = peer.send_until_stalled(&pattern(1, 60_000), Duration::from_millis(300), 100 << 20);
+    let page = metrics(&daemon);
+    assert_eq!(page.value("echod_stalled_connections"), 1.0);
+    assert!(page.value("echod_sent_bytes_total") < page.value("echod_received_bytes_total"));
+    peer.read_exactly(sent).expect("what was sent");
+    let page = metrics(&daemon);
+    assert_eq!(page.value("echod_stalled_connections"), 0.0);
+    assert_eq!(page.value("echod_sent_bytes_total"), sent as f64);
+    assert!(page.value("echod_spent_budgets_total") > 0.0, "so many bytes are more than a turn's work");
+}
+
+#[test]
+fn turns_are_counted_and_timed() {
+    let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
+    let peer = daemon.connect();
+    let before = metrics(&daemon);
+    for _ in 0..100 {
+        peer.echo(b"ping");
+    }
+    let after = metrics(&daemon);
+    let moved = |series: &str| after.value(series) - before.value(series);
+    assert!(moved("echod_turns_total") >= 100.0);
+    assert_eq!(moved("echod_turn_duration_seconds_count"), moved("echod_turns_total"));
+    assert!(moved("echod_turn_duration_seconds_sum") > 0.0);
+    let bucket = "echod_turn_duration_seconds_bucket{le=\"0.1\"}";
+    assert!(moved(bucket) > 0.0 && moved(bucket) <= moved("echod_turns_total"));
+}
+
+#[test]
+fn lines_that_nobody_reads_are_counted() {
+    // A pipe whose reader does not read, full from the start: with -vv each event is a line.
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let daemon = Daemon::with(&["--listen=127.0.0.1:0", METRICS, "-vv"]).stderr(writer).start();
+    let dropped = eventually("lines are dropped", || {
+        let dropped = metrics(&daemon).value("echod_log_lines_dropped_total");
+        (dropped > 0.0).then_some(dropped)
+    });
+    assert!(metrics(&daemon).value("echod_log_lines_dropped_total") > dropped);
+}
+
+/// The reference parser, which also checks what a regular expression would not: types, histograms, escapes.
+const PARSER: &str = "
+import sys
+from prometheus_client.parser import text_string_to_metric_families as parse
+families = {family.name: family for family in parse(sys.stdin.read())}
+for name, family in families.items():
+    assert family.documentation, name + ' has no help'
+    assert family.type != 'unknown', name + ' has no type'
+buckets = [s.value for s in families['echod_turn_duration_seconds'].samples if s.name.endswith('_bucket')]
+assert buckets == sorted(buckets) and len(buckets) > 5, buckets
+print(len(families), 'families')
+";
+
+#[test]
+fn a_prometheus_parser_reads_the_page() {
+    let python = |code: &str| {
+        let mut command = Command::new("python3");
+        command.args(["-c", code]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    if !python("import prometheus_client").output().is_ok_and(|output| output.status.success()) {
+        return crate::skip_for_want_of("prometheus_client for python3 (PyPI)");
+    }
+    let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
+    daemon.connect().echo(b"a figure that is not 0");
+    let mut parser = python(PARSER).spawn().unwrap();
+    std::io::Write::write_all(&mut parser.stdin.take().unwrap(), metrics(&daemon).body.as_bytes()).unwrap();
+    let output = parser.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn promtool_finds_nothing_to_complain_about() {
+    if !crate::support::has_program("promtool") {
+        return crate::support::skip("promtool is missing"); // Never required: CI has the parser above.
+    }
+    let daemon = Daemon::start(&[METRICS]);
+    let mut promtool = Command::new("promtool");
+    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut promtool = promtool.spawn().unwrap();
+    std::io::Write::write_all(&mut promtool.stdin.take().unwrap(), metrics(&daemon).body.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}

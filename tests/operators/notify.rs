@@ -1,0 +1,201 @@
+//! What the service manager hears: a real socket at a path and in the abstract namespace.
+
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::support::{Address, Client, Daemon, Directory, PATIENCE, Signal, Start, unix};
+
+/// The manager's end.
+struct Manager {
+    socket: UnixDatagram,
+    /// The value of NOTIFY_SOCKET.
+    name: String,
+    _directory: Directory,
+}
+
+impl Manager {
+    fn at_a_path() -> Manager {
+        let directory = Directory::new();
+        let path = directory.join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        Manager { socket, name: path.to_str().unwrap().into(), _directory: directory }
+    }
+
+    fn abstract_one() -> Manager {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("echod-test-{}-{}", process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        Manager { socket, name: format!("@{name}"), _directory: Directory::new() }
+    }
+
+    /// The daemon, told where to notify, and more variables.
+    fn daemon(&self, arguments: &[&str], variables: &[&str]) -> Start {
+        let notify = format!("NOTIFY_SOCKET={}", self.name);
+        Daemon::with(arguments).through(&[&["env", &notify], variables].concat())
+    }
+
+    /// The next message, within this time.
+    fn next_within(&self, time: Duration) -> Option<String> {
+        self.socket.set_read_timeout(Some(time)).unwrap();
+        let mut message = [0; 4096];
+        let length = self.socket.recv(&mut message).ok()?;
+        Some(String::from_utf8(message[..length].to_vec()).unwrap())
+    }
+
+    /// Waits for a message that has this line, and returns it.
+    #[track_caller]
+    fn expect(&self, line: &str) -> String {
+        let patience = Instant::now() + PATIENCE;
+        let mut heard = Vec::new();
+        while let Some(left) = patience.checked_duration_since(Instant::now()) {
+            let Some(message) = self.next_within(left.max(Duration::from_millis(1))) else { break };
+            if message.lines().any(|heard| heard == line) {
+                return message;
+            }
+            heard.push(message);
+        }
+        panic!("waited in vain for {line}, heard {heard:?}");
+    }
+}
+
+#[test]
+fn ready_is_told_once_the_sockets_are_bound_and_stopping_at_a_drain() {
+    for manager in [Manager::at_a_path(), Manager::abstract_one()] {
+        let directory = Directory::new();
+        let path = directory.join("echo.sock");
+        let mut daemon = manager.daemon(&["--listen", &unix(&path)], &[]).spawn();
+        let first = manager.next_within(PATIENCE).expect("a message");
+        assert!(first.lines().any(|line| line == "READY=1"), "{first:?}");
+        assert!(first.lines().any(|line| line.starts_with("STATUS=")), "{first:?}");
+        let client = Client::connect(&Address::Unix(path)); // Who is told of READY may connect at once.
+        client.echo(b"ready");
+        drop(client);
+
+        daemon.signal(Signal::TERM);
+        manager.expect("STOPPING=1");
+        daemon.expect_success();
+    }
+}
+
+#[test]
+fn stopping_is_told_when_the_drain_begins_not_when_it_ends() {
+    let manager = Manager::at_a_path();
+    let mut daemon = manager.daemon(&["--drain-timeout=30s"], &[]).start();
+    let peer = daemon.connect();
+    peer.echo(b"open");
+    manager.expect("READY=1");
+    daemon.signal(Signal::TERM);
+    let message = manager.expect("STOPPING=1");
+    assert!(message.contains("STATUS=draining, 1 connection open"), "{message:?}");
+    peer.expect_fin();
+    daemon.expect_running();
+    drop(peer);
+    daemon.expect_success();
+}
+
+#[test]
+fn the_open_connections_are_told_within_5_s_of_a_change() {
+    let manager = Manager::at_a_path();
+    let daemon = manager.daemon(&[], &[]).start();
+    manager.expect("READY=1");
+    let mut clients = Vec::new();
+    for _ in 0..50 {
+        let client = daemon.connect();
+        client.echo(b"open");
+        clients.push(client);
+    }
+    let changed = Instant::now();
+    manager.expect("STATUS=50 connections open");
+    assert!(changed.elapsed() < Duration::from_secs(5), "told after {:?}", changed.elapsed());
+
+    clients.truncate(1);
+    let changed = Instant::now();
+    manager.expect("STATUS=1 connection open");
+    assert!(changed.elapsed() < Duration::from_secs(5), "told after {:?}", changed.elapsed());
+    // Nothing changes, so nothing is told.
+    assert_eq!(manager.next_within(Duration::from_millis(2500)), None);
+}
+
+#[test]
+fn the_watchdog_is_told_at_half_of_its_time_also_during_a_drain_and_by_nobody_else_than_the_loop() {
+    let manager = Manager::at_a_path();
+    let daemon = manager.daemon(&["--drain-timeout=30s"], &["WATCHDOG_USEC=400000"]).start();
+    let peer = daemon.connect();
+    peer.echo(b"open");
+    manager.expect("WATCHDOG=1");
+    let pings = |count: u32| {
+        let start = Instant::now();
+        (0..count).for_each(|_| drop(manager.expect("WATCHDOG=1")));
+        start.elapsed() / count
+    };
+    let between = pings(5);
+    assert!((150..350).contains(&between.as_millis()), "{between:?} between two, 200 ms expected");
+
+    // A daemon that stands still is not alive, whatever its other threads would say.
+    daemon.freeze();
+    while manager.next_within(Duration::from_millis(1)).is_some() {}
+    assert_eq!(manager.next_within(Duration::from_millis(600)), None);
+    daemon.thaw();
+    manager.expect("WATCHDOG=1");
+
+    daemon.signal(Signal::TERM);
+    manager.expect("STOPPING=1");
+    peer.expect_fin();
+    let between = pings(3);
+    assert!((150..350).contains(&between.as_millis()), "{between:?} between two in a drain");
+}
+
+#[test]
+fn a_watchdog_for_another_process_is_not_told() {
+    let manager = Manager::at_a_path();
+    let daemon = manager.daemon(&[], &["WATCHDOG_USEC=100000", "WATCHDOG_PID=1"]).start();
+    assert!(!manager.expect("READY=1").contains("WATCHDOG"));
+    assert_eq!(manager.next_within(Duration::from_millis(300)), None);
+    drop(daemon);
+}
+
+#[test]
+fn a_manager_that_does_not_read_slows_nothing_and_hears_the_latest_when_it_does() {
+    let manager = Manager::at_a_path();
+    let mut daemon = manager.daemon(&["--drain-timeout=30s"], &["WATCHDOG_USEC=2000"]).start();
+    // A message each millisecond: the queue is full soon (net.unix.max_dgram_qlen).
+    let peer = daemon.connect();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(1) {
+        peer.echo(b"the echo goes on");
+    }
+    let cpu = daemon.cpu_time_during(Duration::from_secs(1));
+    assert!(cpu <= Duration::from_millis(50), "{cpu:?} of CPU while the manager does not read");
+    daemon.signal(Signal::TERM);
+    peer.expect_fin();
+    manager.expect("STOPPING=1");
+    drop(peer);
+    daemon.expect_success();
+}
+
+#[test]
+fn a_manager_that_is_not_there_is_a_warning() {
+    for name in ["/nowhere/notify", "@echod-test-nobody", "relative", "vsock:2:1"] {
+        let variable = format!("NOTIFY_SOCKET={name}");
+        let mut daemon = Daemon::with(&[]).through(&["env", &variable, "WATCHDOG_USEC=20000"]).start();
+        daemon.wait_for_log(|line| line.contains("WARN") && line.contains("cannot notify the service manager"));
+        daemon.connect().echo(b"and serves");
+        daemon.terminate();
+        let log = daemon.whole_stderr();
+        assert_eq!(log.matches("cannot notify").count(), 1, "{log}");
+    }
+}
+
+#[test]
+fn a_daemon_with_nothing_to_tell_sleeps() {
+    let manager = Manager::at_a_path();
+    let daemon = manager.daemon(&[], &[]).start();
+    daemon.connect().echo(b"hello");
+    manager.expect("READY=1");
+    while manager.next_within(Duration::from_millis(2500)).is_some() {}
+    let cpu = daemon.cpu_time_during(Duration::from_secs(1));
+    assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU while nothing happens");
+}
