@@ -12,6 +12,9 @@ use crate::readiness::Readable;
 use crate::token::ConnectionId;
 use crate::transport::Stream;
 
+/// Slots reserved at start, 64 bytes each: address space, not memory, until connections come.
+const SLOTS_RESERVED: usize = 65_536;
+
 /// How long a connection waits, in milliseconds, for which the kernel had no memory.
 const STARVED_MS: u64 = 100;
 
@@ -27,6 +30,8 @@ pub struct Connections<P = Echo> {
     turn_end: usize,
     /// Connections for which the kernel had no memory, and when they try again, in milliseconds.
     starved: VecDeque<(u64, ConnectionId)>,
+    /// Turns of a connection that ended with work left, since the start.
+    pub spent_budgets: u64,
     /// The number of the last connection.
     last_number: u32,
 }
@@ -45,14 +50,15 @@ const _: () = {
 };
 
 impl<P: Protocol> Connections<P> {
-    /// No connections, and address space for so many: 64 bytes each, no memory until they come.
+    /// No connections, and room for so many.
     pub fn with_capacity(slots: usize) -> Self {
         Connections {
-            slab: Slab::with_capacity(slots),
+            slab: Slab::with_capacity(slots.min(SLOTS_RESERVED)),
             ready: Vec::new(),
             served: 0,
             turn_end: 0,
             starved: VecDeque::new(),
+            spent_budgets: 0,
             last_number: 0,
         }
     }
@@ -115,6 +121,12 @@ impl<P: Protocol> Connections<P> {
         if self.get_mut(id).is_some_and(|connection| !mem::replace(&mut connection.queued, true)) {
             self.ready.push(id);
         }
+    }
+
+    /// Queues a connection whose budget was spent with work left.
+    pub fn again(&mut self, id: ConnectionId) {
+        self.spent_budgets += 1;
+        self.enqueue(id);
     }
 
     /// Has a connection answer what the kernel holds for it, and then finish.

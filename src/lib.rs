@@ -25,3 +25,4 @@ pub mod state;
 pub mod token;
 pub mod transport;
 pub mod verdict;
+pub mod workbench;

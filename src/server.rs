@@ -17,11 +17,11 @@ use signal_hook_mio::v1_0::Signals;
 
 use crate::acceptor::Acceptor;
 use crate::clock::{Clock, NEVER, millis};
-use crate::connection::{Connection, Workbench};
+use crate::connection::Connection;
 use crate::connections::Connections;
 use crate::deadlines::Deadlines;
 use crate::listener::Listener;
-use crate::metrics::{Counters, Snapshot, Traffic};
+use crate::metrics::{Counters, Snapshot};
 use crate::observer::Observer;
 use crate::operators::Operators;
 use crate::output;
@@ -31,6 +31,7 @@ use crate::settings::Settings;
 use crate::token::{ConnectionId, Source};
 use crate::transport::{Peer, Stream};
 use crate::verdict::{Reason, Turn};
+use crate::workbench::Workbench;
 
 /// How many events one wait can bring. With 16, a busy server spends 5 % more on waiting; from 128 on
 /// there is no difference. epoll(7) hands out in turn what did not fit, so nobody is forgotten.
@@ -38,9 +39,6 @@ const EVENTS_PER_WAIT: usize = 1024;
 
 /// The most deadlines handled in one turn: a million peers may fall idle in the same millisecond.
 const EXPIRIES_PER_TURN: usize = 1024;
-
-/// Slots reserved at start, 64 bytes each: address space, not memory, until connections come.
-const SLOTS_RESERVED: usize = 65_536;
 
 /// The daemon's state, one field for each kind of thing that the loop serves.
 pub struct Server<P = Echo> {
@@ -74,10 +72,10 @@ impl<P: Protocol> Server<P> {
             acceptor,
             signals,
             signalled: false,
-            connections: Connections::with_capacity(settings.max_connections.min(SLOTS_RESERVED)),
+            connections: Connections::with_capacity(settings.max_connections),
             deadlines: Deadlines::default(),
             operators: Operators::default(),
-            bench: Workbench { buffer: vec![0; settings.buffer_size].into(), ms: 0, traffic: Traffic::default() },
+            bench: Workbench::new(settings.buffer_size),
             counters: Counters::default(),
             clock: Clock::start(),
             last_event: 0,
@@ -117,7 +115,8 @@ impl<P: Protocol> Server<P> {
     /// What was counted so far.
     pub fn counters(&self) -> Counters {
         let (accept_errors, accept_pauses) = (self.acceptor.errors, self.acceptor.pauses);
-        Counters { traffic: self.bench.traffic, accept_errors, accept_pauses, ..self.counters }
+        let spent_budgets = self.connections.spent_budgets;
+        Counters { traffic: self.bench.traffic, accept_errors, accept_pauses, spent_budgets, ..self.counters }
     }
 
     // ---- wait ----
@@ -224,13 +223,9 @@ impl<P: Protocol> Server<P> {
     fn turn(&mut self, id: ConnectionId, observer: &mut impl Observer) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.queued = false;
-        let turn = connection.turn(&mut self.bench, observer);
-        match turn {
+        match connection.turn(&mut self.bench, observer) {
             Turn::Waits => {}
-            Turn::Again => {
-                self.counters.spent_budgets += 1;
-                self.connections.enqueue(id);
-            }
+            Turn::Again => self.connections.again(id),
             Turn::Starved => self.connections.starve(id, self.clock.ms()),
             Turn::Ended(reason) => self.close(id, reason, observer),
         }
@@ -310,10 +305,7 @@ impl<P: Protocol> Server<P> {
             let Some(slot) = self.deadlines.pop_due(now) else { break };
             self.expire_slot(slot, now, observer);
         }
-        if self.drained_by == NEVER {
-            return;
-        }
-        if self.connections.is_empty() && self.acceptor.is_closed() {
+        if self.acceptor.is_closed() && self.connections.is_empty() {
             self.stopped = true;
         } else if self.drained_by <= now && !self.can_accept() && !self.connections.are_answering() {
             info!("the drain timeout has passed, open connections: {}", self.connections.len());
@@ -323,8 +315,7 @@ impl<P: Protocol> Server<P> {
 
     /// Looks at a slot whose deadline has come.
     fn expire_slot(&mut self, slot: u32, now: u64, observer: &mut impl Observer) {
-        let Some(timeout) = self.settings.idle_timeout else { return };
-        let timeout = millis(timeout);
+        let Some(timeout) = self.settings.idle_timeout.map(millis) else { return };
         let Some(id) = self.connections.at(slot) else { return };
         let Some(connection) = self.connections.get_mut(id) else { return };
         if u64::from(connection.idle_for(now as u32)) >= timeout && !connection.queued {

@@ -21,7 +21,7 @@ pub trait Transport: Read + Write {
     fn short_read_is_last(&self) -> bool;
 
     /// How many bytes the kernel holds for us to read at this moment: ioctl(2), FIONREAD.
-    fn unread(&self) -> io::Result<usize>;
+    fn unread(&self) -> io::Result<u32>;
 
     /// Sends our FIN after everything written so far: shutdown(2) with SHUT_WR.
     fn shutdown_write(&mut self) -> io::Result<()>;
@@ -94,12 +94,12 @@ impl Transport for Stream {
             && matches!(self, Stream::Tcp(_))
     }
 
-    fn unread(&self) -> io::Result<usize> {
+    fn unread(&self) -> io::Result<u32> {
         let held = match self {
             Stream::Tcp(stream) => rustix::io::ioctl_fionread(stream),
             Stream::Unix(stream) => rustix::io::ioctl_fionread(stream),
         }?;
-        Ok(usize::try_from(held).unwrap_or(usize::MAX))
+        Ok(u32::try_from(held).unwrap_or(u32::MAX))
     }
 
     fn shutdown_write(&mut self) -> io::Result<()> {

@@ -16,13 +16,13 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::rc::Rc;
 
-use echod::connection::{Connection, READS_PER_TURN, Workbench};
-use echod::metrics::Traffic;
+use echod::connection::{Connection, READS_PER_TURN};
 use echod::observer::{Fact, Observer};
 use echod::readiness::Readable;
 use echod::state::State;
 use echod::transport::{Peer, Transport};
 use echod::verdict::{Reason, Turn};
+use echod::workbench::Workbench;
 use fastrand::Rng;
 use rustix::io::Errno;
 
@@ -213,8 +213,8 @@ impl Transport for Socket {
         self.0.borrow().tcp
     }
 
-    fn unread(&self) -> io::Result<usize> {
-        Ok(self.0.borrow().inbox.len())
+    fn unread(&self) -> io::Result<u32> {
+        Ok(self.0.borrow().inbox.len() as u32)
     }
 
     fn shutdown_write(&mut self) -> io::Result<()> {
@@ -285,7 +285,7 @@ impl World {
             connection: Connection::new(Socket(Rc::clone(&kernel)), Peer::Unix, 1, one_shot, 0),
             kernel,
             tally: Tally::default(),
-            bench: Workbench { buffer: vec![0; BUFFER_SIZE].into(), ms: 0, traffic: Traffic::default() },
+            bench: Workbench::new(BUFFER_SIZE),
             one_shot,
             queued: false,
             starved: false,
