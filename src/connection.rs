@@ -37,7 +37,8 @@ pub const ONE_SHOT_BYTES: usize = 1024;
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Connection<T, P = Echo> {
-    stream: T,
+    /// The stream, to look at.
+    pub stream: T,
     /// What is owed and was not taken: the connection is stalled.
     pending: Option<Box<Pending>>,
     /// Bytes read to be answered.

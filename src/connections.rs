@@ -153,6 +153,7 @@ impl<P: Protocol> Connections<P> {
     }
 
     /// A turn begins: it is for those who are queued now, and for those whose memory may be there by now.
+    #[inline(always)]
     pub fn begin_turn(&mut self, now: u64) {
         if self.served == self.ready.len() {
             self.ready.clear();

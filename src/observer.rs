@@ -4,6 +4,8 @@
 //! generic over it, so with [`Silent`] the calls are compiled away: an echo costs the same
 //! instructions as if there were no observer at all.
 
+use std::time::Duration;
+
 use crate::transport::{Peer, Stream};
 use crate::verdict::Reason;
 
@@ -33,11 +35,15 @@ pub trait Observer {
     /// Something happened on a connection.
     fn fact(&mut self, _number: u32, _fact: Fact<'_>) {}
     /// A connection ends; its socket is closed right after this call.
-    fn ended(&mut self, _number: u32, _reason: Reason) {}
+    fn ended(&mut self, _number: u32, _reason: Reason, _stream: &Stream) {}
     /// The server has begun to drain.
     fn draining(&mut self) {}
     /// A turn of the loop is over: the place to write what was gathered in it.
     fn turn_over(&mut self) {}
+    /// In how long it wants a turn, even if nothing happens. `None`: it can wait for ever.
+    fn due(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// Observes nothing.

@@ -98,7 +98,7 @@ impl<P: Protocol> Server<P> {
     pub fn run(&mut self, observer: &mut impl Observer) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS_PER_WAIT);
         while !self.stopped {
-            self.wait(&mut events)?;
+            self.wait(&mut events, observer.due())?;
             for event in &events {
                 self.note(event);
             }
@@ -122,8 +122,13 @@ impl<P: Protocol> Server<P> {
     // ---- wait ----
 
     /// Waits for events, or until something is due. The clock is read here, once a turn.
-    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        match self.poll.poll(events, self.timeout()) {
+    ///
+    /// Inlined, as [`Server::note`] and `begin_turn` are: `run` exists twice, for [`Silent`](crate::observer::Silent) and
+    /// for the narrator, and of what both share the compiler would make calls, 18 instructions an echo.
+    #[inline(always)]
+    fn wait(&mut self, events: &mut Events, observer_due: Option<Duration>) -> io::Result<()> {
+        let timeout = [self.timeout(), observer_due].into_iter().flatten().min();
+        match self.poll.poll(events, timeout) {
             Ok(()) => {}
             // A signal handler ran. mio has cleared `events`, so this is an empty turn.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -155,6 +160,7 @@ impl<P: Protocol> Server<P> {
     // ---- note ----
 
     /// Marks what an event is about. Nothing is read, written or accepted here.
+    #[inline(always)]
     fn note(&mut self, event: &Event) {
         trace!("{event:?}");
         match Source::from(event.token()) {
@@ -243,7 +249,7 @@ impl<P: Protocol> Server<P> {
             connection.received(),
             connection.sent()
         );
-        observer.ended(id.generation, reason);
+        observer.ended(id.generation, reason, &connection.stream);
         drop(connection); // close(2), which also takes it out of the poller.
         self.acceptor.resume();
     }
