@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use echod::endpoint::Endpoint;
+use echod::explain::Narrator;
 use echod::listener::{self, Listener};
 use echod::observer::Silent;
 use echod::operators::Operators;
@@ -69,7 +70,15 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     let cannot_poll = |error| format!("cannot start polling: {error}");
     let mut server: Server = Server::new(settings, listeners, signals).map_err(cannot_poll)?;
     server.attach(operators).map_err(cannot_poll)?;
-    server.run(&mut Silent).map_err(|error| format!("cannot go on: {error}"))?;
+    let outcome = if options.explain {
+        let mut narrator = Narrator::new(io::stdout()).map_err(|error| format!("cannot write to stdout: {error}"))?;
+        let outcome = server.run(&mut narrator);
+        narrator.stopped();
+        outcome
+    } else {
+        server.run(&mut Silent)
+    };
+    outcome.map_err(|error| format!("cannot go on: {error}"))?;
     info!("stopped; {}", server.counters());
     Ok(())
 }

@@ -79,11 +79,13 @@ impl Outlet {
     }
 
     /// Writes a line, whole or not at all, now or never: one that nobody takes is dropped and counted.
-    /// A newline is added where there is none.
-    pub fn write_line(&mut self, line: &[u8]) {
-        if self.put(line).is_err() {
+    /// A newline is added where there is none. Returns whether it was taken.
+    pub fn write_line(&mut self, line: &[u8]) -> bool {
+        let taken = self.put(line).is_ok();
+        if !taken {
             LINES_DROPPED.fetch_add(1, Ordering::Relaxed);
         }
+        taken
     }
 
     /// As [`Outlet::write_line`], for what the daemon's start hangs on: an outlet that is broken (EPIPE,
@@ -161,7 +163,9 @@ pub fn complain(line: impl fmt::Display) {
 
 fn write_to_stderr(line: &[u8]) {
     match &mut *stderr() {
-        Some(outlet) => outlet.write_line(line),
+        Some(outlet) => {
+            outlet.write_line(line);
+        }
         None => {
             LINES_DROPPED.fetch_add(1, Ordering::Relaxed);
         }

@@ -1,0 +1,402 @@
+//! The kernel's own word on a TCP connection: its state, also after our close(2) (FIN-WAIT-2, TIME-WAIT),
+//! which TCP_INFO could not tell, because it needs a socket to ask.
+//!
+//! The table is what `/proc/net/tcp` and `tcp6` show. But to read those files is to walk the kernel's
+//! whole hash table, which has room for hundreds of thousands of sockets: 6 ms with 14 sockets in it, measured. So the
+//! kernel is asked for one socket by its two addresses, over netlink, as ss(8) asks for all
+//! (sock_diag(7)): some 5 µs, however many sockets there are. The files are read only where that question is not
+//! allowed (a sandbox, a kernel without it), and then rarely: see [`Allowance`].
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+use std::{fmt, fs};
+
+/// The states of RFC 9293, 3.3.2, as far as a server sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpState {
+    /// Waits for a SYN: the listening socket.
+    Listen,
+    /// A SYN has come and SYN+ACK is out.
+    SynReceived,
+    /// Open both ways.
+    Established,
+    /// Our FIN is out and not acknowledged.
+    FinWait1,
+    /// Our FIN is acknowledged, the peer's is not in.
+    FinWait2,
+    /// The peer's FIN is in, ours is not out.
+    CloseWait,
+    /// Both FINs crossed: ours is not acknowledged.
+    Closing,
+    /// Both FINs are out, the peer's first; ours is not acknowledged.
+    LastAck,
+    /// Both sides have finished, we first: the address pair is kept for a while, so that a late segment
+    /// finds nobody else.
+    TimeWait,
+    /// There is no connection.
+    Closed,
+}
+
+impl TcpState {
+    /// From the kernel's number, in hexadecimal in `/proc/net/tcp` (include/net/tcp_states.h).
+    fn from_number(number: u8) -> Option<TcpState> {
+        Some(match number {
+            1 => TcpState::Established,
+            3 | 12 => TcpState::SynReceived, // 12: before accept, and without a socket yet
+            4 => TcpState::FinWait1,
+            5 => TcpState::FinWait2,
+            6 => TcpState::TimeWait,
+            // Asked for a connection that is gone, the kernel finds the listener that would take it: nothing is left of it.
+            7 | 10 => TcpState::Closed,
+            8 => TcpState::CloseWait,
+            9 => TcpState::LastAck,
+            11 => TcpState::Closing,
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for TcpState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            TcpState::Listen => "LISTEN",
+            TcpState::SynReceived => "SYN-RECEIVED",
+            TcpState::Established => "ESTABLISHED",
+            TcpState::FinWait1 => "FIN-WAIT-1",
+            TcpState::FinWait2 => "FIN-WAIT-2",
+            TcpState::CloseWait => "CLOSE-WAIT",
+            TcpState::Closing => "CLOSING",
+            TcpState::LastAck => "LAST-ACK",
+            TcpState::TimeWait => "TIME-WAIT",
+            TcpState::Closed => "CLOSED",
+        })
+    }
+}
+
+/// Both ends of a connection, as the socket has them: IPv4 on a dual-stack socket is `::ffff:a.b.c.d` here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// Ours.
+    pub local: SocketAddr,
+    /// The peer's.
+    pub remote: SocketAddr,
+}
+
+/// Someone to ask.
+#[derive(Debug)]
+pub struct Kernel {
+    #[cfg(target_os = "linux")]
+    netlink: Option<netlink::Questions>,
+    allowance: Allowance,
+    /// Whether a file was read in this turn of the loop.
+    has_read: bool,
+    longest_table: u64,
+}
+
+impl Kernel {
+    /// Opens the way that is there.
+    pub fn new() -> Kernel {
+        Kernel {
+            #[cfg(target_os = "linux")]
+            netlink: netlink::Questions::open().ok(),
+            allowance: Allowance::new(Instant::now()),
+            has_read: false,
+            longest_table: LONGEST_TABLE,
+        }
+    }
+
+    /// The kernel's state of this connection: [`TcpState::Closed`] if it has none. `None`: it cannot be
+    /// known, or not at this price.
+    pub fn state(&mut self, ends: &Ends) -> Option<TcpState> {
+        #[cfg(target_os = "linux")]
+        if let Some(netlink) = &mut self.netlink {
+            match netlink.state(ends) {
+                Ok(state) => return state,
+                Err(_) => self.netlink = None, // From now on, the files.
+            }
+        }
+        if self.has_read {
+            return None;
+        }
+        self.has_read = true;
+        let path = if ends.local.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
+        let most = self.longest_table;
+        self.allowance.spend(|| state_in(&read_bounded(path, most)?, ends))?
+    }
+
+    /// How many segments the kernel has answered with RST so far, in this network namespace: all RSTs that it
+    /// sent (`OutRsts`), less those by which a program closed with bytes unread (`TCPAbortOnClose`).
+    pub fn resets_answered(&mut self) -> Option<i64> {
+        self.allowance.spend(|| {
+            let sent = counter_in(&fs::read_to_string("/proc/net/snmp").ok()?, "Tcp:", "OutRsts")?;
+            let closed = counter_in(&fs::read_to_string("/proc/net/netstat").ok()?, "TcpExt:", "TCPAbortOnClose")?;
+            Some(sent - closed)
+        })?
+    }
+
+    /// A turn of the loop is over: a file may be read again.
+    pub fn turn_over(&mut self) {
+        self.has_read = false;
+    }
+}
+
+impl Default for Kernel {
+    fn default() -> Kernel {
+        Kernel::new()
+    }
+}
+
+/// Time that may be spent on reading files: one hundredth of the time that passes. What is not spent is saved up, to a bound.
+#[derive(Debug)]
+struct Allowance {
+    left: Duration,
+    as_of: Instant,
+}
+
+impl Allowance {
+    const SHARE: u32 = 100;
+    const MOST: Duration = Duration::from_millis(20);
+
+    fn new(now: Instant) -> Allowance {
+        Allowance { left: Allowance::MOST, as_of: now }
+    }
+
+    /// Runs `work`, if anything is left, and takes off what it cost.
+    fn spend<T>(&mut self, work: impl FnOnce() -> T) -> Option<T> {
+        let start = Instant::now();
+        let earned = start.saturating_duration_since(self.as_of) / Allowance::SHARE;
+        self.left = (self.left + earned).min(Allowance::MOST);
+        self.as_of = start;
+        if self.left.is_zero() {
+            return None;
+        }
+        let outcome = work();
+        self.left = self.left.saturating_sub(start.elapsed());
+        Some(outcome)
+    }
+}
+
+/// The longest table that is read, in bytes: about 1,700 sockets, a millisecond or two beside the walk.
+const LONGEST_TABLE: u64 = 256 * 1024;
+
+/// A table that is longer says nothing: who is not in its beginning may be in its end.
+fn read_bounded(path: &str, most: u64) -> Option<String> {
+    let mut table = String::new();
+    let length = File::open(path).and_then(|file| file.take(most).read_to_string(&mut table)).ok()?;
+    ((length as u64) < most).then_some(table)
+}
+
+/// Looks a connection up in the text of `/proc/net/tcp` or `tcp6` (proc_pid_net(5)).
+fn state_in(table: &str, ends: &Ends) -> Option<TcpState> {
+    let (local, remote) = (in_hexadecimal(ends.local), in_hexadecimal(ends.remote));
+    for row in table.lines().skip(1) {
+        let mut fields = row.split_ascii_whitespace().skip(1);
+        if fields.next() == Some(&local) && fields.next() == Some(&remote) {
+            return TcpState::from_number(u8::from_str_radix(fields.next()?, 16).ok()?);
+        }
+    }
+    Some(TcpState::Closed)
+}
+
+/// An address as those files have it: words of 32 bits as they lie in memory, then the port.
+fn in_hexadecimal(address: SocketAddr) -> String {
+    let words = |octets: &[u8]| -> String {
+        octets
+            .chunks_exact(4)
+            .map(|word| format!("{:08X}", u32::from_ne_bytes(word.try_into().expect("four"))))
+            .collect()
+    };
+    let ip = match address.ip() {
+        IpAddr::V4(ip) => words(&ip.octets()),
+        IpAddr::V6(ip) => words(&ip.octets()),
+    };
+    format!("{ip}:{:04X}", address.port())
+}
+
+/// A counter in the text of `/proc/net/snmp` or `netstat`, which have a line of names and one of values for each group.
+fn counter_in(table: &str, group: &str, name: &str) -> Option<i64> {
+    let mut lines = table.lines().filter_map(|line| line.strip_prefix(group));
+    let (names, values) = (lines.next()?, lines.next()?);
+    let place = names.split_ascii_whitespace().position(|found| found == name)?;
+    values.split_ascii_whitespace().nth(place)?.parse().ok()
+}
+
+/// How long the kernel keeps a connection in FIN-WAIT-2 after close(2): tcp_fin_timeout, tcp(7).
+pub fn fin_timeout() -> Duration {
+    let seconds =
+        fs::read_to_string("/proc/sys/net/ipv4/tcp_fin_timeout").ok().and_then(|text| text.trim().parse().ok());
+    Duration::from_secs(seconds.unwrap_or(60))
+}
+
+/// Questions about single sockets: sock_diag(7). A question is answered while it is sent, so that
+/// nothing here waits.
+#[cfg(target_os = "linux")]
+mod netlink {
+    use std::os::fd::OwnedFd;
+
+    use rustix::io::Errno;
+    use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
+
+    use super::{Ends, IpAddr, SocketAddr, TcpState, io};
+
+    /// struct nlmsghdr.
+    const HEADER: usize = 16;
+    const NLMSG_ERROR: u16 = 2;
+    const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    const NLM_F_REQUEST: u16 = 1;
+    const IPPROTO_TCP: u8 = 6;
+
+    #[derive(Debug)]
+    pub struct Questions {
+        socket: OwnedFd,
+        asked: u32,
+    }
+
+    impl Questions {
+        pub fn open() -> io::Result<Questions> {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
+            Ok(Questions { socket, asked: 0 })
+        }
+
+        pub fn state(&mut self, ends: &Ends) -> io::Result<Option<TcpState>> {
+            self.asked = self.asked.wrapping_add(1);
+            send(&self.socket, &question(ends, self.asked), SendFlags::empty())?;
+            let mut answer = [0; 512];
+            loop {
+                let (length, _) = recv(&self.socket, &mut answer, RecvFlags::empty())?;
+                let answer = &answer[..length.min(512)];
+                if answer.len() < HEADER + 4 {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+                let half = |at: usize| u16::from_ne_bytes([answer[at], answer[at + 1]]);
+                let word = |at: usize| u32::from_ne_bytes(answer[at..at + 4].try_into().expect("four"));
+                if word(8) != self.asked {
+                    continue; // The answer to a former question.
+                }
+                return match half(4) {
+                    SOCK_DIAG_BY_FAMILY => Ok(TcpState::from_number(answer[HEADER + 1])),
+                    NLMSG_ERROR if word(HEADER) as i32 == -Errno::NOENT.raw_os_error() => Ok(Some(TcpState::Closed)),
+                    _ => Err(io::ErrorKind::Unsupported.into()),
+                };
+            }
+        }
+    }
+
+    /// struct nlmsghdr, then struct inet_diag_req_v2. Ports and addresses are in the order of the network.
+    fn question(ends: &Ends, number: u32) -> Vec<u8> {
+        const LENGTH: u32 = 72;
+        let mut question = Vec::with_capacity(LENGTH as usize);
+        question.extend(LENGTH.to_ne_bytes());
+        question.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+        question.extend(NLM_F_REQUEST.to_ne_bytes());
+        question.extend(number.to_ne_bytes());
+        question.extend([0; 4]); // To the kernel.
+        let family = if ends.local.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        question.extend([family.as_raw() as u8, IPPROTO_TCP, 0, 0]);
+        question.extend(u32::MAX.to_ne_bytes()); // In any state.
+        question.extend(ends.local.port().to_be_bytes());
+        question.extend(ends.remote.port().to_be_bytes());
+        for end in [ends.local, ends.remote] {
+            match end.ip() {
+                IpAddr::V4(ip) => question.extend(ip.octets().into_iter().chain([0; 12])),
+                IpAddr::V6(ip) => question.extend(ip.octets()),
+            }
+        }
+        // A link-local address means nothing without its interface.
+        let interface = if let SocketAddr::V6(address) = ends.local { address.scope_id() } else { 0 };
+        question.extend(interface.to_ne_bytes());
+        question.extend([0xff; 8]); // Whatever its cookie is.
+        debug_assert_eq!(question.len(), LENGTH as usize);
+        question
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::net::{Shutdown, TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A connection over this address, its server's end, and a client of its own.
+    fn pair(listen: &str) -> (TcpListener, TcpStream, TcpStream, Ends) {
+        let listener = TcpListener::bind(listen).expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let host = if listen.contains("::1") { "::1" } else { "127.0.0.1" };
+        let client = TcpStream::connect((host, port)).expect("a connection");
+        let (server, remote) = listener.accept().expect("a connection");
+        let ends = Ends { local: server.local_addr().expect("an address"), remote };
+        (listener, server, client, ends)
+    }
+
+    fn eventually(mut state: impl FnMut() -> Option<TcpState>, expected: TcpState) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while state() != Some(expected) {
+            assert!(Instant::now() < deadline, "{:?} instead of {expected}", state());
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_connection_is_followed_beyond_our_close_over_netlink_and_in_the_files() {
+        let unlimited = || Allowance { left: Duration::from_secs(3600), as_of: Instant::now() };
+        let by_file = || Kernel { netlink: None, longest_table: u64::MAX, ..Kernel::new() };
+        for (listen, kernel) in
+            ["127.0.0.1:0", "[::1]:0", "[::]:0"].into_iter().flat_map(|l| [(l, Kernel::new()), (l, by_file())])
+        {
+            let mut kernel = kernel;
+            let (_listener, server, client, ends) = pair(listen);
+            let mut state = || {
+                kernel.turn_over();
+                kernel.allowance = unlimited();
+                kernel.state(&ends)
+            };
+            assert_eq!(state(), Some(TcpState::Established), "{listen}");
+            server.shutdown(Shutdown::Write).expect("an open connection");
+            eventually(&mut state, TcpState::FinWait2);
+            drop(server);
+            assert_eq!(state(), Some(TcpState::FinWait2), "{listen}: still there after close(2)");
+            drop(client);
+            eventually(&mut state, TcpState::TimeWait);
+
+            let (_listener, server, client, ends) = pair(listen);
+            let mut state = || {
+                kernel.turn_over();
+                kernel.allowance = unlimited();
+                kernel.state(&ends)
+            };
+            client.shutdown(Shutdown::Write).expect("an open connection");
+            eventually(&mut state, TcpState::CloseWait);
+            drop(server);
+            eventually(&mut state, TcpState::Closed);
+        }
+    }
+
+    #[test]
+    fn files_are_read_once_a_turn_and_within_the_allowance() {
+        let mut kernel = Kernel { netlink: None, longest_table: u64::MAX, ..Kernel::new() };
+        kernel.allowance = Allowance { left: Duration::from_secs(3600), as_of: Instant::now() };
+        let (_listener, _server, _client, ends) = pair("127.0.0.1:0");
+        assert!(kernel.state(&ends).is_some());
+        assert_eq!(kernel.state(&ends), None, "the second look in one turn");
+        kernel.turn_over();
+        kernel.allowance.left = Duration::ZERO;
+        kernel.allowance.as_of = Instant::now() + Duration::from_secs(3600);
+        assert_eq!(kernel.state(&ends), None, "nothing is left of the allowance");
+        kernel.turn_over();
+        kernel.allowance = Allowance::new(Instant::now());
+        kernel.longest_table = 100;
+        assert_eq!(kernel.state(&ends), None, "a table too long to be read whole");
+    }
+
+    #[test]
+    fn a_counter_is_found_by_its_name() {
+        let table = "Ip: A OutRsts\nIp: 1 2\nTcp: A OutRsts B\nTcp: 7 8 9\nUdp: A\nUdp: 1\n";
+        assert_eq!(counter_in(table, "Tcp:", "OutRsts"), Some(8));
+        assert_eq!(counter_in(table, "Tcp:", "C"), None);
+        assert_eq!(counter_in(table, "Icmp:", "A"), None);
+        assert!(Kernel::new().resets_answered().is_some());
+    }
+}
