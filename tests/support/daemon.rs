@@ -215,7 +215,7 @@ impl Daemon {
             (text.matches('\n').count() >= count).then(|| text.to_owned())
         });
         let address = |line: &str| line.strip_prefix("listening on ").and_then(Address::parse);
-        text.lines().map(|line| address(line).unwrap_or_else(|| panic!("on stdout: {line:?}"))).collect()
+        text.lines().take(count).map(|line| address(line).unwrap_or_else(|| panic!("on stdout: {line:?}"))).collect()
     }
 
     pub fn pid(&self) -> Pid {
