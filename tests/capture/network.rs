@@ -1,0 +1,216 @@
+//! Two network namespaces joined by a cable (veth), a capture on it, and segments as tshark reads them.
+//!
+//! Needs root, `ip`, `tcpdump` and `tshark`. Where one is missing a test says so and passes, unless
+//! `ECHOD_REQUIRE_TOOLS=1` is set, as in CI: then it fails.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::{fmt, process, thread};
+
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::support::{Directory, Start, eventually, has_program, skip};
+
+/// The server's address, and the client's.
+pub const SERVER: &str = "10.77.0.1";
+const CLIENT: &str = "10.77.0.2";
+
+/// A port on which nobody listens. A connection that is refused there marks the end of a capture.
+const NOBODY: u16 = 9;
+
+/// Two hosts and the cable between them, gone when dropped.
+pub struct Network {
+    number: u32,
+}
+
+impl Network {
+    /// `None`: something that it takes is missing here, and that has been said.
+    pub fn new() -> Option<Network> {
+        let missing = ["ip", "tcpdump", "tshark"].into_iter().filter(|name| !has_program(name)).collect::<Vec<_>>();
+        let reason = if !missing.is_empty() {
+            format!("{} is not installed", missing.join(", "))
+        } else if !rustix::process::geteuid().is_root() {
+            "it takes root to make network namespaces".to_owned()
+        } else {
+            static NUMBER: AtomicU32 = AtomicU32::new(0);
+            let network = Network { number: NUMBER.fetch_add(1, Ordering::Relaxed) };
+            match network.build() {
+                Ok(()) => return Some(network),
+                Err(error) => format!("cannot make network namespaces: {error}"),
+            }
+        };
+        assert!(std::env::var_os("ECHOD_REQUIRE_TOOLS").is_none_or(|value| value != "1"), "{reason}");
+        skip(&reason);
+        None
+    }
+
+    fn build(&self) -> Result<(), String> {
+        let (server, client) = (self.name("server"), self.name("client"));
+        ip(&format!("netns add {server}"))?;
+        ip(&format!("netns add {client}"))?;
+        ip(&format!("-n {server} link add cable type veth peer name cable netns {client}"))?;
+        for (name, address) in [(&server, SERVER), (&client, CLIENT)] {
+            ip(&format!("-n {name} address add {address}/24 dev cable"))?;
+            ip(&format!("-n {name} link set lo up"))?;
+            // Segments as they would be on a wire, not joined for the sake of a card that cuts them (TSO).
+            ip(&format!("-n {name} link set cable gso_max_segs 1 up"))?;
+        }
+        Ok(())
+    }
+
+    fn name(&self, host: &str) -> String {
+        format!("echod-{}-{}-{host}", process::id(), self.number)
+    }
+
+    /// The daemon on the server's host.
+    pub fn on_server(&self, start: Start) -> Start {
+        start.through(&["ip", "netns", "exec", &self.name("server")])
+    }
+
+    /// A program on the client's host.
+    pub fn client_command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name("client"), program]);
+        command
+    }
+
+    /// Runs this on the client's host. Sockets that it opens stay there.
+    #[track_caller]
+    pub fn on_client<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(format!("/run/netns/{}", self.name("client"))).expect("a namespace");
+        let moved = move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("setns(2)");
+            work()
+        };
+        thread::scope(|scope| scope.spawn(moved).join().expect("a thread that does not panic"))
+    }
+
+    /// Starts to capture what passes on the server's end of the cable.
+    #[track_caller]
+    pub fn capture(&self) -> Capture<'_> {
+        let directory = Directory::new();
+        let file = directory.join("capture.pcap");
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name("server"), "tcpdump", "-i", "cable", "-U", "--immediate-mode"]);
+        command.args(["-Z", "root", "-w"]).arg(&file).arg("tcp").stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("tcpdump");
+        let mut said = String::new();
+        let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+        while !said.contains("listening on") {
+            assert!(stderr.read_line(&mut said).expect("lines of tcpdump") > 0, "tcpdump: {said}");
+        }
+        thread::spawn(move || stderr.read_to_end(&mut Vec::new()));
+        Capture { network: self, child, file, _directory: directory }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for host in ["server", "client"] {
+            let _ = ip(&format!("netns delete {}", self.name(host)));
+        }
+    }
+}
+
+fn ip(arguments: &str) -> Result<(), String> {
+    let output = Command::new("ip").args(arguments.split(' ')).output().map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(format!("ip {arguments}: {}", said.trim())) }
+}
+
+/// A running capture.
+pub struct Capture<'a> {
+    network: &'a Network,
+    child: Child,
+    file: PathBuf,
+    _directory: Directory,
+}
+
+impl Capture<'_> {
+    /// Everything that has passed until now between this port of the server and its clients.
+    #[track_caller]
+    pub fn finish(mut self, port: u16) -> Vec<Segment> {
+        // One more packet, to see it come out at the other end: what passed before it is in the file, then.
+        let mark: SocketAddr = format!("{SERVER}:{NOBODY}").parse().expect("an address");
+        self.network.on_client(|| std::net::TcpStream::connect(mark)).expect_err("nobody listens there");
+        let segments = eventually("the last packet is in the capture", || {
+            let segments = self.read();
+            let ended = segments.iter().any(|(ports, segment)| ports.0 == NOBODY && segment.flags.contains(&"RST"));
+            ended.then_some(segments)
+        });
+        kill_process(Pid::from_child(&self.child), Signal::INT).expect("a process that can be signalled");
+        self.child.wait().expect("a child of ours");
+        let ours = segments.into_iter().filter(|(ports, _)| ports.0 == port || ports.1 == port);
+        ours.map(|(ports, segment)| Segment {
+            from: if ports.0 == port { Sender::Server } else { Sender::Client },
+            ..segment
+        })
+        .collect()
+    }
+
+    fn read(&self) -> Vec<((u16, u16), Segment)> {
+        let mut command = Command::new("tshark");
+        command.arg("-r").arg(&self.file).args(["-T", "fields"]);
+        for field in ["tcp.srcport", "tcp.dstport", "tcp.flags", "tcp.len"] {
+            command.args(["-e", field]);
+        }
+        // While a packet is half written, tshark complains, and still tells those before it.
+        let output = command.output().expect("tshark");
+        let text = String::from_utf8(output.stdout).expect("text");
+        text.lines().map(|line| read_line(line).unwrap_or_else(|| panic!("tshark says {line:?}"))).collect()
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Who sent a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    Client,
+    Server,
+}
+
+/// A segment, as far as tests ask.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Segment {
+    pub from: Sender,
+    /// Of SYN, FIN, RST, PSH and ACK those that are set, in this order.
+    pub flags: Vec<&'static str>,
+    /// Bytes of data.
+    pub length: usize,
+}
+
+impl Segment {
+    pub fn has(&self, flag: &str) -> bool {
+        self.flags.contains(&flag)
+    }
+}
+
+/// As in a failed test's message: `client PSH+ACK 3`.
+impl fmt::Debug for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let from = if self.from == Sender::Client { "client" } else { "server" };
+        write!(f, "{from} {} {}", self.flags.join("+"), self.length)
+    }
+}
+
+fn read_line(line: &str) -> Option<((u16, u16), Segment)> {
+    let fields: Vec<&str> = line.split('\t').collect();
+    let [source, destination, flags, length] = fields[..] else { return None };
+    let bits = u16::from_str_radix(flags.strip_prefix("0x")?, 16).ok()?;
+    let names = [(0x02, "SYN"), (0x01, "FIN"), (0x04, "RST"), (0x08, "PSH"), (0x10, "ACK")];
+    let flags = names.into_iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| name).collect();
+    let segment = Segment { from: Sender::Client, flags, length: length.parse().ok()? };
+    Some(((source.parse().ok()?, destination.parse().ok()?), segment))
+}
