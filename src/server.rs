@@ -341,16 +341,11 @@ impl<P: Protocol> Server<P> {
 
     /// The operators' part of a turn.
     fn report(&mut self) {
-        if self.operators.is_empty() {
-            return;
+        if !self.operators.is_empty() {
+            let room = self.connections.len() < self.settings.max_connections && self.acceptor.resume_at() == NEVER;
+            let state = Snapshot { counters: self.counters(), accept_paused: !room, draining: self.drained_by < NEVER };
+            self.operators.turn(&self.clock, self.poll.registry(), &state);
         }
-        let at_cap = self.connections.len() >= self.settings.max_connections;
-        let snapshot = Snapshot {
-            counters: self.counters(),
-            accept_paused: at_cap || self.acceptor.resume_at() < NEVER,
-            draining: self.drained_by < NEVER,
-        };
-        self.operators.turn(&self.clock, self.poll.registry(), &snapshot);
     }
 
     /// Stops at once: whoever is still there is cut.
