@@ -184,3 +184,112 @@ impl Acceptor {
         self.listeners.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+    use std::time::Duration;
+
+    use mio::{Events, Poll};
+
+    use super::*;
+    use crate::listener::{Address, ListenOptions};
+
+    /// An acceptor over one listener that has been told of its newcomers, and those.
+    fn with_newcomers(count: usize) -> (Acceptor, Poll, Vec<TcpStream>) {
+        let options = ListenOptions { backlog: 1024, reuse_port: false };
+        let listeners = "127.0.0.1:0"
+            .parse::<Address>()
+            .and_then(|address| address.bind(&options).map_err(|error| error.to_string()));
+        let listeners = listeners.expect("a listener");
+        let address = listeners[0].local();
+        let address = address.strip_prefix("tcp://").expect("TCP");
+        let mut poll = Poll::new().expect("a poller");
+        let mut acceptor = Acceptor::new(listeners, poll.registry()).expect("registered");
+        let newcomers = (0..count).map(|_| TcpStream::connect(address).expect("room in the queue")).collect();
+        let mut events = Events::with_capacity(8);
+        poll.poll(&mut events, Some(Duration::from_secs(10))).expect("an event");
+        for event in &events {
+            if let Source::Listener(index) = event.token().into() {
+                acceptor.note(index);
+            }
+        }
+        (acceptor, poll, newcomers)
+    }
+
+    /// One turn's newcomers.
+    fn turn(acceptor: &mut Acceptor, now: u64) -> usize {
+        let mut count = 0;
+        acceptor.begin_turn(now);
+        while acceptor.next(now).expect("a listener in order").is_some() {
+            count += 1;
+        }
+        count
+    }
+
+    #[test]
+    fn a_burst_of_newcomers_is_taken_in_portions() {
+        let (mut acceptor, _poll, _newcomers) = with_newcomers(2 * ACCEPTS_PER_TURN + 10);
+        assert_eq!(turn(&mut acceptor, 0), ACCEPTS_PER_TURN, "open connections come in between");
+        assert!(acceptor.has_work(), "who still waits is not forgotten: no further event tells of them");
+        assert_eq!(turn(&mut acceptor, 0), ACCEPTS_PER_TURN);
+        assert_eq!(turn(&mut acceptor, 0), 10);
+        assert!(!acceptor.has_work(), "the queue has been seen empty");
+        assert_eq!(turn(&mut acceptor, 0), 0);
+    }
+
+    #[test]
+    fn a_pause_ends_at_its_time_or_when_a_connection_ends() {
+        let (mut acceptor, _poll, _newcomers) = with_newcomers(3);
+        let error = io::Error::from(rustix::io::Errno::MFILE);
+        acceptor.pause("accept", &error, 1000);
+        assert_eq!(acceptor.resume_at(), 1000 + PAUSE_MS);
+        assert!(!acceptor.has_work(), "who waits does not keep the loop awake");
+        assert!(!acceptor.begin_turn(1000 + PAUSE_MS - 1));
+        assert!(acceptor.next(1000 + PAUSE_MS - 1).expect("no error").is_none(), "it is a pause");
+        assert!(acceptor.begin_turn(1000 + PAUSE_MS));
+        assert!(acceptor.next(1000 + PAUSE_MS).expect("no error").is_some());
+
+        acceptor.pause("accept", &error, 2000);
+        acceptor.resume();
+        assert_eq!(acceptor.resume_at(), NEVER);
+        assert_eq!(turn(&mut acceptor, 2000), 2);
+    }
+
+    #[test]
+    fn listeners_are_taken_in_turn() {
+        let (mut acceptor, _poll, _newcomers) = with_newcomers(2);
+        let (mut other, _other_poll, _others) = with_newcomers(2);
+        acceptor.listeners.append(&mut other.listeners);
+        acceptor.listeners[1].index = 1;
+        acceptor.note(1);
+        let mut order = Vec::new();
+        acceptor.begin_turn(0);
+        while let Some((stream, _)) = acceptor.next(0).expect("listeners in order") {
+            let Stream::Tcp(stream) = stream else { panic!("TCP") };
+            order.push(stream.local_addr().expect("an address").port());
+        }
+        assert_eq!(order.len(), 4);
+        assert!(order[0] != order[1] && order[0] == order[2] && order[1] == order[3], "{order:?}");
+    }
+
+    #[test]
+    fn a_drained_listener_is_closed_once_its_queue_is_empty() {
+        let (mut acceptor, _poll, newcomers) = with_newcomers(3);
+        acceptor.drain();
+        acceptor.begin_turn(0);
+        assert!(acceptor.next(0).expect("no error").is_some());
+        assert!(!acceptor.is_closed(), "two still wait in its queue");
+        assert_eq!(turn(&mut acceptor, 0), 2);
+        assert!(acceptor.is_closed());
+        drop(newcomers);
+    }
+
+    #[test]
+    fn an_event_for_no_listener_of_ours_wakes_nobody() {
+        let (mut acceptor, _poll, _newcomers) = with_newcomers(0);
+        acceptor.waiting = false;
+        acceptor.note(7);
+        assert!(!acceptor.has_work());
+    }
+}

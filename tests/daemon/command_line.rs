@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use crate::support::{Client, Daemon, Finished, listen_queue, pattern, wait_until};
+use crate::support::{Client, Daemon, Finished, Signal, listen_queue, pattern, wait_until};
 
 #[test]
 fn help_and_version_go_to_stdout_with_status_0() {
@@ -319,6 +319,26 @@ fn with_reuse_port_several_processes_share_a_port() {
 
     let alone = Daemon::with(&["--listen", &address]).run();
     assert_eq!(alone.code, 1, "without --reuse-port the port is in use: {}", alone.stderr);
+}
+
+#[test]
+fn a_process_that_stops_serves_its_share_of_the_queue_first() {
+    // close(2) resets whoever waits in a listener's own queue; the other process has another.
+    let mut first = Daemon::start(&["--listen", "127.0.0.14:0", "--reuse-port"]);
+    let address = first.tcp().to_string();
+    let second = Daemon::start(&["--listen", &address, "--reuse-port"]);
+    first.freeze();
+    second.freeze();
+    let clients: Vec<Client> = (0..64).map(|_| first.connect()).collect();
+    clients.iter().for_each(|client| client.send(b"in one queue or the other"));
+    first.signal(Signal::TERM);
+    first.thaw();
+    second.thaw();
+    clients.iter().for_each(|client| client.expect(b"in one queue or the other"));
+    clients.iter().for_each(Client::finish);
+    clients.iter().for_each(Client::expect_fin);
+    first.expect_success();
+    second.connect().echo(b"the port is served on");
 }
 
 // --busy-poll
