@@ -27,5 +27,7 @@ pub mod signals;
 pub mod state;
 pub mod token;
 pub mod transport;
+#[doc = include_str!("traps.md")]
+pub mod traps {}
 pub mod verdict;
 pub mod workbench;
