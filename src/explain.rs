@@ -516,7 +516,7 @@ fn tell_our_fin(diagram: &mut Diagram, kernel: &mut Kernel, told: &mut Told) {
 }
 
 /// What a close(2) that follows sends, or why there is nothing left to close.
-fn tell_the_end(diagram: &mut Diagram, told: &mut Told, reason: Reason, unread: usize) {
+fn tell_the_end(diagram: &mut Diagram, told: &mut Told, reason: Reason, unread: u32) {
     let arrow = |from, label| Arrow { from, inferred: false, label };
     if told.ends.is_none() {
         told.state = TcpState::Closed;
