@@ -172,7 +172,7 @@ fn the_daemon_passes_every_check() {
 #[test]
 fn ten_lines_of_python_are_found_out() {
     if !support::has_program("python3") {
-        return support::skip("there is no python3");
+        return support::skip_for_want_of("python3");
     }
     let ten_lines = || Server::start(Command::new("python3").args(["examples/ten_lines.py", "0"]));
     let server = ten_lines();

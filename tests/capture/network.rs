@@ -15,7 +15,7 @@ use std::{fmt, process, thread};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::support::{Directory, Start, eventually, has_program, skip};
+use super::support::{Directory, Start, eventually, has_program, skip_for_want_of};
 
 /// The server's address, and the client's.
 pub const SERVER: &str = "10.77.0.1";
@@ -34,19 +34,18 @@ impl Network {
     pub fn new() -> Option<Network> {
         let missing = ["ip", "tcpdump", "tshark"].into_iter().filter(|name| !has_program(name)).collect::<Vec<_>>();
         let reason = if !missing.is_empty() {
-            format!("{} is not installed", missing.join(", "))
+            missing.join(", ")
         } else if !rustix::process::geteuid().is_root() {
-            "it takes root to make network namespaces".to_owned()
+            "root, who may make network namespaces".to_owned()
         } else {
             static NUMBER: AtomicU32 = AtomicU32::new(0);
             let network = Network { number: NUMBER.fetch_add(1, Ordering::Relaxed) };
             match network.build() {
                 Ok(()) => return Some(network),
-                Err(error) => format!("cannot make network namespaces: {error}"),
+                Err(error) => format!("network namespaces ({error})"),
             }
         };
-        assert!(std::env::var_os("ECHOD_REQUIRE_TOOLS").is_none_or(|value| value != "1"), "{reason}");
-        skip(&reason);
+        skip_for_want_of(&reason);
         None
     }
 

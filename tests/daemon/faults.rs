@@ -3,7 +3,7 @@
 //! Some of these no peer can bring about on loopback, and each of them happens in the world. Skipped where strace
 //! is missing or may not trace.
 
-use crate::support::{Client, Daemon, has_program, pattern, skip};
+use crate::support::{Client, Daemon, has_program, pattern, skip_for_want_of};
 
 /// The daemon under `strace -e inject=…`, or nothing where that does not work. With -D strace is the grandchild, and
 /// the daemon keeps the process ID that we know.
@@ -14,7 +14,7 @@ fn with_faults(injections: &[&str]) -> Option<Daemon> {
         command.output().is_ok_and(|output| output.status.success())
     };
     if !has_program("strace") || !can_trace() {
-        skip("no strace here that may trace");
+        skip_for_want_of("an strace that may trace");
         return None;
     }
     let injections = injections.iter().flat_map(|injection| ["-e", injection]);

@@ -151,7 +151,7 @@ fn a_descriptor_that_is_not_there_or_a_wrong_number_is_an_error() {
 #[test]
 fn systemd_socket_activate_passes_a_socket_that_is_served() {
     if !has_program("systemd-socket-activate") {
-        return crate::skip_for_want_of("systemd-socket-activate");
+        return crate::support::skip_for_want_of("systemd-socket-activate");
     }
     let directory = Directory::new();
     let path = directory.join("echo.sock");

@@ -15,11 +15,3 @@ mod http;
 mod journal;
 mod metrics;
 mod notify;
-
-/// Skips a test for want of a tool, unless tools are required.
-#[track_caller]
-fn skip_for_want_of(tool: &str) {
-    let required = std::env::var_os("ECHOD_REQUIRE_TOOLS").is_some_and(|value| value == "1");
-    assert!(!required, "{tool} is required here (ECHOD_REQUIRE_TOOLS=1) and missing");
-    support::skip(&format!("{tool} is missing"));
-}

@@ -157,7 +157,7 @@ fn a_prometheus_parser_reads_the_page() {
         command
     };
     if !python("import prometheus_client").output().is_ok_and(|output| output.status.success()) {
-        return crate::skip_for_want_of("prometheus_client for python3 (PyPI)");
+        return crate::support::skip_for_want_of("prometheus_client for python3 (PyPI)");
     }
     let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
     daemon.connect().echo(b"a figure that is not 0");

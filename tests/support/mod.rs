@@ -60,6 +60,14 @@ pub fn skip(reason: &str) {
     eprintln!("skipped: {test}: {reason}");
 }
 
+/// As [`skip`], for want of something that CI installs: there, with `ECHOD_REQUIRE_TOOLS=1`, it is a failure.
+#[track_caller]
+pub fn skip_for_want_of(what: &str) {
+    let required = std::env::var_os("ECHOD_REQUIRE_TOOLS").is_some_and(|value| value == "1");
+    assert!(!required, "ECHOD_REQUIRE_TOOLS=1 wants {what}, which is not here");
+    skip(&format!("for want of {what}"));
+}
+
 /// Whether a program is there to be run.
 pub fn has_program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
