@@ -1,0 +1,150 @@
+//! System calls and user instructions of a server, counted from outside in a pass of its own: counting costs time, and
+//! what is timed is not counted.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::load::Result;
+
+/// What was counted while a load ran.
+#[derive(Clone, Copy)]
+pub struct Count {
+    /// System calls.
+    pub calls: u64,
+    /// Instructions in user space, where the processor counts them.
+    pub instructions: Option<u64>,
+}
+
+/// Who counts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Counter {
+    /// perf(1): the raw_syscalls:sys_enter tracepoint and the processor's counter.
+    Perf,
+    /// strace(1): slow, but nothing depends on time here.
+    Strace,
+}
+
+impl Counter {
+    /// The best one that works here, tried on a process that does nothing; or why there is none.
+    pub fn find() -> std::result::Result<Counter, String> {
+        let mut reasons = Vec::new();
+        for (counter, name) in [(Counter::Perf, "perf"), (Counter::Strace, "strace")] {
+            match counter.try_out() {
+                Ok(()) => return Ok(counter),
+                Err(error) => reasons.push(format!("{name}: {error}")),
+            }
+        }
+        Err(reasons.join("; "))
+    }
+
+    fn try_out(self) -> Result<()> {
+        let mut sleeper = Command::new("sleep").arg("60").spawn()?;
+        let counted = self.attach(sleeper.id()).and_then(Attached::detach);
+        sleeper.kill()?;
+        sleeper.wait()?;
+        counted.map(drop)
+    }
+
+    /// Begins to count. When it returns, everything that the process does from now on is counted.
+    pub fn attach(self, pid: u32) -> Result<Attached> {
+        let mut command = match self {
+            Counter::Perf => {
+                let mut perf = Command::new("perf");
+                perf.args(["stat", "-x", ";", "-e", "raw_syscalls:sys_enter,instructions:u"]);
+                // It begins when it is told to, over its standard input, and says so on its standard output.
+                perf.args(["-D", "-1", "--control", "fd:0,1"]);
+                perf
+            }
+            Counter::Strace => {
+                let mut strace = Command::new("strace");
+                strace.args(["-f", "-c", "-U", "calls,name"]);
+                strace
+            }
+        };
+        command.arg("-p").arg(pid.to_string());
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).env("LC_ALL", "C");
+        let mut attached = Attached { counter: self, child: child.spawn()?, said: String::new() };
+        match self {
+            Counter::Perf => attached.tell("enable\n")?,
+            // "strace: Process 4711 attached", or why not.
+            Counter::Strace => {
+                let stderr = attached.child.stderr.as_mut().expect("it is piped");
+                let mut byte = [0];
+                while !attached.said.ends_with("attached") {
+                    if stderr.read(&mut byte)? == 0 || byte == *b"\n" {
+                        return Err(std::mem::take(&mut attached.said).into());
+                    }
+                    attached.said.push(byte[0].into());
+                }
+            }
+        }
+        Ok(attached)
+    }
+}
+
+/// A counter at work.
+pub struct Attached {
+    counter: Counter,
+    child: Child,
+    said: String,
+}
+
+impl Attached {
+    /// Ends the count.
+    pub fn detach(mut self) -> Result<Count> {
+        if self.counter == Counter::Perf {
+            self.tell("disable\n")?;
+        }
+        let pid = Pid::from_raw(self.child.id().cast_signed()).expect("a child has a pid");
+        kill_process(pid, Signal::INT)?;
+        let mut report = String::new();
+        self.child.stderr.as_mut().expect("it is piped").read_to_string(&mut report)?;
+        self.child.wait()?;
+        let count = match self.counter {
+            Counter::Perf => read_perf(&report),
+            Counter::Strace => read_strace(&report),
+        };
+        count.ok_or_else(|| format!("cannot read its report: {report}").into())
+    }
+
+    /// Sends perf a command and waits for its `ack`.
+    fn tell(&mut self, command: &str) -> Result<()> {
+        let stdin = self.child.stdin.as_mut().expect("it is piped");
+        let told = stdin.write_all(command.as_bytes());
+        let mut answer = String::new();
+        BufReader::new(self.child.stdout.as_mut().expect("it is piped")).read_line(&mut answer)?;
+        if told.is_err() || !answer.contains("ack") {
+            let mut reason = String::new();
+            self.child.stderr.as_mut().expect("it is piped").read_to_string(&mut reason)?;
+            return Err(reason.lines().next().unwrap_or("it ended").to_owned().into());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // As a rule it has ended.
+        let _ = self.child.wait();
+    }
+}
+
+/// Lines of `count;unit;event;…`, where a count may be `<not counted>` (the process slept) or `<not supported>`.
+fn read_perf(report: &str) -> Option<Count> {
+    let count = |event: &str| match report.lines().find(|line| line.contains(event))?.split(';').next()? {
+        "<not counted>" => Some(0),
+        number => number.parse().ok(),
+    };
+    Some(Count { calls: count("raw_syscalls")?, instructions: count("instructions:u") })
+}
+
+/// A table of calls and names, and its total. Without a call there is no table, only "Process 4711 detached".
+fn read_strace(report: &str) -> Option<Count> {
+    let calls = match report.lines().rev().find(|line| line.trim_end().ends_with("total")) {
+        Some(total) => total.split_whitespace().next()?.parse().ok()?,
+        None => report.contains("detached").then_some(0)?,
+    };
+    Some(Count { calls, instructions: None })
+}
