@@ -15,6 +15,8 @@ pub struct Count {
     pub calls: u64,
     /// Instructions in user space, where the processor counts them.
     pub instructions: Option<u64>,
+    /// The part of all cycles that was spent in user space, where the processor counts them.
+    pub user_part: Option<f64>,
 }
 
 /// Who counts.
@@ -52,7 +54,7 @@ impl Counter {
         let mut command = match self {
             Counter::Perf => {
                 let mut perf = Command::new("perf");
-                perf.args(["stat", "-x", ";", "-e", "raw_syscalls:sys_enter,instructions:u"]);
+                perf.args(["stat", "-x", ";", "-e", "raw_syscalls:sys_enter,instructions:u,cycles:u,cycles:k"]);
                 // It begins when it is told to, over its standard input, and says so on its standard output.
                 perf.args(["-D", "-1", "--control", "fd:0,1"]);
                 perf
@@ -133,11 +135,15 @@ impl Drop for Attached {
 
 /// Lines of `count;unit;event;…`, where a count may be `<not counted>` (the process slept) or `<not supported>`.
 fn read_perf(report: &str) -> Option<Count> {
-    let count = |event: &str| match report.lines().find(|line| line.contains(event))?.split(';').next()? {
-        "<not counted>" => Some(0),
-        number => number.parse().ok(),
+    let count = |event: &str| -> Option<u64> {
+        match report.lines().find(|line| line.contains(event))?.split(';').next()? {
+            "<not counted>" => Some(0),
+            number => number.parse().ok(),
+        }
     };
-    Some(Count { calls: count("raw_syscalls")?, instructions: count("instructions:u") })
+    let (user, kernel) = (count("cycles:u"), count("cycles:k"));
+    let user_part = user.zip(kernel).map(|(user, kernel)| user as f64 / (user + kernel) as f64);
+    Some(Count { calls: count("raw_syscalls")?, instructions: count("instructions:u"), user_part })
 }
 
 /// A table of calls and names, and its total. Without a call there is no table, only "Process 4711 detached".
@@ -146,5 +152,5 @@ fn read_strace(report: &str) -> Option<Count> {
         Some(total) => total.split_whitespace().next()?.parse().ok()?,
         None => report.contains("detached").then_some(0)?,
     };
-    Some(Count { calls, instructions: None })
+    Some(Count { calls, instructions: None, user_part: None })
 }

@@ -33,7 +33,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::calls::Counter;
 use crate::load::{Clients, Pace, Plan, Result, Sample};
-use crate::results::{Idle, Outcome, Round, Row, Spread};
+use crate::results::{Idle, Outcome, PerEcho, Round, Row, Spread};
 use crate::scenarios::{Rate, Scenario, Work};
 use crate::server::{Cores, Cpu, Origin, Server, Spec};
 
@@ -53,7 +53,7 @@ struct Options {
     /// How many fresh processes of each server are measured [default: 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// How long each is measured [default: 0.5]
+    /// How long each is measured [default: 0.4]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     seconds: Option<Duration>,
     /// Messages per second of the open loops, instead of a part of the floor's
@@ -160,7 +160,7 @@ fn bench(options: &Options) -> Result<()> {
 /// Rounds and their length unless told otherwise: the usual scenarios end within three minutes. An unoptimised build
 /// (`cargo test --benches`) only shows that everything works.
 const USUAL: (u32, Duration) =
-    if cfg!(debug_assertions) { (1, Duration::from_millis(50)) } else { (5, Duration::from_millis(500)) };
+    if cfg!(debug_assertions) { (1, Duration::from_millis(50)) } else { (5, Duration::from_millis(400)) };
 
 fn chosen_scenarios(options: &Options) -> Result<Vec<Scenario>> {
     let mut all = Scenario::all();
@@ -284,7 +284,7 @@ impl Bench {
             .collect();
         let mut rows: Vec<Row> = who
             .iter()
-            .map(|server| Row { server: server.name.clone(), rounds: Vec::new(), idle: Vec::new(), calls: None })
+            .map(|server| Row { server: server.name.clone(), rounds: Vec::new(), idle: Vec::new(), counted: None })
             .collect();
         // Memory repeats to the byte or nearly so.
         let rounds = if matches!(scenario.work, Work::Idle { .. }) { self.rounds.div_ceil(5) } else { self.rounds };
@@ -321,7 +321,7 @@ impl Bench {
                 let place = format!("{}, {}, counting system calls", server.name, scenario.name);
                 self.progress(&place);
                 let counted = self.with_server(server, |running| self.count(running, scenario.work, rate, counter));
-                row.calls = counted.map_err(|error| format!("{place}: {error}"))?;
+                row.counted = counted.map_err(|error| format!("{place}: {error}"))?;
             }
         }
         Ok(Outcome { scenario, rate, rows })
@@ -399,19 +399,17 @@ impl Bench {
     }
 
     /// System calls and user instructions for one echo.
-    fn count(
-        &self,
-        server: &Server,
-        work: Work,
-        rate: Option<f64>,
-        counter: Counter,
-    ) -> Result<Option<(f64, Option<f64>)>> {
+    fn count(&self, server: &Server, work: Work, rate: Option<f64>, counter: Counter) -> Result<Option<PerEcho>> {
         let Some(pid) = server.pid() else { return Ok(None) };
         let (sample, attached) =
             self.load(server, work, rate, Duration::ZERO, self.window / 2, || counter.attach(pid))?;
         let count = attached.detach()?;
         let echoes = sample.all_echoes as f64;
-        Ok(Some((count.calls as f64 / echoes, count.instructions.map(|instructions| instructions as f64 / echoes))))
+        Ok(Some(PerEcho {
+            calls: count.calls as f64 / echoes,
+            instructions: count.instructions.map(|instructions| instructions as f64 / echoes),
+            user_part: count.user_part,
+        }))
     }
 
     /// Holds connections that say nothing, and reads the server's memory.

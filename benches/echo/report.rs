@@ -72,7 +72,8 @@ pub fn print_tables(outcomes: &[Outcome], servers: &[Spec], machine: &Machine, o
 
 const NOTES: &str = "\
 Medians over rounds, each with a fresh process. CPU: the server's, all threads. against floor: echoes per server CPU
-second, compared round by round, with the least and greatest. calls, instr: system calls and user instructions.";
+second, compared round by round, with the least and greatest. calls, instr: system calls and instructions in user
+space for one echo, counted in another pass; user: the part of the CPU's cycles there.";
 
 fn print_load(outcome: &Outcome, out: &mut impl Write) -> io::Result<()> {
     let rounds = outcome.rows.first().map_or(0, |row| row.rounds.len());
@@ -91,6 +92,7 @@ fn print_load(outcome: &Outcome, out: &mut impl Write) -> io::Result<()> {
         "", "user", "against floor", "p50", "p99", "p99.9", "calls", "instr"
     )?;
     for row in &outcome.rows {
+        let counted = row.counted.as_ref();
         let median = |spread: Option<Spread>| spread.map(|spread| spread.median);
         let quantile = |part| or_dash(median(row.spread(|round| round.quantile(part))).map(time));
         let ratio = outcome
@@ -108,8 +110,8 @@ fn print_load(outcome: &Outcome, out: &mut impl Write) -> io::Result<()> {
             quantile(0.5),
             quantile(0.99),
             quantile(0.999),
-            or_dash(row.calls.map(|(calls, _)| format!("{calls:.2}"))),
-            or_dash(row.calls.and_then(|(_, instructions)| instructions).map(thousands)),
+            or_dash(counted.map(|it| format!("{:.2}", it.calls))),
+            or_dash(counted.and_then(|it| it.instructions).map(thousands)),
         )?;
     }
     Ok(())
@@ -234,17 +236,18 @@ fn row_json(outcome: &Outcome, row: &Row) -> Value {
         });
     }
     let all = row.latency();
+    let counted = row.counted.as_ref();
     json!({
         "name": row.server,
         "per_second": spread(row.spread(|round| Some(round.rate()))),
         "cpu_per_echo": spread(row.spread(|round| round.cpu_per_echo().map(|seconds| seconds * 1e9))),
-        "user_part_of_cpu": row.user_part(),
-        "echoes_per_cpu_second_against_floor": spread(outcome.against_floor(row)),
+                "echoes_per_cpu_second_against_floor": spread(outcome.against_floor(row)),
+        "cycles_in_user_space_part": counted.and_then(|it| it.user_part),
         "latency": { "p50": quantile(0.5), "p90": quantile(0.9), "p99": quantile(0.99), "p99.9": quantile(0.999) },
         "p50_against_floor": spread(outcome.ratio(row, "floor", |it, floor| Some(it.quantile(0.5)? / floor.quantile(0.5)?))),
         "p99_against_floor": spread(outcome.ratio(row, "floor", |it, floor| Some(it.quantile(0.99)? / floor.quantile(0.99)?))),
-        "system_calls_per_echo": row.calls.map(|(calls, _)| calls),
-        "user_instructions_per_echo": row.calls.and_then(|(_, instructions)| instructions),
+        "system_calls_per_echo": counted.map(|it| it.calls),
+        "user_instructions_per_echo": counted.and_then(|it| it.instructions),
         "latency_by_percentile": all.iter_quantiles(2).map(|step| json!([step.percentile(), step.value_iterated_to()])).collect::<Vec<_>>(),
         "rounds": row.rounds.iter().map(|round| json!({
             "echoes": round.echoes,

@@ -26,8 +26,18 @@ pub struct Row {
     pub rounds: Vec<Round>,
     /// Saying nothing.
     pub idle: Vec<Idle>,
-    /// System calls per echo, and user instructions, where counted.
-    pub calls: Option<(f64, Option<f64>)>,
+    /// What was counted in a pass of its own.
+    pub counted: Option<PerEcho>,
+}
+
+/// What one echo takes, counted and not timed.
+pub struct PerEcho {
+    /// System calls.
+    pub calls: f64,
+    /// Instructions in user space, where the processor counts them.
+    pub instructions: Option<f64>,
+    /// The part of all cycles that was spent in user space, where the processor counts them.
+    pub user_part: Option<f64>,
 }
 
 /// One fresh process under load.
@@ -101,8 +111,12 @@ impl Row {
         Spread::of(self.rounds.iter().filter_map(of))
     }
 
-    /// The part of the CPU time that was spent in user space, over all rounds: ticks are too coarse for one.
+    /// The part of the CPU time that was spent in user space: by the processor's cycles, or else by the kernel's ticks
+    /// of 10 ms over all rounds, which are coarse, and blind for what begins with the tick.
     pub fn user_part(&self) -> Option<f64> {
+        if let Some(part) = self.counted.as_ref().and_then(|counted| counted.user_part) {
+            return Some(part);
+        }
         let cpus = || self.rounds.iter().filter_map(|round| round.cpu);
         let user: u64 = cpus().map(|cpu| cpu.user_ticks).sum();
         let system: u64 = cpus().map(|cpu| cpu.system_ticks).sum();
