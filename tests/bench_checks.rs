@@ -74,9 +74,8 @@ fn failure(address: SocketAddr) -> String {
 #[test]
 fn an_honest_server_passes() {
     let sample = run(server(|_, stream| echo(stream, |_, _| ())), &CLOSED, PATIENCE).expect("every byte is right");
-    assert!(sample.echoes > 0);
-    assert!(sample.all_echoes >= sample.echoes);
-    assert!(sample.latency.len() >= sample.echoes);
+    assert!(sample.all_echoes > 0 && sample.all_echoes >= sample.echoes);
+    assert_eq!(sample.latency.len(), sample.all_echoes, "nothing was sent but in the window");
 }
 
 #[test]
@@ -219,8 +218,8 @@ fn churn(address: SocketAddr) -> load::Result<Sample<()>> {
 #[test]
 fn churn_counts_whole_connections() {
     let sample = churn(server(|_, stream| echo(stream, |_, _| ()))).expect("every byte is right");
-    assert!(sample.echoes > 0);
-    assert!(sample.all_echoes >= sample.latency.len());
+    // On a busy machine the first may end when the window is over.
+    assert!(sample.all_echoes > 0 && sample.all_echoes >= sample.latency.len());
 }
 
 #[test]

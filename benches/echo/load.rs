@@ -215,7 +215,7 @@ impl Clients {
                     echoes += u64::from(came_back);
                     all_echoes += u64::from(came_back);
                 }
-                let again = if after.is_none() && matches!(plan.pace, Pace::Closed { .. }) { came_back } else { 0 };
+                let again = if now < closes && matches!(plan.pace, Pace::Closed { .. }) { came_back } else { 0 };
                 self.send(client, again, now)?;
             }
             self.check(&mut patience)?;
