@@ -39,7 +39,7 @@ use crate::server::{Cores, Cpu, Origin, Server, Spec};
 
 /// Measures echod beside other echo servers, on loopback, every byte verified.
 #[derive(Parser)]
-#[command(name = "cargo bench --", max_term_width = 100)]
+#[command(override_usage = "cargo bench -- [OPTIONS]", max_term_width = 100)]
 struct Options {
     /// Run every scenario, 11 rounds of a second each (about half an hour)
     #[arg(long)]

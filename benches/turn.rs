@@ -1,0 +1,125 @@
+//! What one turn of a connection costs when the kernel costs nothing: the state machine over a socket that is a pair of
+//! numbers. No system call, no copy; what is left is ours.
+//!
+//!     cargo bench --bench turn
+
+use std::env;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr};
+
+use divan::{Bencher, black_box};
+use echod::connection::{Connection, Workbench};
+use echod::metrics::Traffic;
+use echod::observer::Silent;
+use echod::readiness::Readable;
+use echod::transport::{Peer, Transport};
+use echod::verdict::{Reason, Turn};
+
+/// The read buffer's usual size.
+const BUFFER_SIZE: usize = 64 * 1024;
+
+fn main() {
+    // Any word but cargo's own is an option of the other benchmark: `cargo bench -- --scenario fifty`.
+    if env::args().skip(1).all(|word| word == "--bench") {
+        divan::Divan::default().run_benches();
+    }
+}
+
+/// A socket of which each call has the outcome that was set.
+#[derive(Clone, Copy)]
+struct Socket {
+    /// What the next read finds; None when the peer has finished.
+    inbox: Option<usize>,
+    /// How much more write takes.
+    room: usize,
+}
+
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.inbox {
+            None => Ok(0),
+            Some(0) => Err(ErrorKind::WouldBlock.into()),
+            Some(held) => {
+                let count = buffer.len().min(*held);
+                *held -= count;
+                Ok(count)
+            }
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len().min(self.room);
+        self.room -= count;
+        if count == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(count) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for Socket {
+    fn short_read_is_last(&self) -> bool {
+        true
+    }
+
+    fn unread(&self) -> io::Result<usize> {
+        Ok(self.inbox.unwrap_or(0))
+    }
+
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Measures the turn that follows from one event, on a fresh connection each time.
+fn turn(bencher: Bencher, socket: Socket, readable: Readable, outcome: Turn) {
+    let mut bench = Workbench { buffer: vec![0; BUFFER_SIZE].into(), ms: 0, traffic: Traffic::default() };
+    bencher.with_inputs(|| connection(socket)).bench_local_refs(|connection| {
+        connection.note(black_box(readable), true);
+        let turn = connection.turn(&mut bench, &mut Silent);
+        assert_eq!(turn, outcome);
+    });
+}
+
+fn connection(socket: Socket) -> Connection<Socket> {
+    Connection::new(socket, Peer::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST), 4711), 1, false, 0)
+}
+
+/// One read, one write, and it waits again: what almost every turn is.
+#[divan::bench]
+fn a_message(bencher: Bencher) {
+    turn(bencher, Socket { inbox: Some(64), room: 1000 }, Readable::UntilShort, Turn::Waits);
+}
+
+/// Beside a FIN or urgent data a short read is not trusted: one read more.
+#[divan::bench]
+fn a_message_read_until_blocked(bencher: Bencher) {
+    turn(bencher, Socket { inbox: Some(64), room: 1000 }, Readable::UntilBlocked, Turn::Waits);
+}
+
+/// An event that was nothing.
+#[divan::bench]
+fn nothing_to_read(bencher: Bencher) {
+    turn(bencher, Socket { inbox: Some(0), room: 1000 }, Readable::UntilShort, Turn::Waits);
+}
+
+/// More than a turn may read.
+#[divan::bench]
+fn as_much_as_a_turn_reads(bencher: Bencher) {
+    turn(bencher, Socket { inbox: Some(usize::MAX), room: usize::MAX }, Readable::UntilShort, Turn::Again);
+}
+
+/// The peer takes nothing: the answer is copied, and reading stops.
+#[divan::bench(args = [64, BUFFER_SIZE])]
+fn a_stall(bencher: Bencher, message: usize) {
+    turn(bencher, Socket { inbox: Some(message), room: 0 }, Readable::UntilShort, Turn::Waits);
+}
+
+/// The peer has finished, and so do we.
+#[divan::bench]
+fn a_fin(bencher: Bencher) {
+    turn(bencher, Socket { inbox: None, room: 1000 }, Readable::UntilBlocked, Turn::Ended(Reason::Finished));
+}
