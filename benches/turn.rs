@@ -8,12 +8,12 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 
 use divan::{Bencher, black_box};
-use echod::connection::{Connection, Workbench};
-use echod::metrics::Traffic;
+use echod::connection::Connection;
 use echod::observer::Silent;
 use echod::readiness::Readable;
 use echod::transport::{Peer, Transport};
 use echod::verdict::{Reason, Turn};
+use echod::workbench::Workbench;
 
 /// The read buffer's usual size.
 const BUFFER_SIZE: usize = 64 * 1024;
@@ -65,8 +65,8 @@ impl Transport for Socket {
         true
     }
 
-    fn unread(&self) -> io::Result<usize> {
-        Ok(self.inbox.unwrap_or(0))
+    fn unread(&self) -> io::Result<u32> {
+        Ok(self.inbox.unwrap_or(0) as u32)
     }
 
     fn shutdown_write(&mut self) -> io::Result<()> {
@@ -76,7 +76,7 @@ impl Transport for Socket {
 
 /// Measures the turn that follows from one event, on a fresh connection each time.
 fn turn(bencher: Bencher, socket: Socket, readable: Readable, outcome: Turn) {
-    let mut bench = Workbench { buffer: vec![0; BUFFER_SIZE].into(), ms: 0, traffic: Traffic::default() };
+    let mut bench = Workbench::new(BUFFER_SIZE);
     bencher.with_inputs(|| connection(socket)).bench_local_refs(|connection| {
         connection.note(black_box(readable), true);
         let turn = connection.turn(&mut bench, &mut Silent);
