@@ -144,7 +144,7 @@ impl Acceptor {
         Ok(())
     }
 
-    /// Leaves off accepting for [`PAUSE_MS`]. One log line, however often a pause is renewed: accept(2) says EMFILE on an
+    /// Leaves off accepting for `PAUSE_MS`. One log line, however often a pause is renewed: accept(2) says EMFILE on an
     /// empty queue, too. (That is also why a spare descriptor, closed to make room for a polite refusal, is no way out.)
     pub fn pause(&mut self, attempt: &str, error: &io::Error, now: u64) {
         self.resume_at = now + PAUSE_MS;

@@ -5,7 +5,7 @@
 //! go on while the server drains.
 //!
 //! Whoever watches must be let in when things go wrong. So each exchange that could be has its descriptor from the
-//! start ([`Reserve`]), and each has bounds on what it may hold (8 KiB of request), cost (a few reads a turn) and
+//! start (`Reserve`), and each has bounds on what it may hold (8 KiB of request), cost (a few reads a turn) and
 //! last (5 s).
 
 use std::io::{self, Read, Write};
