@@ -40,7 +40,10 @@ const STEPS_PER_TURN: usize = 4;
 /// How much of what comes after the request is read and dropped before we close all the same.
 const MOST_DISCARDED: usize = 1 << 20;
 
-/// How long accepting pauses where it fails for want of memory.
+/// Accepts in one turn: as many failures as there are slots are borne with.
+const ACCEPTS_PER_TURN: usize = 2 * MOST_EXCHANGES;
+
+/// How long accepting pauses where it fails.
 const PAUSE_MS: u64 = 100;
 
 /// The endpoint's listener and whoever asks there.
@@ -139,8 +142,7 @@ impl Endpoint {
         if self.resume_at <= now {
             self.resume_at = NEVER;
         }
-        // Bounded by the slots, and by the retries that it costs to see that nobody is there.
-        for _ in 0..2 * MOST_EXCHANGES {
+        for _ in 0..ACCEPTS_PER_TURN {
             if !self.can_accept() {
                 return;
             }
@@ -155,6 +157,7 @@ impl Endpoint {
                 },
             }
         }
+        self.resume_at = now + PAUSE_MS; // Half of them failed, at least, as with a network that is down.
     }
 
     /// Whether somebody may wait who could be let in now.

@@ -89,7 +89,7 @@ fn who_sends_without_end_after_the_answer_is_cut() {
     client.send(b"GET /healthz HTTP/1.0\r\n\r\n");
     let start = Instant::now();
     while client.send_what_fits(&[b'x'; 60_000]).is_ok() {
-        assert!(start.elapsed() < 3 * EXCHANGE, "bytes are still taken after {:?}", start.elapsed());
+        assert!(start.elapsed() < EXCHANGE, "not its time ends this, but how much it sends");
     }
     assert_eq!(get(&daemon, "/healthz").status, 200);
 }
