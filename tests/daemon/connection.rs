@@ -8,7 +8,9 @@ use rustix::event::PollFlags;
 use rustix::net::RecvFlags;
 
 use crate::over_each_kind;
-use crate::support::{Client, Daemon, Random, Signal, TcpState, assert_same, eventually, pattern, wait_until};
+use crate::support::{
+    Client, Daemon, PATIENCE, Random, Signal, TcpState, assert_same, eventually, pattern, wait_until,
+};
 
 // What comes in goes out.
 
@@ -85,43 +87,45 @@ fn a_buffer_of_one_byte_and_one_of_16_mib_echo_as_well() {
 
 #[test]
 fn urgent_data_stays_in_line() {
-    let daemon = Daemon::start(&[]);
-    let client = daemon.connect();
-    client.send(b"in ");
-    client.send_urgent(b"line");
-    client.send(b" and on");
-    client.expect(b"in line and on");
-    client.send_urgent(b"!");
-    client.expect(b"!");
-    client.finish();
-    client.expect_fin();
+    over_each_kind(&[], |daemon| {
+        let client = daemon.connect();
+        client.send(b"in ");
+        client.send_urgent(b"line");
+        client.send(b" and on");
+        client.expect(b"in line and on");
+        client.send_urgent(b"!");
+        client.expect(b"!");
+        client.finish();
+        client.expect_fin();
+    });
 }
 
 #[test]
 fn what_follows_an_urgent_byte_in_the_same_event_is_not_missed() {
     // A read stops at the urgent mark with more behind it, and no edge tells of that.
-    let daemon = Daemon::start(&[]);
-    let client = daemon.connect();
-    client.echo(b"open");
-    for round in 0..20 {
-        daemon.freeze();
-        client.send(b"before");
-        client.send_urgent(b"m");
-        client.send(b"after");
-        if round % 2 == 0 {
-            client.send_urgent(b"again");
-            client.send(b"end");
+    over_each_kind(&[], |daemon| {
+        let client = daemon.connect();
+        client.echo(b"open");
+        for round in 0..20 {
+            daemon.freeze();
+            client.send(b"before");
+            client.send_urgent(b"m");
+            client.send(b"after");
+            if round % 2 == 0 {
+                client.send_urgent(b"again");
+                client.send(b"end");
+            }
+            daemon.thaw();
+            client.expect(if round % 2 == 0 { b"beforemafteragainend" } else { b"beforemafter" });
         }
+        daemon.freeze();
+        client.send(b"last");
+        client.send_urgent(b"mark");
+        client.finish();
         daemon.thaw();
-        client.expect(if round % 2 == 0 { b"beforemafteragainend" } else { b"beforemafter" });
-    }
-    daemon.freeze();
-    client.send(b"last");
-    client.send_urgent(b"mark");
-    client.finish();
-    daemon.thaw();
-    client.expect(b"lastmark");
-    client.expect_fin();
+        client.expect(b"lastmark");
+        client.expect_fin();
+    });
 }
 
 #[test]
@@ -441,6 +445,36 @@ fn busy_peers_do_not_starve_another() {
             outcome.expect("the quiet peer is served while two others never pause");
             assert!(start.elapsed() < Duration::from_secs(20), "100 echoes took {:?}", start.elapsed());
         });
+    });
+}
+
+#[test]
+fn a_peer_without_end_does_not_keep_the_loop() {
+    // Of an echo, a peer that stops reading gives the daemon a rest. Here there is none: in a drain it reads and
+    // discards, and with a buffer this small the peer is always ahead of it.
+    over_each_kind(&["--buffer-size", "16", "--drain-timeout", "1h"], |daemon| {
+        let (busy, quiet) = (daemon.connect(), daemon.connect());
+        busy.echo(b"busy");
+        quiet.echo(b"quiet");
+        daemon.signal(Signal::TERM);
+        busy.expect_fin();
+        quiet.expect_fin();
+        let (block, start, done) = (pattern(20, 1 << 20), Instant::now(), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) && start.elapsed() < 2 * PATIENCE {
+                    busy.send_what_fits(&block).expect("discarded, not reset");
+                    busy.wait_for(PollFlags::OUT, Duration::from_millis(100));
+                }
+            });
+            wait_until("the peer is far ahead", || busy.send_what_fits(&block).is_ok_and(|taken| taken == 0));
+            let open = daemon.descriptors().len();
+            quiet.finish();
+            wait_until("the quiet peer's FIN is noticed", || daemon.descriptors().len() < open);
+            done.store(true, Ordering::Relaxed);
+        });
+        busy.finish();
+        daemon.expect_success();
     });
 }
 

@@ -8,7 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::over_each_kind;
-use crate::support::{Client, Daemon, PATIENCE, Random, Signal, assert_same, listen_queue, pattern, wait_until};
+use crate::support::{
+    Client, Daemon, PATIENCE, Random, Signal, assert_same, listen_queue, pattern, peers_of, wait_until,
+};
 
 /// Far less than the drain timeout of an hour, far more than a busy machine needs.
 const AT_ONCE: Duration = Duration::from_secs(10);
@@ -77,9 +79,9 @@ fn every_byte_that_the_kernel_held_at_the_signal_is_echoed() {
                 client.finish();
             }
         }
-        for client in &clients {
-            wait_until("the daemon's kernel has it all", || client.our_end().is_none_or(|end| end.unacknowledged == 0));
-        }
+        wait_until("the daemon's kernel has it all", || {
+            peers_of(daemon.tcp()).iter().all(|peer| peer.unacknowledged == 0)
+        });
         daemon.signal(signal);
         daemon.thaw();
         for (client, bytes) in clients.iter().zip(&held) {
@@ -124,66 +126,74 @@ fn assert_prefix(got: &[u8], sent: &[u8], held: usize) {
 
 #[test]
 fn a_stop_under_load_loses_not_one_byte_that_the_kernel_held() {
-    // Peers that never pause, and go on sending after the signal: for them, too, FIN comes at once, and no reset.
-    over_each_kind(&["--drain-timeout", "1h"], |daemon| {
-        let sent: Vec<AtomicUsize> = (0..8).map(|_| AtomicUsize::new(0)).collect();
-        let block = pattern(4, 1 << 16);
-        let clients: Vec<Client> = sent.iter().map(|_| daemon.connect()).collect();
-        thread::scope(|scope| {
-            let (block, daemon) = (&block, &*daemon);
-            let readers: Vec<_> = clients
-                .iter()
-                .zip(&sent)
-                .map(|(client, sent)| {
-                    scope.spawn(move || send_until_closed(client, sent, block));
-                    scope.spawn(move || {
-                        let got = client.read_to_end();
-                        let finished = Instant::now();
-                        sent.fetch_or(FIN_SEEN, Ordering::Relaxed);
-                        got.map(|got| (got, finished))
-                    })
-                })
-                .collect();
-            wait_until("every peer is under way", || sent.iter().all(|sent| sent.load(Ordering::Relaxed) > 1 << 20));
+    over_each_kind(&["--drain-timeout", "1h"], stop_under_load);
+}
 
-            daemon.freeze();
-            // First what was counted as sent, then what is not acknowledged, which may be more by now: a lower bound.
-            let held: Vec<usize> = clients
-                .iter()
-                .zip(&sent)
-                .map(|(client, sent)| {
-                    let sent = sent.load(Ordering::Relaxed);
-                    // What a Unix socket takes is with the other end at once.
-                    let unacknowledged =
-                        if client.is_tcp() { client.our_end().map_or(0, |end| end.unacknowledged) } else { 0 };
-                    sent.saturating_sub(unacknowledged)
-                })
-                .collect();
-            daemon.signal(Signal::TERM);
-            let signalled = Instant::now();
-            daemon.thaw();
+#[test]
+fn a_peer_that_keeps_sending_cannot_put_its_fin_off() {
+    // With a buffer this small, the peers send faster than the daemon can ever read: no queue is ever seen empty.
+    over_each_kind(&["--drain-timeout", "1h", "--buffer-size", "16"], stop_under_load);
+}
 
-            for ((reader, held), sent) in readers.into_iter().zip(held).zip(&sent) {
-                let (got, finished) = reader.join().unwrap().expect("FIN and no reset");
-                let late = finished.duration_since(signalled);
-                assert!(late < AT_ONCE, "a peer that keeps sending has put its FIN off for {late:?}");
-                let sent = sent.load(Ordering::Relaxed) & !FIN_SEEN;
-                let expected: Vec<u8> = block.iter().copied().cycle().take(sent.max(got.len())).collect();
-                assert_prefix(&got, &expected, held);
-            }
-        });
-        drop(clients);
-        daemon.expect_success();
+/// SIGTERM for a daemon whose peers never pause, and go on sending after it: FIN comes at once and no reset, and all
+/// that was held at the signal comes back.
+fn stop_under_load(daemon: &mut Daemon) {
+    let sent: Vec<AtomicUsize> = (0..8).map(|_| AtomicUsize::new(0)).collect();
+    let block = pattern(4, 1 << 16);
+    let clients: Vec<Client> = sent.iter().map(|_| daemon.connect()).collect();
+    thread::scope(|scope| {
+        let (block, daemon) = (&block, &*daemon);
+        let readers: Vec<_> = clients
+            .iter()
+            .zip(&sent)
+            .map(|(client, sent)| {
+                scope.spawn(move || send_until_closed(client, sent, block));
+                scope.spawn(move || {
+                    let got = client.read_to_end();
+                    let finished = Instant::now();
+                    sent.fetch_or(FIN_SEEN, Ordering::Relaxed);
+                    got.map(|got| (got, finished))
+                })
+            })
+            .collect();
+        wait_until("every peer is under way", || sent.iter().all(|sent| sent.load(Ordering::Relaxed) > 200_000));
+
+        daemon.freeze();
+        // First what was sent, then what of it is not acknowledged, which may be more by now: a lower bound.
+        let held: Vec<usize> = clients
+            .iter()
+            .zip(&sent)
+            .map(|(client, sent)| {
+                let sent = sent.load(Ordering::Relaxed);
+                // What a Unix socket takes is with the other end at once.
+                let behind = if client.is_tcp() { client.our_end().map_or(0, |end| end.unacknowledged) } else { 0 };
+                sent.saturating_sub(behind)
+            })
+            .collect();
+        daemon.signal(Signal::TERM);
+        let signalled = Instant::now();
+        daemon.thaw();
+
+        for ((reader, held), sent) in readers.into_iter().zip(held).zip(&sent) {
+            let (got, finished) = reader.join().unwrap().expect("FIN and no reset");
+            let late = finished.duration_since(signalled);
+            assert!(late < AT_ONCE, "a peer that keeps sending has put its FIN off for {late:?}");
+            let sent = sent.load(Ordering::Relaxed) & !FIN_SEEN;
+            let expected: Vec<u8> = block.iter().copied().cycle().take(sent.max(got.len())).collect();
+            assert_prefix(&got, &expected, held);
+        }
     });
+    drop(clients);
+    daemon.expect_success();
 }
 
 /// Marks in the count of a sender that its reader has seen the daemon's FIN.
 const FIN_SEEN: usize = 1 << 63;
 
-/// Sends without a pause until a megabyte after the daemon's FIN, and only then sends ours.
+/// Sends without a pause until 200,000 bytes after the daemon's FIN, and only then sends ours.
 fn send_until_closed(client: &Client, sent: &AtomicUsize, block: &[u8]) {
     let (start, mut late) = (Instant::now(), 0);
-    while late < 1 << 20 {
+    while late < 200_000 {
         assert!(start.elapsed() < 2 * PATIENCE, "after {} bytes: no end", sent.load(Ordering::Relaxed) & !FIN_SEEN);
         let before = sent.load(Ordering::Relaxed);
         let offset = (before & !FIN_SEEN) % block.len();

@@ -179,9 +179,11 @@ fn descriptors_that_come_with_a_message_hide_nothing_behind_it() {
     client.send(b"before");
     send_descriptor(&client.socket, b"with");
     client.send(b"after");
-    client.finish();
     daemon.thaw();
+    // Before we read: that makes room, and the edge of the room would tell of the bytes, too.
+    wait_until("all of it is back", || client.unread() == b"beforewithafter".len());
     client.expect(b"beforewithafter");
+    client.finish();
     client.expect_fin();
     wait_until("no descriptor was taken over", || daemon.descriptors().len() < descriptors);
 }

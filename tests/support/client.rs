@@ -139,10 +139,17 @@ impl Client {
         (&self.socket).write_all(bytes).unwrap_or_else(|error| panic!("cannot send {} bytes: {error}", bytes.len()));
     }
 
-    /// Sends with the last byte marked as urgent (MSG_OOB).
+    /// Sends with the last byte marked as urgent (MSG_OOB). Unix sockets know that since Linux 5.15; where they do
+    /// not, the bytes go as they are.
     #[track_caller]
     pub fn send_urgent(&self, bytes: &[u8]) {
-        assert_eq!(self.socket.send_out_of_band(bytes).expect("send(2) with MSG_OOB"), bytes.len());
+        match self.socket.send_out_of_band(bytes) {
+            Ok(sent) => assert_eq!(sent, bytes.len()),
+            Err(error) if !self.is_tcp() && error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {
+                self.send(bytes)
+            }
+            Err(error) => panic!("cannot send urgent data: {error}"),
+        }
     }
 
     /// Sends as much as the kernel takes at once, and says how much that was.
@@ -230,6 +237,12 @@ impl Client {
             assert_eq!(error.kind(), ErrorKind::ConnectionReset, "FIN or a reset expected: {error}");
         }
         end
+    }
+
+    /// How many bytes have come that we have not read.
+    #[track_caller]
+    pub fn unread(&self) -> usize {
+        rustix::io::ioctl_fionread(&self.socket).expect("FIONREAD") as usize
     }
 
     /// Nothing has come so far: no byte, no FIN, no reset.

@@ -38,6 +38,12 @@ pub fn tcp_socket(local: SocketAddr, remote: SocketAddr) -> Option<TcpSocket> {
     tcp_sockets(local.port()).into_iter().find(|socket| socket.local == local && socket.remote == remote)
 }
 
+/// The ends of its peers, of all connections to the daemon at `address`. One look for all of them: the table is long
+/// when thousands of other connections linger in TIME-WAIT.
+pub fn peers_of(address: SocketAddr) -> Vec<TcpSocket> {
+    tcp_sockets(address.port()).into_iter().filter(|socket| socket.remote == address).collect()
+}
+
 /// How many connections wait to be accepted at this address.
 #[track_caller]
 pub fn listen_queue(address: SocketAddr) -> usize {
@@ -47,14 +53,13 @@ pub fn listen_queue(address: SocketAddr) -> usize {
     listener.unwrap_or_else(|| panic!("nothing listens on {address}")).unread
 }
 
-/// All sockets with this local port.
-pub fn tcp_sockets(port: u16) -> Vec<TcpSocket> {
-    let local = format!(":{port:04X} ");
+/// All sockets with this port at either end.
+fn tcp_sockets(port: u16) -> Vec<TcpSocket> {
+    let port = format!(":{port:04X} ");
     let mut sockets = Vec::new();
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
         let table = fs::read_to_string(table).unwrap_or_default(); // No tcp6 on a host without IPv6.
-        let lines = table.lines().skip(1).filter(|line| line.contains(&local));
-        sockets.extend(lines.filter_map(parse).filter(|socket| socket.local.port() == port));
+        sockets.extend(table.lines().skip(1).filter(|line| line.contains(&port)).filter_map(parse));
     }
     sockets
 }

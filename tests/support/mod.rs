@@ -18,7 +18,7 @@ use std::{fs, process, thread};
 
 pub use client::{Address, Client};
 pub use daemon::{Daemon, Finished, Start, resolve, unix};
-pub use kernel::{TcpSocket, TcpState, listen_queue, tcp_socket};
+pub use kernel::{TcpSocket, TcpState, listen_queue, peers_of, tcp_socket};
 pub use rustix::process::Signal;
 
 /// How long a fact may take before the test fails.
