@@ -123,8 +123,9 @@ impl<P: Protocol> Server<P> {
 
     /// Waits for events, or until something is due. The clock is read here, once a turn.
     ///
-    /// Inlined, as [`Server::note`] and `begin_turn` are: `run` exists twice, for [`Silent`](crate::observer::Silent) and
-    /// for the narrator, and of what both share the compiler would make calls, 18 instructions an echo.
+    /// Inlined, as [`Server::timeout`], [`Server::note`] and `begin_turn` are: `run` exists twice, for
+    /// [`Silent`](crate::observer::Silent) and for the narrator, and of what both share the compiler would make calls,
+    /// 18 instructions an echo.
     #[inline(always)]
     fn wait(&mut self, events: &mut Events, observer_due: Option<Duration>) -> io::Result<()> {
         let timeout = [self.timeout(), observer_due].into_iter().flatten().min();
@@ -145,6 +146,7 @@ impl<P: Protocol> Server<P> {
 
     /// How long there is nothing to do. mio rounds up to a whole millisecond, and we compare deadlines, never count
     /// sleeps: so nothing spins just before a deadline, and nothing is early.
+    #[inline(always)]
     fn timeout(&self) -> Option<Duration> {
         let work_left =
             self.connections.has_work() || self.can_accept() || self.clock.nanos() - self.last_event < self.busy_poll;
