@@ -9,7 +9,7 @@ use mio::{Events, Interest, Poll, Token};
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Socket, Type};
 
-use crate::load::{PATIENCE, Result, Sample, nanoseconds, new_histogram, verify};
+use crate::load::{PATIENCE, Patience, Result, Sample, nanoseconds, new_histogram, verify};
 use crate::pattern::Pattern;
 
 /// Our end finishes first, so the closed connection waits here in TIME-WAIT, for a minute, with its port. One address
@@ -46,19 +46,18 @@ pub fn churn<M>(
 
     let epoch = Instant::now();
     let now = || nanoseconds(epoch.elapsed());
-    let opens = nanoseconds(warm_up);
-    let closes = opens + nanoseconds(window);
-    let mut last_progress = 0;
+    let (mut opens, mut closes) = (nanoseconds(warm_up), u64::MAX);
+    let mut patience = Patience::new(PATIENCE, 0);
     let mut next_number = 0;
     let mut lanes: Vec<Lane> =
         (0..lanes).map(|_| Lane { stream: None, number: 0, began: 0, sent: 0, received: 0 }).collect();
     loop {
         let time = now();
         if before.is_none() && time >= opens {
+            (opens, closes) = (time, time + nanoseconds(window));
             before = Some((time, meter()));
             echoes = 0;
-        }
-        if after.is_none() && time >= closes {
+        } else if after.is_none() && time >= closes {
             after = Some((time, meter(), echoes));
         }
         for (index, lane) in lanes.iter_mut().enumerate() {
@@ -75,17 +74,18 @@ pub fn churn<M>(
         poll.poll(&mut events, Some(if spin { Duration::ZERO } else { Duration::from_millis(1) }))?;
         for event in &events {
             let lane = &mut lanes[event.token().0];
-            let ended = lane.step(&pattern, message, &mut buffer);
-            if ended.map_err(|error| format!("connection {}: {error}", lane.number))? {
-                last_progress = now();
+            let outcome = lane.step(&pattern, message, &mut buffer);
+            if outcome.map_err(|error| format!("connection {}: {error}", lane.number))? {
+                let ended = now();
+                patience.progress(ended);
                 echoes += 1;
                 all_echoes += 1;
-                if lane.began >= opens {
-                    latency.saturating_record(last_progress - lane.began);
+                if before.is_some() && lane.began >= opens {
+                    latency.saturating_record(ended - lane.began);
                 }
             }
         }
-        if now().saturating_sub(last_progress) > nanoseconds(PATIENCE) {
+        if patience.is_over(now()) {
             let lane = lanes.iter().find(|lane| lane.stream.is_some()).expect("a lane is empty only for a moment");
             let (number, received) = (lane.number, lane.received);
             let silent = PATIENCE.as_secs();

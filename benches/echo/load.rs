@@ -177,8 +177,8 @@ impl Clients {
         let (mut before, mut after) = (None, None);
 
         let start = self.now();
-        let opens = start + nanoseconds(plan.warm_up);
-        let closes = opens + nanoseconds(plan.window);
+        // The window opens and closes when we look, which on a busy machine may be late.
+        let (mut opens, mut closes) = (start + nanoseconds(plan.warm_up), u64::MAX);
         let mut patience = Patience::new(self.patience, start);
         let mut schedule = Schedule { start, next: 0, pace: plan.pace };
         if let Pace::Closed { in_flight } = plan.pace {
@@ -189,10 +189,10 @@ impl Clients {
         loop {
             let now = self.now();
             if before.is_none() && now >= opens {
+                (opens, closes) = (now, now + nanoseconds(plan.window));
                 before = Some((now, meter()));
                 echoes = 0;
-            }
-            if after.is_none() && now >= closes {
+            } else if after.is_none() && now >= closes {
                 after = Some((now, meter(), echoes));
             }
             while let Some(due) = schedule.due_until(now.min(closes)) {
@@ -232,7 +232,7 @@ impl Clients {
             client.stream.shutdown(Shutdown::Write)?;
         }
         let mut events = Events::with_capacity(1024);
-        let patience = Patience::new(self.patience, self.now());
+        let mut patience = Patience::new(self.patience, self.now());
         for client in 0..self.clients.len() {
             loop {
                 match self.clients[client].stream.read(&mut self.buffer) {
@@ -320,7 +320,7 @@ impl Clients {
         let client = self.clients.iter().position(owed).expect("something is outstanding");
         let Client { sent, received, .. } = self.clients[client];
         let others = self.clients[client + 1..].iter().filter(|client| owed(client)).count();
-        let silent = patience.limit.as_secs_f64();
+        let silent = patience.limit as f64 / 1e9;
         Err(format!("connection {client}: {received} of {sent} bytes came back, then nothing for {silent} s (and {others} more like it)").into())
     }
 
@@ -379,23 +379,30 @@ impl Schedule {
     }
 }
 
-/// How long nothing has come back.
-struct Patience {
-    limit: Duration,
-    last: u64,
+/// How long nothing has come back. Time in which we did not run ourselves does not count: on a machine that stood
+/// still, the server had no chance either.
+pub struct Patience {
+    limit: u64,
+    waited: u64,
+    looked: u64,
 }
 
 impl Patience {
-    fn new(limit: Duration, now: u64) -> Patience {
-        Patience { limit, last: now }
+    /// From now on.
+    pub fn new(limit: Duration, now: u64) -> Patience {
+        Patience { limit: nanoseconds(limit), waited: 0, looked: now }
     }
 
-    fn progress(&mut self, now: u64) {
-        self.last = now;
+    /// Something has come back.
+    pub fn progress(&mut self, now: u64) {
+        (self.waited, self.looked) = (0, now);
     }
 
-    fn is_over(&self, now: u64) -> bool {
-        now.saturating_sub(self.last) > nanoseconds(self.limit)
+    /// Whether it is over. To be asked all the time.
+    pub fn is_over(&mut self, now: u64) -> bool {
+        self.waited += (now - self.looked).min(self.limit / 20);
+        self.looked = now;
+        self.waited > self.limit
     }
 }
 

@@ -324,7 +324,7 @@ impl Bench {
                 row.counted = counted.map_err(|error| format!("{place}: {error}"))?;
             }
         }
-        Ok(Outcome { scenario, rate, rows })
+        Ok(Outcome { scenario, rate, rounds: (rounds, self.window), rows })
     }
 
     /// Messages per second in an open loop.

@@ -84,7 +84,7 @@ fn latency(outcomes: &[Outcome], machine: &Machine) -> Option<String> {
     }
     let ends = curves.iter().filter_map(|(name, curve)| Some((*name, y(*curve.last()?))));
     page.end_labels(right + 8.0, (top, bottom), ends);
-    page.foot(machine, &format!("each percentile the median of {} rounds", outcome.rows[0].rounds.len()));
+    page.foot(machine, &format!("each percentile the median of {} rounds", outcome.rounds.0));
     Some(page.finish())
 }
 

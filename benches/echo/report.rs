@@ -76,9 +76,7 @@ second, compared round by round, with the least and greatest. calls, instr: syst
 space for one echo, counted in another pass; user: the part of the CPU's cycles there.";
 
 fn print_load(outcome: &Outcome, out: &mut impl Write) -> io::Result<()> {
-    let rounds = outcome.rows.first().map_or(0, |row| row.rounds.len());
-    let length =
-        outcome.rows.first().and_then(|row| row.rounds.first()).map_or(0.0, |round| round.window.as_secs_f64());
+    let (rounds, length) = (outcome.rounds.0, outcome.rounds.1.as_secs_f64());
     let churn = matches!(outcome.scenario.work, Work::Churn { .. });
     let mut title = format!("{}: {}", outcome.scenario.name, outcome.scenario.title);
     if let Some(rate) = outcome.rate {
@@ -212,6 +210,7 @@ fn scenario_json(outcome: &Outcome) -> Value {
         "title": outcome.scenario.title,
         "connections": outcome.scenario.connections(),
         "rate_per_second": outcome.rate,
+        "seconds_asked_for": outcome.rounds.1.as_secs_f64(),
         "servers": outcome.rows.iter().map(|row| row_json(outcome, row)).collect::<Vec<_>>(),
     })
 }

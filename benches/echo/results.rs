@@ -14,6 +14,8 @@ pub struct Outcome {
     pub scenario: Scenario,
     /// Messages per second that were due, in an open loop.
     pub rate: Option<f64>,
+    /// How many rounds of what length were asked for.
+    pub rounds: (u32, Duration),
     /// One for each server that took part.
     pub rows: Vec<Row>,
 }
