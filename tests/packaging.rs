@@ -1,0 +1,41 @@
+//! The manual page and the shells' completions, which packages install, come from the definition that makes `--help`.
+//! They are committed, so that a package can be built without running anything. Here they are held to it.
+//!
+//! After a change of the command line: `ECHOD_BLESS=1 cargo test --test packaging`, and commit what it wrote.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::Path;
+use std::{env, fs};
+
+use clap_complete::Shell;
+use clap_mangen::Man;
+
+#[test]
+fn the_manual_page_has_the_options_of_help() {
+    let mut options = Vec::new();
+    Man::new(echod::options::command()).render_options_section(&mut options).unwrap();
+    let page = include_str!("../packaging/echod.1.in")
+        .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
+        .replace("@OPTIONS@\n", str::from_utf8(&options).unwrap());
+    assert_committed("packaging/echod.1", page.as_bytes());
+}
+
+#[test]
+fn the_completions_know_the_options_of_help() {
+    for (shell, file) in [(Shell::Bash, "echod.bash"), (Shell::Zsh, "_echod"), (Shell::Fish, "echod.fish")] {
+        let mut completions = Vec::new();
+        clap_complete::generate(shell, &mut echod::options::command(), "echod", &mut completions);
+        assert_committed(&format!("packaging/completions/{file}"), &completions);
+    }
+}
+
+/// Compares a file of the checkout with what was generated, or writes it.
+fn assert_committed(file: &str, generated: &[u8]) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    if env::var_os("ECHOD_BLESS").is_some() {
+        fs::write(&path, generated).unwrap();
+    }
+    let committed = fs::read(&path).unwrap_or_default();
+    assert!(committed == generated, "{file} is behind the command line: ECHOD_BLESS=1 cargo test --test packaging");
+}
