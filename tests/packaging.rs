@@ -30,6 +30,16 @@ fn the_completions_know_the_options_of_help() {
     }
 }
 
+#[test]
+fn every_package_is_of_this_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    let image = format!("echod:{version}");
+    assert!(include_str!("../packaging/debian/changelog").starts_with(&format!("echod ({version}-1)")));
+    assert!(include_str!("../packaging/Containerfile").contains(&image));
+    assert!(include_str!("../packaging/kubernetes.yaml").contains(&image));
+    assert!(include_str!("../packaging/README.md").contains(&format!("echod_{version}-1_")));
+}
+
 /// Compares a file of the checkout with what was generated, or writes it.
 fn assert_committed(file: &str, generated: &[u8]) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
