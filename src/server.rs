@@ -164,7 +164,7 @@ impl<P: Protocol> Server<P> {
     /// Marks what an event is about. Nothing is read, written or accepted here.
     #[inline(always)]
     fn note(&mut self, event: &Event) {
-        trace!("{event:?}");
+        trace!("{:?}: {event:?}", Source::from(event.token()));
         match Source::from(event.token()) {
             Source::Signals => self.signalled = true,
             Source::Listener(index) => self.acceptor.note(index),
