@@ -288,7 +288,8 @@ fn waiting_for_the_end_of_a_drain_costs_no_cpu() {
 
 #[test]
 fn a_drain_timeout_of_0_does_not_wait_but_echoes_what_the_kernel_held() {
-    over_each_kind(&["--drain-timeout", "0"], |daemon| {
+    // With the small buffer that takes more than one turn.
+    over_each_kind(&["--drain-timeout", "0", "--buffer-size", "1024"], |daemon| {
         let open = daemon.connect();
         open.echo(b"open");
         let silent = daemon.connect();
