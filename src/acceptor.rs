@@ -208,7 +208,8 @@ mod tests {
         let mut acceptor = Acceptor::new(listeners, poll.registry()).expect("registered");
         let newcomers = (0..count).map(|_| TcpStream::connect(address).expect("room in the queue")).collect();
         let mut events = Events::with_capacity(8);
-        poll.poll(&mut events, Some(Duration::from_secs(10))).expect("an event");
+        let patience = if count > 0 { Duration::from_secs(10) } else { Duration::ZERO };
+        poll.poll(&mut events, Some(patience)).expect("a poller in order");
         for event in &events {
             if let Source::Listener(index) = event.token().into() {
                 acceptor.note(index);

@@ -294,7 +294,7 @@ impl<P: Protocol> Server<P> {
             self.connections.drain(id);
         }
         if let Some(timeout) = self.settings.idle_timeout {
-            self.deadlines.arm(id.slot, now + millis(timeout));
+            self.deadlines.arm(id.slot, now + millis(timeout) + 1);
         }
     }
 
@@ -326,7 +326,8 @@ impl<P: Protocol> Server<P> {
         let Some(timeout) = self.settings.idle_timeout.map(millis) else { return };
         let Some(id) = self.connections.at(slot) else { return };
         let Some(connection) = self.connections.get_mut(id) else { return };
-        if u64::from(connection.idle_for(now as u32)) >= timeout && !connection.queued {
+        // More than the timeout: both stamps are cut to whole milliseconds, so their difference may be one too much.
+        if u64::from(connection.idle_for(now as u32)) > timeout && !connection.queued {
             // The kernel is asked once more. After a stop (SIGSTOP), or with more events than one wait brings,
             // there may be bytes of which we have not heard.
             connection.note(Readable::UntilBlocked, true);
@@ -334,10 +335,10 @@ impl<P: Protocol> Server<P> {
         }
         let Some(connection) = self.connections.get_mut(id) else { return };
         let idle = u64::from(connection.idle_for(now as u32));
-        if idle >= timeout {
+        if idle > timeout {
             self.close(id, Reason::Idle, observer);
         } else {
-            self.deadlines.arm(slot, now + timeout - idle);
+            self.deadlines.arm(slot, now + timeout + 1 - idle);
         }
     }
 

@@ -3,13 +3,22 @@
 //! Some of these no peer can bring about on loopback, and each of them happens in the world. Skipped where strace
 //! is missing or may not trace.
 
-use crate::support::{Client, Daemon, has_program, pattern, skip_for_want_of};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::event::PollFlags;
+
+use crate::support::{Client, Daemon, Start, has_program, pattern, skip_for_want_of};
 
 /// The daemon under `strace -e inject=…`, or nothing where that does not work. With -D strace is the grandchild, and
 /// the daemon keeps the process ID that we know.
 fn with_faults(injections: &[&str]) -> Option<Daemon> {
+    Some(start_with_faults(injections)?.start())
+}
+
+fn start_with_faults(injections: &[&str]) -> Option<Start> {
     let can_trace = || {
-        let mut command = std::process::Command::new("strace");
+        let mut command = Command::new("strace");
         command.args(["-D", "-o", "/dev/null", "true"]);
         command.output().is_ok_and(|output| output.status.success())
     };
@@ -19,7 +28,7 @@ fn with_faults(injections: &[&str]) -> Option<Daemon> {
     }
     let injections = injections.iter().flat_map(|injection| ["-e", injection]);
     let wrapper: Vec<&str> = ["strace", "-D", "-qq", "-o", "/dev/null"].into_iter().chain(injections).collect();
-    Some(Daemon::with(&[]).through(&wrapper).start())
+    Some(Daemon::with(&[]).through(&wrapper))
 }
 
 #[test]
@@ -70,4 +79,86 @@ fn an_error_of_one_connection_ends_no_other() {
     daemon.connect().echo(b"served");
     drop(clients);
     daemon.terminate();
+}
+
+#[test]
+fn want_of_memory_for_a_read_or_a_write_is_waited_out() {
+    // No event will say that there is memory again.
+    for error in ["ENOBUFS", "ENOMEM"] {
+        let read = format!("inject=recvfrom:error={error}:when=3+7");
+        let write = format!("inject=sendto:error={error}:when=2+5");
+        let Some(mut daemon) = with_faults(&[&read, &write]) else { return };
+        let clients: Vec<Client> = (0..10).map(|_| daemon.connect()).collect();
+        for round in 0..5 {
+            let message = |number: usize| pattern((10 * round + number) as u64, 1000);
+            clients.iter().enumerate().for_each(|(number, client)| client.send(&message(number)));
+            clients.iter().enumerate().for_each(|(number, client)| client.expect(&message(number)));
+        }
+        clients.iter().for_each(Client::finish);
+        clients.iter().for_each(Client::expect_fin);
+        daemon.terminate();
+    }
+}
+
+#[test]
+fn a_call_that_would_block_for_no_reason_costs_no_byte() {
+    // The kernel has the bytes, or the room, and says EAGAIN: the next event, whatever it is for, makes it good.
+    for call in ["recvfrom", "sendto", "accept4"] {
+        let Some(mut daemon) = with_faults(&[&format!("inject={call}:error=EAGAIN:when=2+3")]) else { return };
+        let poked = daemon.connect();
+        let client = daemon.connect();
+        let bytes = pattern(1, 2000);
+        let mut answered = 0;
+        let mut pokes = bytes.chunks(100);
+        while answered < bytes.len() {
+            if let Some(poke) = pokes.next() {
+                client.send(poke);
+            } else {
+                client.finish(); // One more event, if it is still needed.
+                client.expect(&bytes[answered..]);
+                client.expect_fin();
+                break;
+            }
+            poked.send(b"."); // Somebody else's event.
+            drop(daemon.connect()); // And one of the listener.
+            while client.wait_for(PollFlags::IN, Duration::from_millis(20)) && answered < bytes.len() {
+                client.expect(&bytes[answered..answered + 1]);
+                answered += 1;
+            }
+        }
+        drop((client, poked));
+        daemon.terminate();
+    }
+}
+
+#[test]
+fn who_cannot_be_registered_is_closed_and_the_others_go_on() {
+    // The limit of epoll watches (ENOSPC), or of memory. The first calls are for the signals and the listener.
+    for error in ["ENOSPC", "ENOMEM"] {
+        let Some(mut daemon) = with_faults(&[&format!("inject=epoll_ctl:error={error}:when=5")]) else { return };
+        let clients: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
+        clients.iter().for_each(|client| client.send(b"hello"));
+        let refused = clients.iter().filter(|client| client.read_exactly(5).is_err()).count();
+        assert_eq!(refused, 1, "{refused} connections were closed for one that could not be registered");
+        daemon.wait_for_log(|line| line.contains("cannot register a connection"));
+        daemon.connect().echo(b"accepting goes on");
+        drop(clients);
+        daemon.terminate();
+    }
+}
+
+#[test]
+fn a_poller_that_is_broken_ends_the_daemon_with_one_line_and_status_1() {
+    let Some(start) = start_with_faults(&["inject=epoll_wait:error=EBADF:when=4+"]) else { return };
+    let mut daemon = start.start();
+    // Each newcomer is a reason to wake, until there is nobody to connect to.
+    while daemon.exit_code().is_none() {
+        let _ = Client::try_connect(daemon.address()).and_then(|client| {
+            client.finish();
+            client.read_to_end()
+        });
+    }
+    assert_eq!(daemon.exit_code(), Some(1));
+    let log = daemon.whole_stderr();
+    assert!(log.lines().last().is_some_and(|line| line.starts_with("echod: cannot go on: ")), "{log}");
 }

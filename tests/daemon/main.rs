@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod abuse;
 mod command_line;
 mod connection;
 mod descriptors;

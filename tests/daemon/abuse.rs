@@ -1,0 +1,213 @@
+//! Peers that misbehave, many at once: whatever they do, it ends with them, and nothing of them stays behind.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::{Client, Daemon, Random, Signal, assert_same, pattern, wait_until};
+
+/// Resets one connection in a state that is drawn; says in which, for the message of a failure.
+fn reset_somewhere(daemon: &Daemon, random: &mut Random, block: &[u8]) {
+    match random.between(0, 39) {
+        // Stalled, and stalled with our FIN in: dear, because all the kernel's buffers between have to be full.
+        0 => {
+            let client = Client::connect_narrow(daemon.address());
+            while client.send_what_fits(block).is_ok_and(|taken| taken > 0) {}
+            if random.between(0, 1) == 0 {
+                client.finish();
+            }
+            client.reset();
+        }
+        // With an echo unread, or under way.
+        1..10 => {
+            let client = daemon.connect();
+            client.send(&block[..random.between(1, 5000)]);
+            client.reset();
+        }
+        // With an echo unread, for certain, and after our FIN.
+        10..15 => {
+            let client = daemon.connect();
+            client.send(b"unread");
+            client.finish();
+            client.wait_for(rustix::event::PollFlags::IN, Duration::from_secs(10));
+            client.reset();
+        }
+        // Open and idle.
+        15..25 => {
+            let client = daemon.connect();
+            client.echo(b"idle");
+            client.reset();
+        }
+        // With urgent data.
+        25..28 => {
+            let client = daemon.connect();
+            client.send_urgent(b"urgent");
+            client.reset();
+        }
+        // Before accept(2), more often than not.
+        _ => daemon.connect().reset(),
+    }
+}
+
+#[test]
+fn ten_thousand_resets_in_every_state_leave_neither_descriptor_nor_memory_behind() {
+    let daemon = Daemon::start(&[]);
+    let block = pattern(1, 1 << 18);
+    let mut random = Random::new(10_000);
+    let witness = daemon.connect();
+    witness.echo(b"before");
+    let descriptors = daemon.descriptors().len();
+    let mut memory = 0;
+    for round in 0..10 {
+        for _ in 0..1000 {
+            reset_somewhere(&daemon, &mut random, &block);
+        }
+        wait_until("every descriptor is back", || daemon.descriptors().len() == descriptors);
+        witness.echo(b"as if nothing had been");
+        // What the first round has touched (the shared buffer, the slab, the allocator's) stays with the daemon.
+        match round {
+            0 => memory = daemon.memory(),
+            _ => assert!(daemon.memory() <= memory + (256 << 10), "{memory} has become {}", daemon.memory()),
+        }
+    }
+}
+
+#[test]
+fn resets_of_one_shot_connections_leave_nothing_behind() {
+    let daemon = Daemon::start(&["--one-shot"]);
+    let mut random = Random::new(1);
+    daemon.connect().echo(b"warm up");
+    let before = daemon.descriptors().len();
+    for _ in 0..1000 {
+        let client = daemon.connect();
+        match random.between(0, 2) {
+            0 => {}
+            1 => client.send(&pattern(2, 3000)),
+            _ => client.echo(b"answered"),
+        }
+        client.reset();
+    }
+    wait_until("every descriptor is back", || daemon.descriptors().len() <= before);
+    daemon.connect().echo(b"served");
+}
+
+#[test]
+fn resets_during_a_drain_end_it_as_well_as_fins() {
+    let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
+    let clients: Vec<Client> = (0..1000).map(|_| daemon.connect()).collect();
+    clients.iter().for_each(|client| client.echo(b"open"));
+    daemon.signal(Signal::TERM);
+    for (number, client) in clients.into_iter().enumerate() {
+        match number % 4 {
+            0 => client.expect_fin(), // The daemon's end is in FIN-WAIT-2.
+            1 => drop(client.send_what_fits(b"to be discarded")),
+            _ => {}
+        }
+        client.reset();
+    }
+    daemon.expect_success();
+}
+
+#[test]
+fn two_hundred_each_that_never_read_that_trickle_and_that_only_connect_disturb_nobody() {
+    const EACH: usize = 200;
+    let daemon = Daemon::start(&[]);
+    daemon.connect().echo(b"warm up");
+    let before = (daemon.memory(), daemon.descriptors().len());
+    let block = pattern(1, 1 << 16);
+
+    let only_connected: Vec<Client> = (0..EACH).map(|_| daemon.connect()).collect();
+    let trickling: Vec<Client> = (0..EACH).map(|_| daemon.connect()).collect();
+    let never_reading: Vec<Client> = (0..EACH).map(|_| Client::connect_narrow(daemon.address())).collect();
+    let mut sent = vec![0; EACH];
+    let mut last = Instant::now();
+    let mut round = 0_u8;
+    // Until none of those who never read can send for a while: all of them are stalled.
+    while last.elapsed() < Duration::from_millis(300) {
+        for (client, sent) in never_reading.iter().zip(&mut sent) {
+            let taken = client.send_what_fits(&block[*sent % block.len()..]).unwrap();
+            *sent += taken;
+            if taken > 0 {
+                last = Instant::now();
+            }
+        }
+        trickling.iter().for_each(|client| client.send(&[round]));
+        trickling.iter().for_each(|client| client.expect(&[round]));
+        round = round.wrapping_add(1);
+    }
+
+    // One buffer for each that is stalled, and a constant for each of all.
+    let most = EACH * (65_536 + 3 * 1024) + (512 << 10);
+    let grown = daemon.memory().saturating_sub(before.0);
+    assert!(grown <= most, "{grown} bytes for {EACH} stalled connections, at most {most} were promised");
+    let cpu = daemon.cpu_time_during(Duration::from_millis(500));
+    assert!(cpu <= Duration::from_millis(20), "{cpu:?} of CPU while nobody does anything");
+    for number in 0..20 {
+        let start = Instant::now();
+        daemon.connect().exchange(&pattern(number, 200_000));
+        assert!(start.elapsed() < Duration::from_secs(5), "an ordinary peer waited {:?}", start.elapsed());
+    }
+    only_connected.iter().for_each(Client::expect_nothing_yet);
+
+    // And some of those who never read, do: not one byte is missing.
+    for (client, sent) in never_reading.iter().zip(&sent).take(10) {
+        let expected: Vec<u8> = block.iter().copied().cycle().take(*sent).collect();
+        client.finish();
+        assert_same(&client.read_to_end().unwrap(), &expected);
+    }
+    drop((only_connected, trickling, never_reading));
+    wait_until("every descriptor is back", || daemon.descriptors().len() <= before.1);
+}
+
+#[test]
+fn idle_deadlines_are_kept_under_load() {
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    let daemon = Daemon::start(&["--idle-timeout", "1s"]);
+    let busy: Vec<Client> = (0..4).map(|_| daemon.connect()).collect();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for (number, client) in busy.iter().enumerate() {
+            let done = &done;
+            scope.spawn(move || {
+                let bytes = pattern(number as u64, 100_000);
+                while !done.load(Ordering::Relaxed) {
+                    client.exchange(&bytes);
+                }
+            });
+        }
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let idle: Vec<(Instant, Client)> = (0..200)
+                .map(|_| {
+                    let client = daemon.connect();
+                    let before = Instant::now();
+                    client.echo(b"hello");
+                    (before, client)
+                })
+                .collect();
+            for (before, client) in idle {
+                client.expect_fin();
+                let after = before.elapsed();
+                // The daemon reads the clock once a turn: what moved in a turn has the time at which that began.
+                let turn = Duration::from_millis(10);
+                assert!(after + turn >= TIMEOUT, "closed {after:?} after the last byte: too early");
+                // As the contract has it, and what a busy machine adds before we see it.
+                assert!(after <= 2 * TIMEOUT + TIMEOUT / 2, "closed {after:?} after the last byte: too late");
+            }
+        }));
+        done.store(true, Ordering::Relaxed);
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    busy.iter().for_each(|client| client.echo(b"whoever talks, stays"));
+}
+
+#[test]
+fn bytes_that_came_while_the_daemon_stood_still_count_as_life() {
+    // When it goes on, all deadlines are over, and of those who have sent one wait brings only the first 1024.
+    let daemon = Daemon::start(&["--idle-timeout", "1s"]);
+    let clients: Vec<Client> = (0..1500).map(|_| daemon.connect()).collect();
+    daemon.freeze();
+    clients.iter().for_each(|client| client.send(b"in time"));
+    thread::sleep(Duration::from_millis(1500)); // Longer than the timeout: that is the test.
+    daemon.thaw();
+    clients.iter().for_each(|client| client.expect(b"in time"));
+}
