@@ -88,12 +88,13 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     pub fn drain(&mut self) -> bool {
         // FIONREAD cannot fail on a socket. If it did: until the queue is seen empty.
         let held = self.stream.unread().unwrap_or(u32::MAX);
-        self.state = match self.state {
+        let next = match self.state {
             State::Established => State::Draining { held },
             State::OneMessage if held == 0 => State::Finishing(Cause::Drained),
             State::OneMessage => State::OneMessage, // It is there, and after it we finish anyway.
             _ => return false,
         };
+        self.enter(next);
         self.readable = Readable::UntilBlocked;
         true
     }
@@ -102,6 +103,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     #[inline]
     pub fn turn(&mut self, bench: &mut Workbench, observer: &mut impl Observer) -> Turn {
         let turn = self.work(bench, observer).unwrap_or_else(|error| Turn::of(&error));
+        debug_assert!(self.state.may_end_in(turn), "{turn:?} in {:?}", self.state);
         debug_assert!(turn != Turn::Waits || self.is_stalled() || self.readable == Readable::No);
         turn
     }
@@ -120,7 +122,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
                 State::Established | State::FinWait => bench.buffer.len(),
                 State::OneMessage => ONE_SHOT_BYTES,
                 State::Draining { held: 0 } => {
-                    self.state = State::Finishing(Cause::Drained);
+                    self.enter(State::Finishing(Cause::Drained));
                     continue;
                 }
                 State::CloseWait => {
@@ -144,11 +146,11 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
                     // The only end of file there is: the flags of an event are hints.
                     self.readable = Readable::No;
                     observer.fact(self.number, Fact::PeerFinished);
-                    self.state = match self.state {
+                    match self.state {
                         State::FinWait => return Ok(Turn::Ended(Reason::Drained)),
                         State::Discarding { .. } => return Ok(Turn::Ended(Reason::OneShot)),
-                        _ => State::CloseWait,
-                    };
+                        _ => self.enter(State::CloseWait),
+                    }
                 }
                 Ok(count) => {
                     // A short read empties the queue (epoll(7), Q9), and saves the read that would say
@@ -157,22 +159,14 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
                     if count < most && self.readable == Readable::UntilShort && self.stream.short_read_is_last() {
                         self.readable = Readable::No;
                     }
-                    let answered = match &mut self.state {
-                        State::FinWait => false,
-                        State::Discarding { held } => {
+                    let answered = !matches!(self.state, State::FinWait | State::Discarding { .. });
+                    match &mut self.state {
+                        State::OneMessage => self.enter(State::Finishing(Cause::OneShot)),
+                        State::Draining { held } | State::Discarding { held } => {
                             *held = held.saturating_sub(count as u32);
-                            false
                         }
-                        State::Draining { held } => {
-                            *held = held.saturating_sub(count as u32);
-                            true
-                        }
-                        State::OneMessage => {
-                            self.state = State::Finishing(Cause::OneShot);
-                            true
-                        }
-                        State::Established | State::CloseWait | State::Finishing(_) => true,
-                    };
+                        State::Established | State::CloseWait | State::Finishing(_) | State::FinWait => {}
+                    }
                     if !answered {
                         self.discard(count, bench, observer);
                         continue;
@@ -246,15 +240,21 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     fn finish(&mut self, cause: Cause, observer: &mut impl Observer) -> io::Result<()> {
         self.stream.shutdown_write()?;
         observer.fact(self.number, Fact::WeFinished);
-        self.state = match cause {
-            Cause::Drained => State::FinWait,
+        match cause {
+            Cause::Drained => self.enter(State::FinWait),
             Cause::OneShot => {
                 // What the peer sent beside its message, and only that: whoever sends on gets RST.
                 self.readable = Readable::UntilBlocked;
-                State::Discarding { held: self.stream.unread().unwrap_or(0) }
+                self.enter(State::Discarding { held: self.stream.unread().unwrap_or(0) });
             }
-        };
+        }
         Ok(())
+    }
+
+    /// Every change of state but the counting down of what is held.
+    fn enter(&mut self, next: State) {
+        debug_assert!(self.state.may_become(next), "from {:?} to {next:?}", self.state);
+        self.state = next;
     }
 
     #[cold]

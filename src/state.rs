@@ -1,4 +1,6 @@
-//! The words for where a connection stands.
+//! The words for where a connection stands, and the table of the ways between them.
+
+use crate::verdict::{Reason, Turn};
 
 /// Where a connection is in its life, in the words of RFC 9293, 3.3.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,4 +39,59 @@ pub enum Cause {
     OneShot,
     /// The server drains.
     Drained,
+}
+
+/// Every way from a state to another, or to the end, that a connection takes by itself: from, on what, to. An end is named
+/// by its [`Reason`]. The picture in the tour is drawn from this table, debug builds hold every step against it, and
+/// `tests/simulation.rs` sees each of them taken.
+///
+/// Beside these, an RST ends a connection in any state (`reset`), and so does another error (`error`); and the server may end
+/// it from outside (`idle`, `cut`).
+pub const TRANSITIONS: [(&str, &str, &str); 13] = [
+    ("Established", "FIN read", "CloseWait"),
+    ("Established", "the server drains", "Draining"),
+    ("OneMessage", "FIN read", "CloseWait"),
+    ("OneMessage", "the message is read", "Finishing"),
+    ("OneMessage", "drain, nothing is held", "Finishing"),
+    ("Draining", "FIN read", "CloseWait"),
+    ("Draining", "all that was held is read", "Finishing"),
+    ("CloseWait", "our FIN, by close(2)", "finished"),
+    ("Finishing", "our FIN; draining", "FinWait"),
+    ("Finishing", "our FIN; one-shot", "Discarding"),
+    ("FinWait", "FIN read", "drained"),
+    ("Discarding", "all that was held is read", "one_shot"),
+    ("Discarding", "FIN read", "one_shot"),
+];
+
+impl State {
+    /// Its name in [`TRANSITIONS`].
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Established => "Established",
+            State::OneMessage => "OneMessage",
+            State::Draining { .. } => "Draining",
+            State::CloseWait => "CloseWait",
+            State::Finishing(_) => "Finishing",
+            State::FinWait => "FinWait",
+            State::Discarding { .. } => "Discarding",
+        }
+    }
+
+    /// Whether the table has a way to there.
+    pub fn may_become(self, next: State) -> bool {
+        self.name() == next.name() || leads(self.name(), next.name())
+    }
+
+    /// Whether a turn may come out like this here.
+    pub fn may_end_in(self, turn: Turn) -> bool {
+        match turn {
+            Turn::Ended(Reason::Reset | Reason::Error(_)) => true,
+            Turn::Ended(reason) => leads(self.name(), Reason::NAMES[reason.kind()]),
+            Turn::Waits | Turn::Again | Turn::Starved => true,
+        }
+    }
+}
+
+fn leads(from: &str, to: &str) -> bool {
+    TRANSITIONS.iter().any(|way| (way.0, way.2) == (from, to))
 }
