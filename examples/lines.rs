@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use echod::listener::{Address, ListenOptions};
 use echod::observer::Silent;
+use echod::operators::Operators;
 use echod::protocol::Protocol;
 use echod::server::Server;
 use echod::settings::Settings;
@@ -106,6 +107,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         buffer_size: 65536,
         busy_poll: Duration::ZERO,
     };
-    Server::<Lines>::new(settings, listeners, signals)?.run(&mut Silent)?;
+    Server::<Lines>::new(settings, listeners, Operators::default(), signals)?.run(&mut Silent)?;
     Ok(())
 }

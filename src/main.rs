@@ -67,9 +67,8 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
         buffer_size: options.buffer_size,
         busy_poll: options.busy_poll,
     };
-    let cannot_poll = |error| format!("cannot start polling: {error}");
-    let mut server: Server = Server::new(settings, listeners, signals).map_err(cannot_poll)?;
-    server.attach(operators).map_err(cannot_poll)?;
+    let mut server: Server = Server::new(settings, listeners, operators, signals)
+        .map_err(|error| format!("cannot start polling: {error}"))?;
     let outcome = if options.explain {
         let mut narrator = Narrator::new(io::stdout()).map_err(|error| format!("cannot write to stdout: {error}"))?;
         let outcome = server.run(&mut narrator);

@@ -62,19 +62,22 @@ pub struct Server<P = Echo> {
 }
 
 impl<P: Protocol> Server<P> {
-    /// A server over these listeners, all of which the poller gets to know here.
-    pub fn new(settings: Settings, listeners: Vec<Listener>, mut signals: Signals) -> io::Result<Self> {
+    /// A server over these listeners, operators and signals, all of which the poller gets to know here.
+    pub fn new(
+        settings: Settings,
+        listeners: Vec<Listener>,
+        operators: Operators,
+        signals: Signals,
+    ) -> io::Result<Self> {
         let poll = Poll::new()?;
-        poll.registry().register(&mut signals, Source::Signals.into(), Interest::READABLE)?;
-        let acceptor = Acceptor::new(listeners, poll.registry())?;
-        Ok(Server {
+        let mut server = Server {
+            acceptor: Acceptor::new(listeners, poll.registry())?,
             poll,
-            acceptor,
             signals,
             signalled: false,
             connections: Connections::with_capacity(settings.max_connections),
             deadlines: Deadlines::default(),
-            operators: Operators::default(),
+            operators,
             bench: Workbench::new(settings.buffer_size),
             counters: Counters::default(),
             clock: Clock::start(),
@@ -83,14 +86,10 @@ impl<P: Protocol> Server<P> {
             drained_by: NEVER,
             stopped: false,
             settings,
-        })
-    }
-
-    /// Has the loop serve these, too.
-    pub fn attach(&mut self, mut operators: Operators) -> io::Result<()> {
-        operators.register(self.poll.registry())?;
-        self.operators = operators;
-        Ok(())
+        };
+        server.poll.registry().register(&mut server.signals, Source::Signals.into(), Interest::READABLE)?;
+        server.operators.register(server.poll.registry())?;
+        Ok(server)
     }
 
     /// Serves until a signal has stopped it. Fails only where the loop itself cannot go on: the poller or a
@@ -244,13 +243,8 @@ impl<P: Protocol> Server<P> {
         let connection = self.connections.remove(id);
         self.counters.closed[reason.kind()] += 1;
         self.bench.traffic.stalled -= usize::from(connection.is_stalled());
-        debug!(
-            "connection {} from {} ended: {reason}, {} bytes in, {} bytes out",
-            id.generation,
-            connection.peer,
-            connection.received(),
-            connection.sent()
-        );
+        let (peer, bytes_in, bytes_out) = (connection.peer, connection.received(), connection.sent());
+        debug!("connection {} from {peer} ended: {reason}, {bytes_in} bytes in, {bytes_out} bytes out", id.generation);
         observer.ended(id.generation, reason, &connection.stream);
         drop(connection); // close(2), which also takes it out of the poller.
         self.acceptor.resume();
@@ -264,12 +258,12 @@ impl<P: Protocol> Server<P> {
         if !self.acceptor.begin_turn(now) {
             return Ok(());
         }
-        while self.connections.len() < self.settings.max_connections
+        while self.has_room()
             && let Some((stream, peer)) = self.acceptor.next(now)?
         {
             self.open(stream, peer, observer);
         }
-        if self.connections.len() == self.settings.max_connections {
+        if !self.has_room() {
             self.acceptor.at_cap(self.settings.max_connections);
         }
         Ok(())
@@ -298,9 +292,15 @@ impl<P: Protocol> Server<P> {
         }
     }
 
+    /// Whether the cap allows one more. A drain owes an end in good order to all who wait, and those are bounded by the
+    /// backlog, so the cap does not hold it up.
+    fn has_room(&self) -> bool {
+        self.connections.len() < self.settings.max_connections || self.drained_by != NEVER
+    }
+
     /// Whether newcomers wait and there is room. At the cap or in a pause, a full listen queue does not keep us awake.
     fn can_accept(&self) -> bool {
-        self.connections.len() < self.settings.max_connections && self.acceptor.has_work()
+        self.has_room() && self.acceptor.has_work()
     }
 
     // ---- expire ----
@@ -345,8 +345,8 @@ impl<P: Protocol> Server<P> {
     /// The operators' part of a turn.
     fn report(&mut self) {
         if !self.operators.is_empty() {
-            let room = self.connections.len() < self.settings.max_connections && self.acceptor.resume_at() == NEVER;
-            let state = Snapshot { counters: self.counters(), accept_paused: !room, draining: self.drained_by < NEVER };
+            let accept_paused = !self.has_room() || self.acceptor.resume_at() < NEVER;
+            let state = Snapshot { counters: self.counters(), accept_paused, draining: self.drained_by < NEVER };
             self.operators.turn(&self.clock, self.poll.registry(), &state);
         }
     }

@@ -44,6 +44,26 @@ fn connections_that_wait_in_the_listen_queue_at_a_stop_are_served() {
 }
 
 #[test]
+fn who_waits_at_the_cap_is_served_at_a_stop_although_nobody_has_left() {
+    over_each_kind(&["--drain-timeout", "1h", "--max-connections", "1"], |daemon| {
+        let silent = daemon.connect();
+        silent.echo(b"the one that there may be");
+        let waiting: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
+        for client in &waiting {
+            client.send(b"hello");
+        }
+        daemon.signal(Signal::TERM);
+        for client in &waiting {
+            client.expect(b"hello");
+            client.expect_fin();
+        }
+        silent.expect_fin();
+        drop((silent, waiting));
+        daemon.expect_success();
+    });
+}
+
+#[test]
 fn listeners_close_at_a_stop_while_open_connections_are_waited_for() {
     over_each_kind(&["--drain-timeout", "1h"], |daemon| {
         let client = daemon.connect();
