@@ -132,18 +132,27 @@ fn bench(options: &Options) -> Result<()> {
         rate: options.rate,
         began,
     };
+    // The usual run ends within three minutes also where the machine is busy: then with fewer rounds.
+    let in_time = !options.full && options.rounds.is_none() && options.seconds.is_none();
+    let share = in_time.then(|| USUAL_TIME / scenarios.len() as u32);
     let most_connections = raise_descriptor_limit()?.saturating_sub(RESERVE) as usize;
     let mut outcomes: Vec<Outcome> = Vec::new();
-    for scenario in scenarios {
+    for (scenario, number) in scenarios.into_iter().zip(1..) {
         let scenario = scenario.capped(most_connections);
-        let outcome = bench.run(scenario, &servers, &outcomes)?;
+        let until = share.map(|share| began + share * number);
+        let outcome = bench.run(scenario, &servers, &outcomes, until)?;
         if !outcome.rows.is_empty() {
             outcomes.push(outcome);
         }
     }
     bench.clear_progress();
 
-    let machine = report::Machine::look(bench.cores.describe(), &bench.counter, &missing);
+    let machine = report::Machine::look(
+        bench.cores.describe(),
+        &bench.counter,
+        &missing,
+        bench.cores.are_apart().then(|| results::disturbance(&outcomes)).flatten(),
+    );
     report::print_tables(&outcomes, &servers, &machine, &mut io::stdout().lock())?;
     fs::create_dir_all(&options.output)?;
     let output = options.output.canonicalize()?;
@@ -161,6 +170,9 @@ fn bench(options: &Options) -> Result<()> {
 /// (`cargo test --benches`) only shows that everything works.
 const USUAL: (u32, Duration) =
     if cfg!(debug_assertions) { (1, Duration::from_millis(50)) } else { (5, Duration::from_millis(400)) };
+
+/// By when the scenarios of the usual run are to be through, evenly. Undisturbed they take less.
+const USUAL_TIME: Duration = Duration::from_secs(160);
 
 fn chosen_scenarios(options: &Options) -> Result<Vec<Scenario>> {
     let mut all = Scenario::all();
@@ -267,11 +279,17 @@ struct Bench {
     began: Instant,
 }
 
-/// CPU times of the server, at both ends of the window.
-type Measured = Sample<Cpu>;
+/// CPU times, read at both ends of a window.
+struct Reading {
+    server: Cpu,
+    generator: Duration,
+}
+
+type Measured = Sample<Reading>;
 
 impl Bench {
-    fn run(&self, scenario: Scenario, servers: &[Spec], before: &[Outcome]) -> Result<Outcome> {
+    /// All rounds of a scenario; those that would begin after `until` only where there was none yet.
+    fn run(&self, scenario: Scenario, servers: &[Spec], before: &[Outcome], until: Option<Instant>) -> Result<Outcome> {
         let rate = match scenario.work {
             Work::Open { rate, .. } => Some(self.rate(rate, before)?),
             _ => None,
@@ -289,6 +307,9 @@ impl Bench {
         // Memory repeats to the byte or nearly so.
         let rounds = if matches!(scenario.work, Work::Idle { .. }) { self.rounds.div_ceil(5) } else { self.rounds };
         for round in 0..rounds {
+            if round > 0 && until.is_some_and(|until| Instant::now() > until) {
+                break;
+            }
             for turn in 0..who.len() {
                 // Each begins a round in its turn: whatever follows from the order hits all.
                 let turn = (turn + round as usize) % who.len();
@@ -305,7 +326,8 @@ impl Bench {
                         row.rounds.push(Round {
                             echoes: sample.echoes,
                             window: sample.window,
-                            cpu: running.pid().map(|_| sample.after.since(sample.before)),
+                            cpu: running.pid().map(|_| sample.after.server.since(sample.before.server)),
+                            generator: sample.after.generator.saturating_sub(sample.before.generator),
                             latency: sample.latency,
                         });
                         Ok(())
@@ -324,7 +346,7 @@ impl Bench {
                 row.counted = counted.map_err(|error| format!("{place}: {error}"))?;
             }
         }
-        Ok(Outcome { scenario, rate, rounds: (rounds, self.window), rows })
+        Ok(Outcome { scenario, rate, window: self.window, rows })
     }
 
     /// Messages per second in an open loop.
@@ -375,7 +397,7 @@ impl Bench {
         ready: impl FnOnce() -> Result<T>,
     ) -> Result<(Measured, T)> {
         let spin = self.cores.are_apart();
-        let meter = || server.cpu();
+        let meter = || Reading { server: server.cpu(), generator: server::own_cpu() };
         let (connections, message, pace) = match work {
             Work::Closed { connections, message, in_flight } => (connections, message, Pace::Closed { in_flight }),
             Work::Open { connections, message, .. } => {

@@ -84,7 +84,7 @@ fn latency(outcomes: &[Outcome], machine: &Machine) -> Option<String> {
     }
     let ends = curves.iter().filter_map(|(name, curve)| Some((*name, y(*curve.last()?))));
     page.end_labels(right + 8.0, (top, bottom), ends);
-    page.foot(machine, &format!("each percentile the median of {} rounds", outcome.rounds.0));
+    page.foot(machine, &format!("each percentile the median of {} rounds", outcome.rounds()));
     Some(page.finish())
 }
 
@@ -159,7 +159,7 @@ fn throughput(outcomes: &[Outcome], machine: &Machine) -> Option<String> {
     let most = ladder
         .iter()
         .flat_map(|outcome| names.iter().filter_map(|name| rate(outcome, name)))
-        .map(|it| it.max)
+        .map(|it| it.median)
         .fold(0.0, f64::max);
     let step = round_step(most / 5.0);
     let high = (most / step).ceil() * step;
@@ -276,6 +276,10 @@ impl Page {
     }
 
     fn foot(&mut self, machine: &Machine, how: &str) {
+        let how = match machine.disturbance {
+            Some(part) if part > 0.05 => &format!("disturbed: other work took {:.0} % of a core", part * 100.0),
+            _ => how,
+        };
         let line = format!("{}, {}, loopback, {}; {how}.", machine.processor, machine.kernel, machine.cores);
         self.text((MARGIN, self.height - 18.0), "foot", &line);
     }

@@ -22,11 +22,18 @@ pub struct Machine {
     pub counter: Result<&'static str, String>,
     /// Servers that could not be measured, and why.
     pub missing: Vec<String>,
+    /// The part of the time in which something else had the generator's core.
+    pub disturbance: Option<f64>,
 }
 
 impl Machine {
     /// Asks the kernel.
-    pub fn look(cores: String, counter: &Result<Counter, String>, missing: &[String]) -> Machine {
+    pub fn look(
+        cores: String,
+        counter: &Result<Counter, String>,
+        missing: &[String],
+        disturbance: Option<f64>,
+    ) -> Machine {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         let uname = rustix::system::uname();
@@ -39,6 +46,7 @@ impl Machine {
                 Counter::Strace => "strace",
             }),
             missing: missing.to_vec(),
+            disturbance,
         }
     }
 }
@@ -46,6 +54,9 @@ impl Machine {
 /// One table for each scenario, at most 100 columns wide.
 pub fn print_tables(outcomes: &[Outcome], servers: &[Spec], machine: &Machine, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "{}, {}, loopback; {}", machine.processor, machine.kernel, machine.cores)?;
+    if let Some(part) = machine.disturbance.filter(|part| *part > 0.05) {
+        writeln!(out, "Other work took {:.0} % of the generator's core: these figures are rough.", part * 100.0)?;
+    }
     for outcome in outcomes {
         writeln!(out)?;
         match outcome.scenario.work {
@@ -76,7 +87,7 @@ second, compared round by round, with the least and greatest. calls, instr: syst
 space for one echo, counted in another pass; user: the part of the CPU's cycles there.";
 
 fn print_load(outcome: &Outcome, out: &mut impl Write) -> io::Result<()> {
-    let (rounds, length) = (outcome.rounds.0, outcome.rounds.1.as_secs_f64());
+    let (rounds, length) = (outcome.rounds(), outcome.window.as_secs_f64());
     let churn = matches!(outcome.scenario.work, Work::Churn { .. });
     let mut title = format!("{}: {}", outcome.scenario.name, outcome.scenario.title);
     if let Some(rate) = outcome.rate {
@@ -180,6 +191,7 @@ pub fn json(outcomes: &[Outcome], servers: &[Spec], machine: &Machine) -> String
             "processor": machine.processor,
             "kernel": machine.kernel,
             "cores": machine.cores,
+            "other_work_on_generators_core_part": machine.disturbance,
             "system_calls_counted_by": machine.counter.as_ref().ok(),
             "system_calls_not_counted_because": machine.counter.as_ref().err(),
         },
@@ -210,7 +222,7 @@ fn scenario_json(outcome: &Outcome) -> Value {
         "title": outcome.scenario.title,
         "connections": outcome.scenario.connections(),
         "rate_per_second": outcome.rate,
-        "seconds_asked_for": outcome.rounds.1.as_secs_f64(),
+        "seconds_asked_for": outcome.window.as_secs_f64(),
         "servers": outcome.rows.iter().map(|row| row_json(outcome, row)).collect::<Vec<_>>(),
     })
 }
@@ -252,6 +264,7 @@ fn row_json(outcome: &Outcome, row: &Row) -> Value {
             "echoes": round.echoes,
             "window": round.window.as_nanos() as u64,
             "cpu": round.cpu.map(|cpu| cpu.total.as_nanos() as u64),
+            "generator_cpu": round.generator.as_nanos() as u64,
             "user_ticks": round.cpu.map(|cpu| cpu.user_ticks),
             "system_ticks": round.cpu.map(|cpu| cpu.system_ticks),
             "p50": round.latency.value_at_quantile(0.5),

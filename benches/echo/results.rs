@@ -14,8 +14,8 @@ pub struct Outcome {
     pub scenario: Scenario,
     /// Messages per second that were due, in an open loop.
     pub rate: Option<f64>,
-    /// How many rounds of what length were asked for.
-    pub rounds: (u32, Duration),
+    /// How long a round was to be.
+    pub window: Duration,
     /// One for each server that took part.
     pub rows: Vec<Row>,
 }
@@ -52,6 +52,8 @@ pub struct Round {
     pub latency: Histogram<u64>,
     /// The server's, in the window. None where its process is not known.
     pub cpu: Option<Cpu>,
+    /// CPU time of the generator in the window: all of it, where it spins on a core that nobody else wants.
+    pub generator: Duration,
 }
 
 /// One fresh process that holds idle connections.
@@ -94,7 +96,20 @@ impl Spread {
     }
 }
 
+/// The part of the time in which something else had the generator's core, over all rounds.
+pub fn disturbance(outcomes: &[Outcome]) -> Option<f64> {
+    let rounds = || outcomes.iter().flat_map(|outcome| &outcome.rows).flat_map(|row| &row.rounds);
+    let spun: Duration = rounds().map(|round| round.window).sum();
+    let got: Duration = rounds().map(|round| round.generator).sum();
+    (!spun.is_zero()).then(|| 1.0 - got.as_secs_f64() / spun.as_secs_f64())
+}
+
 impl Outcome {
+    /// How many rounds there were.
+    pub fn rounds(&self) -> usize {
+        self.rows.first().map_or(0, |row| row.rounds.len())
+    }
+
     /// Echoes per server CPU second against the floor's, each round against the floor's round beside it.
     pub fn against_floor(&self, row: &Row) -> Option<Spread> {
         self.ratio(row, "floor", |round, floor| Some(floor.cpu_per_echo()? / round.cpu_per_echo()?))

@@ -129,6 +129,11 @@ impl Drop for Server {
     }
 }
 
+/// CPU time of our own process.
+pub fn own_cpu() -> Duration {
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
 fn cpu_of(pid: u32) -> Option<Cpu> {
     // CPU time of ended threads is in it too; /proc/PID/schedstat knows only the first thread.
     let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid.cast_signed())).ok()?;
