@@ -330,7 +330,10 @@ impl World {
     fn drain(&mut self) {
         let held = self.kernel.borrow().inbox.len();
         let before = self.connection.state();
-        if self.connection.drain() {
+        let open = matches!(before, State::Established | State::OneMessage);
+        let changes = self.connection.drain();
+        assert_eq!(changes, open, "whoever is open drains, whoever is finishing already goes on");
+        if changes {
             self.ways.insert((before.name(), self.connection.state().name()));
             self.say(|| format!("drain, {held} held"));
             self.held_at_drain = Some(self.tally.received + held);
@@ -446,8 +449,9 @@ impl World {
             Reason::Reset => assert!(kernel.reset, "a reset that the peer did not send"),
             Reason::Idle | Reason::Cut | Reason::Error(_) => panic!("{reason:?} is not for the connection to say"),
         }
-        if let Some(held) = self.held_at_drain.filter(|_| reason == Reason::Drained && !self.one_shot) {
-            assert!(kernel.outbox.len() >= held, "what the kernel held at the drain is echoed");
+        if let Some(held) = self.held_at_drain.filter(|_| reason == Reason::Drained) {
+            assert!(self.one_shot || kernel.outbox.len() >= held, "what the kernel held at the drain is echoed");
+            assert!(held == 0 || !kernel.outbox.is_empty(), "a message that was there at the drain is answered");
         }
     }
 
@@ -504,6 +508,9 @@ impl World {
                 }
                 self.say(|| format!("round {round}: at rest; peer finishes"));
                 let kernel = &mut *self.kernel.borrow_mut();
+                if self.held_at_drain.is_some() {
+                    assert!(kernel.we_finished, "it drains, and at rest our FIN is not out");
+                }
                 if self.held_at_drain.is_none() && !self.one_shot {
                     assert_eq!(kernel.outbox.len(), kernel.sent_by_peer, "at rest, everything has come back");
                     assert_eq!(self.connection.state(), State::Established);
