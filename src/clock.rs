@@ -75,7 +75,17 @@ mod tests {
         std::thread::sleep(Duration::from_millis(2));
         assert_eq!(clock.nanos(), before.nanos());
         clock.tick();
-        assert!(clock.ms() >= 2);
+        assert!((2..60_000).contains(&clock.ms()), "{clock:?}");
         assert_eq!(clock.ms(), clock.nanos() / NANOS_PER_MS);
+        std::thread::sleep(Duration::from_millis(2));
+        let since = clock.since_tick();
+        assert!((2 * NANOS_PER_MS..60_000 * NANOS_PER_MS).contains(&since), "{since} ns");
+    }
+
+    #[test]
+    fn nanoseconds_are_those_of_the_kernel() {
+        let seconds = clock_gettime(ClockId::Monotonic).tv_sec as u64;
+        let nanos = monotonic_nanos();
+        assert!((seconds..seconds + 60).contains(&(nanos / 1_000_000_000)), "{seconds} s are {nanos} ns");
     }
 }

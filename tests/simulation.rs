@@ -246,11 +246,14 @@ impl Observer for Tally {
         match fact {
             Fact::Received(bytes) => self.received += bytes.len(),
             Fact::Sent(bytes) => {
-                assert!(!self.we_finished);
+                assert!(!self.we_finished && !bytes.is_empty());
                 self.sent += bytes.len();
             }
             Fact::PeerFinished => self.peer_finished = true,
-            Fact::WeFinished => self.we_finished = true,
+            Fact::WeFinished => {
+                assert!(!self.we_finished, "our FIN goes out once");
+                self.we_finished = true;
+            }
             Fact::Stalled(_) | Fact::Discarded(_) => {}
         }
     }
@@ -262,6 +265,7 @@ struct Before {
     sent: usize,
     calls: usize,
     reads: usize,
+    received: usize,
 }
 
 /// A connection, the kernel below it, and the little of the server that keeps a queue.
@@ -279,6 +283,8 @@ struct World {
     sent_at_finish: Option<usize>,
     /// From which state a step or a turn led to which, or to which end.
     ways: HashSet<(&'static str, &'static str)>,
+    /// When a byte last moved, in the milliseconds of the bench.
+    moved_at: u32,
     tell: bool,
 }
 
@@ -298,6 +304,7 @@ impl World {
             held_at_drain: None,
             sent_at_finish: None,
             ways: HashSet::new(),
+            moved_at: 0,
             tell,
         }
     }
@@ -351,6 +358,7 @@ impl World {
             sent: self.kernel.borrow().outbox.len(),
             calls: self.kernel.borrow().calls,
             reads: self.kernel.borrow().reads,
+            received: self.tally.received,
         };
         let before_turn = self.connection.state();
         let turn = self.connection.turn(&mut self.bench, &mut self.tally);
@@ -392,6 +400,12 @@ impl World {
 
         assert_eq!(self.bench.traffic.stalled, usize::from(connection.is_stalled()), "stalled connections are counted");
 
+        // Bytes that move are life; a turn that moves none is not, nor is what is discarded.
+        if kernel.outbox.len() > before.sent || self.tally.received > before.received {
+            self.moved_at = self.bench.ms;
+        }
+        assert_eq!(connection.idle_for(self.bench.ms), self.bench.ms - self.moved_at);
+
         // Memory and work are bounded.
         assert!(connection.pending_len() <= BUFFER_SIZE, "pending never passes the buffer");
         assert!(kernel.reads - before.reads <= READS_PER_TURN, "reads in a turn are bounded");
@@ -422,6 +436,12 @@ impl World {
             );
         }
 
+        // The end of a drain waits for whoever owes an answer, or a FIN, and for nobody else.
+        match connection.state() {
+            State::Draining { .. } | State::Finishing(_) => assert!(connection.is_answering()),
+            _ => assert!(!connection.is_answering()),
+        }
+
         // A peer that keeps sending puts nothing off.
         if let Some(held) = self.held_at_drain.filter(|_| !self.one_shot) {
             assert!(self.tally.received <= held, "a drain answers what was held, and no more");
@@ -434,6 +454,7 @@ impl World {
         match reason {
             Reason::Finished => {
                 assert!(self.tally.peer_finished && self.tally.we_finished);
+                assert!(!kernel.we_finished, "the peer's FIN came first: ours is close(2)");
                 assert_eq!(kernel.outbox.len(), kernel.sent_by_peer, "everything before the peer's FIN is echoed");
             }
             Reason::Drained => {
@@ -575,4 +596,27 @@ fn a_hundred_thousand_schedules_lose_no_byte_and_no_wake_up() {
     for (from, on, to) in TRANSITIONS {
         assert!(ways.contains(&(from, to)), "from {from}, {on}, to {to}: no schedule goes that way");
     }
+}
+
+/// How often read(2) is called to echo five bytes over a connection like this.
+fn reads_for_five_bytes(tcp: bool, one_more_event: impl Fn(&mut Kernel)) -> usize {
+    let mut world = World::new(&mut Rng::with_seed(0), false);
+    let kernel = Rc::new(RefCell::new(Kernel::new(tcp, Rng::with_seed(0))));
+    kernel.borrow_mut().room = 1000;
+    world.connection = Connection::new(Socket(Rc::clone(&kernel)), Peer::Unix, 1, false, 0);
+    world.one_shot = false;
+    world.kernel = kernel;
+    world.kernel.borrow_mut().peer_sends(5, false);
+    one_more_event(&mut world.kernel.borrow_mut());
+    world.fetch();
+    world.serve();
+    assert_eq!(world.tally.received, 5);
+    world.kernel.borrow().reads
+}
+
+#[test]
+fn a_short_read_saves_the_one_that_would_block_on_tcp_and_with_nothing_else_in_the_event() {
+    assert_eq!(reads_for_five_bytes(true, |_| {}), 1);
+    assert_eq!(reads_for_five_bytes(true, |kernel| kernel.peer_finishes()), 2, "there is a FIN behind the bytes");
+    assert!(reads_for_five_bytes(false, |_| {}) >= 2, "on a Unix socket a short read says nothing");
 }
