@@ -159,17 +159,14 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
                     if count < most && self.readable == Readable::UntilShort && self.stream.short_read_is_last() {
                         self.readable = Readable::No;
                     }
-                    let answered = !matches!(self.state, State::FinWait | State::Discarding { .. });
                     match &mut self.state {
                         State::OneMessage => self.enter(State::Finishing(Cause::OneShot)),
-                        State::Draining { held } | State::Discarding { held } => {
-                            *held = held.saturating_sub(count as u32);
+                        State::Draining { held } => *held = held.saturating_sub(count as u32),
+                        State::FinWait | State::Discarding { .. } => {
+                            self.discard(count, bench, observer);
+                            continue;
                         }
-                        State::Established | State::CloseWait | State::Finishing(_) | State::FinWait => {}
-                    }
-                    if !answered {
-                        self.discard(count, bench, observer);
-                        continue;
+                        State::Established | State::CloseWait | State::Finishing(_) => {}
                     }
                     self.answer(count, bench, observer)?;
                     // Where most turns end. (Said here, although the next round would come to it.)
@@ -257,10 +254,14 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
         self.state = next;
     }
 
+    /// Drops the first `count` bytes of the buffer.
     #[cold]
     fn discard(&mut self, count: usize, bench: &mut Workbench, observer: &mut impl Observer) {
         bench.traffic.discarded += count as u64;
         observer.fact(self.number, Fact::Discarded(count));
+        if let State::Discarding { held } = &mut self.state {
+            *held = held.saturating_sub(count as u32);
+        }
     }
 
     /// Whether it has an answer pending that the peer does not take.
