@@ -85,6 +85,7 @@ impl Acceptor {
     }
 
     /// A turn begins: the budget is new, and a pause may be over. Returns whether there is anything to do.
+    #[inline(always)]
     pub fn begin_turn(&mut self, now: u64) -> bool {
         if self.resume_at <= now {
             self.resume_at = NEVER;

@@ -155,12 +155,6 @@ impl<P: Protocol> Connections<P> {
     /// A turn begins: it is for those who are queued now, and for those whose memory may be there by now.
     #[inline(always)]
     pub fn begin_turn(&mut self, now: u64) {
-        if self.served == self.ready.len() {
-            self.ready.clear();
-        } else {
-            self.ready.drain(..self.served);
-        }
-        self.served = 0;
         while let Some(&(due, id)) = self.starved.front()
             && due <= now
         {
@@ -178,10 +172,22 @@ impl<P: Protocol> Connections<P> {
     /// The next one of this turn, in the order in which they became ready. It may have ended since.
     pub fn next_ready(&mut self) -> Option<ConnectionId> {
         if self.served == self.turn_end {
+            self.end_turn();
             return None;
         }
         self.served += 1;
         self.ready.get(self.served - 1).copied()
+    }
+
+    /// Forgets who was served. Most turns leave nobody behind, and nothing has to be moved.
+    #[inline]
+    fn end_turn(&mut self) {
+        if self.served == self.ready.len() {
+            self.ready.clear();
+        } else {
+            self.ready.drain(..self.served);
+        }
+        (self.served, self.turn_end) = (0, 0);
     }
 }
 

@@ -253,6 +253,7 @@ impl<P: Protocol> Server<P> {
     // ---- accept ----
 
     /// Takes in newcomers, as far as the cap and the acceptor's budget go.
+    #[inline(always)]
     fn accept(&mut self, observer: &mut impl Observer) -> io::Result<()> {
         let now = self.clock.ms();
         if !self.acceptor.begin_turn(now) {
