@@ -5,7 +5,7 @@
 //! whole hash table, which has room for hundreds of thousands of sockets: 6 ms with 14 sockets in it, measured. So the
 //! kernel is asked for one socket by its two addresses, over netlink, as ss(8) asks for all
 //! (sock_diag(7)): some 20 µs, however many sockets there are. The files are read only where that question is not
-//! allowed (a sandbox, a kernel without it), and then rarely: see [`Allowance`].
+//! allowed (a sandbox, a kernel without it), and then rarely: see `Allowance`.
 
 use std::fs::File;
 use std::io::{self, Read};
