@@ -23,7 +23,7 @@ const PAUSE_MS: u64 = 100;
 #[derive(Debug)]
 pub struct Acceptor {
     listeners: Vec<Listener>,
-    /// Whether a listener may be ready.
+    /// False only where no listener is ready: saves looking at each.
     waiting: bool,
     /// Whose turn it is, so that at the cap the first one does not get every slot that falls free.
     first: usize,
@@ -68,7 +68,7 @@ impl Acceptor {
     /// budget, the cap, a pause) needs no further event to go on. Linear in the listeners: there are a handful.
     pub fn note(&mut self, index: u32) {
         if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.index == index) {
-            listener.ready = true;
+            listener.note();
             self.waiting = true;
         }
     }
@@ -158,7 +158,7 @@ impl Acceptor {
     /// As many connections are open as may be. Told once: at the cap, every coming and going reaches it again.
     pub fn at_cap(&mut self, cap: usize) {
         if !mem::replace(&mut self.cap_logged, true) {
-            warn!("{cap} connections are open, as many as may be: newcomers wait in the listen queue (said once)");
+            warn!("{cap} connections are open, as many as may be: newcomers will wait in the listen queue (said once)");
         }
     }
 
@@ -178,11 +178,6 @@ impl Acceptor {
     /// Whether every listener is closed.
     pub fn is_closed(&self) -> bool {
         self.listeners.is_empty()
-    }
-
-    /// Closes every listener, and with it resets whoever waits in its queue.
-    pub fn close(&mut self) {
-        self.listeners.clear();
     }
 }
 

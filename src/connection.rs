@@ -258,6 +258,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     #[cold]
     fn discard(&mut self, count: usize, bench: &mut Workbench, observer: &mut impl Observer) {
         bench.traffic.discarded += count as u64;
+        self.last_active = bench.ms;
         observer.fact(self.number, Fact::Discarded(count));
         if let State::Discarding { held } = &mut self.state {
             *held = held.saturating_sub(count as u32);
@@ -284,8 +285,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
         self.protocol.answered(self.received) - self.pending_len() as u64
     }
 
-    /// For how many milliseconds no byte has moved. What is discarded does not count: our FIN is out, and
-    /// a peer that sends for ever shall not hold the connection for ever.
+    /// For how many milliseconds no byte has moved, in either direction and whatever became of it.
     pub fn idle_for(&self, now: u32) -> u32 {
         now.wrapping_sub(self.last_active)
     }
@@ -293,10 +293,5 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     /// Where it is in its life.
     pub fn state(&self) -> State {
         self.state
-    }
-
-    /// Whether it still owes an answer to what the kernel held when the drain began, or its FIN after that.
-    pub fn is_answering(&self) -> bool {
-        matches!(self.state, State::Draining { .. } | State::Finishing(_))
     }
 }

@@ -9,6 +9,7 @@ use crate::clock::NEVER;
 use crate::connection::Connection;
 use crate::protocol::{Echo, Protocol};
 use crate::readiness::Readable;
+use crate::state::State;
 use crate::token::ConnectionId;
 use crate::transport::Stream;
 
@@ -30,7 +31,7 @@ pub struct Connections<P = Echo> {
     turn_end: usize,
     /// Connections for which the kernel had no memory, and when they try again, in milliseconds.
     starved: VecDeque<(u64, ConnectionId)>,
-    /// Turns of a connection that ended with work left, since the start.
+    /// Turns of a connection that ended with work left, or were interrupted, since the start.
     pub spent_budgets: u64,
     /// The number of the last connection.
     last_number: u32,
@@ -136,10 +137,11 @@ impl<P: Protocol> Connections<P> {
         }
     }
 
-    /// Whether anybody is about to answer what was held when the drain began. It ends: no more is owed than was held.
+    /// Whether anybody is about to answer what was held when the drain began, or to finish. That ends by itself, since no
+    /// more is owed than was held; only in `FinWait` it is the peer who decides.
     /// Linear in the connections, and asked only when the drain timeout has passed.
     pub fn are_answering(&self) -> bool {
-        self.slab.iter().any(|(_, connection)| connection.queued && connection.is_answering())
+        self.slab.iter().any(|(_, connection)| connection.queued && connection.state() != State::FinWait)
     }
 
     /// Keeps a connection for which there is no memory until a later time.

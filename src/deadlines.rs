@@ -4,8 +4,8 @@
 //! byte is work that nobody needs. So activity only stamps the connection, and the heap is lazy: an
 //! entry says when a slot is to be looked at, not when its connection is to be closed. When it comes
 //! due, the server compares the stamp; a connection that has lived meanwhile is armed again at its
-//! true deadline. That is exact, unlike a queue swept in rounds, which closes up to twice the
-//! timeout late.
+//! true deadline. That is exact, unlike a queue swept in rounds, which closes after up to
+//! twice the timeout.
 //!
 //! The entry belongs to the slot, not to the connection. A slot used again keeps the entry of its
 //! former occupant, which is early, and early is harmless. So churn leaves no garbage behind: an

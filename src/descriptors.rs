@@ -2,8 +2,8 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors that are no connections: three standard ones and copies of two for the log, epoll and its waker, two of the
-/// signals' pipe, files under /proc for a moment, and some that a parent may have left us.
+/// Descriptors that are no connections: three standard ones, copies of two of them for the log, epoll, the two ends of
+/// the signals' pipe, files under /proc for a moment, and some that a parent may have left us.
 const RESERVE: u64 = 16;
 
 /// The default for `--max-connections`, where descriptors allow it.

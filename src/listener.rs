@@ -508,7 +508,14 @@ impl Listener {
     /// backlog and one can wait, so newcomers cannot put the end off. When it is no longer `ready`, it can be closed.
     pub fn drain(&mut self) {
         self.ready = true;
-        self.left = Some(self.backlog.saturating_add(1));
+        // The kernel's cap, not what was asked for, says how many can wait.
+        let longest = self.backlog.min(somaxconn().unwrap_or(u32::MAX));
+        self.left = Some(longest.saturating_add(1));
+    }
+
+    /// An edge has come. Of a drain's newcomers no more are taken than could wait when it began.
+    pub fn note(&mut self) {
+        self.ready = self.left != Some(0);
     }
 
     /// Takes the first connection out of the queue. [`Verdict::of`] sorts the errors.

@@ -193,6 +193,8 @@ pub fn stderr_log_writer() -> impl Write + Send + 'static {
 /// Starts the log: to stderr, from `level` on, unless RUST_LOG says otherwise. `level` is for our own
 /// modules; of other crates (mio has much to say at `trace`) only warnings are wanted.
 pub fn init_log(level: LevelFilter) {
+    // Opened now: at the first line there may be no descriptor left for it, and that is what the line says.
+    drop(stderr());
     let mut builder = env_logger::Builder::new();
     let rules = env::var_os("RUST_LOG").unwrap_or_default();
     let rules = rules.to_string_lossy();

@@ -193,7 +193,8 @@ impl<P: Protocol> Server<P> {
                 self.drain(observer)?;
             } else {
                 info!("{name}: the second signal, stopping at once");
-                self.stop(observer);
+                self.cut(observer);
+                self.stopped = true;
             }
         }
         Ok(())
@@ -306,20 +307,14 @@ impl<P: Protocol> Server<P> {
 
     // ---- expire ----
 
-    /// Closes what has been idle for too long, and ends a drain that is over. Even at its end, what the kernel held is
-    /// answered as far as peers take it at once; only with a drain timeout near 0 is any of it left.
+    /// Closes what has been idle for too long, and sees whether a drain is over.
     fn expire(&mut self, observer: &mut impl Observer) {
         let now = self.clock.ms();
         for _ in 0..EXPIRIES_PER_TURN {
             let Some(slot) = self.deadlines.pop_due(now) else { break };
             self.expire_slot(slot, now, observer);
         }
-        if self.acceptor.is_closed() && self.connections.is_empty() {
-            self.stopped = true;
-        } else if self.drained_by <= now && !self.can_accept() && !self.connections.are_answering() {
-            info!("the drain timeout has passed, open connections: {}", self.connections.len());
-            self.stop(observer);
-        }
+        self.end_drain(observer);
     }
 
     /// Looks at a slot whose deadline has come.
@@ -352,12 +347,25 @@ impl<P: Protocol> Server<P> {
         }
     }
 
-    /// Stops at once: whoever is still there is cut.
-    fn stop(&mut self, observer: &mut impl Observer) {
+    // ---- the end ----
+
+    /// Ends a drain that is over. Even at its timeout, what the kernel held is answered as far as peers take it at once;
+    /// only with a drain timeout near 0 is any of it left.
+    fn end_drain(&mut self, observer: &mut impl Observer) {
+        if self.acceptor.is_closed() && self.connections.is_empty() {
+            self.stopped = true;
+        } else if self.drained_by <= self.clock.ms() && !self.can_accept() && !self.connections.are_answering() {
+            info!("the drain timeout has passed, open connections: {}", self.connections.len());
+            // Cutting frees descriptors, maybe for some who still wait in a queue: they have their turn, too.
+            self.stopped = self.connections.is_empty();
+            self.cut(observer);
+        }
+    }
+
+    /// Cuts every connection, in whatever state it is.
+    fn cut(&mut self, observer: &mut impl Observer) {
         for id in self.connections.ids() {
             self.close(id, Reason::Cut, observer);
         }
-        self.acceptor.close();
-        self.stopped = true;
     }
 }

@@ -1,8 +1,8 @@
 //! The seam between a connection and the world: a byte stream that can be finished.
 //!
 //! [`Transport`] has two implementations: [`Stream`], a socket of the kernel, and the simulated
-//! socket of `tests/simulation.rs`, under which the state machine runs a hundred thousand schedules
-//! a second. `read` and `write` are non-blocking: they say [`io::ErrorKind::WouldBlock`] instead of
+//! socket of `tests/simulation.rs`, under which the state machine runs a hundred thousand random
+//! schedules. `read` and `write` are non-blocking: they say [`io::ErrorKind::WouldBlock`] instead of
 //! waiting.
 
 use std::io::{self, Read, Write};

@@ -1,4 +1,4 @@
-//! What connections are served with.
+//! What connections are served with. (A craftsman's bench, not a benchmark.)
 
 use crate::metrics::Traffic;
 

@@ -132,8 +132,8 @@ fn a_drain_that_waits_for_a_silent_peer_ends_by_the_idle_timeout() {
 }
 
 #[test]
-fn what_is_discarded_in_a_drain_does_not_count_as_life() {
-    let mut daemon = Daemon::start(&["--idle-timeout", "1s", "--drain-timeout", "1h"]);
+fn a_peer_that_still_sends_in_a_drain_is_not_idle_and_is_cut_at_the_drain_timeout() {
+    let mut daemon = Daemon::start(&["--idle-timeout", "1s", "--drain-timeout", "3s", "-v"]);
     let client = daemon.connect();
     client.echo(b"hello");
     daemon.signal(Signal::TERM);
@@ -144,7 +144,12 @@ fn what_is_discarded_in_a_drain_does_not_count_as_life() {
         thread::sleep(Duration::from_millis(50));
     }
     daemon.expect_success();
-    assert!(start.elapsed() <= TIMEOUT + LATE, "ended after {:?}", start.elapsed());
+    assert!(
+        start.elapsed() >= 2 * TIMEOUT,
+        "bytes have moved all the time, and it was idle after {:?}",
+        start.elapsed()
+    );
+    assert!(start.elapsed() <= 3 * TIMEOUT + LATE, "ended after {:?}", start.elapsed());
 }
 
 #[test]

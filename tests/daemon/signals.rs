@@ -64,6 +64,36 @@ fn who_waits_at_the_cap_is_served_at_a_stop_although_nobody_has_left() {
 }
 
 #[test]
+fn who_waits_for_want_of_descriptors_is_served_at_a_stop_by_those_that_fall_free() {
+    for drain_timeout in ["0", "1s"] {
+        let mut daemon = Daemon::with(&["--drain-timeout", drain_timeout]).nofile(24).start();
+        let clients: Vec<Client> = (0..40).map(|_| daemon.connect()).collect();
+        for client in &clients {
+            client.send(b"hello");
+        }
+        daemon.signal(Signal::TERM);
+        for client in &clients {
+            client.expect(b"hello");
+        }
+        daemon.expect_success();
+    }
+}
+
+#[test]
+fn a_one_shot_answer_is_finished_and_not_reset_by_a_stop_that_does_not_wait() {
+    let mut daemon = Daemon::start(&["--one-shot", "--drain-timeout", "0", "--buffer-size", "16", "-v"]);
+    let client = daemon.connect();
+    daemon.wait_for_log_text("opened");
+    daemon.freeze();
+    client.send(&pattern(1, 60_000));
+    daemon.signal(Signal::TERM);
+    daemon.thaw();
+    client.expect(&pattern(1, 16));
+    client.expect_fin();
+    daemon.expect_success();
+}
+
+#[test]
 fn listeners_close_at_a_stop_while_open_connections_are_waited_for() {
     over_each_kind(&["--drain-timeout", "1h"], |daemon| {
         let client = daemon.connect();
