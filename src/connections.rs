@@ -272,4 +272,42 @@ mod tests {
         connections.last_number = u32::MAX;
         assert_eq!(connections.next_id().generation, 1);
     }
+
+    #[test]
+    fn whoever_is_open_is_counted_and_found() {
+        let mut connections = Connections::with_capacity(1);
+        assert!((connections.len(), connections.is_empty()) == (0, true) && connections.ids().is_empty());
+        let (first, second) = (open(&mut connections), open(&mut connections));
+        assert_eq!((connections.len(), connections.is_empty()), (2, false));
+        assert_eq!(connections.ids(), [first, second]);
+        connections.remove(first);
+        assert_eq!((connections.at(first.slot), connections.at(second.slot)), (None, Some(second)));
+        assert_eq!(connections.ids(), [second]);
+    }
+
+    #[test]
+    fn who_has_spent_its_budget_is_counted_and_queued() {
+        let mut connections = Connections::with_capacity(1);
+        let id = open(&mut connections);
+        connections.again(id);
+        assert_eq!(connections.spent_budgets, 1);
+        connections.begin_turn(0);
+        assert_eq!(connections.next_ready(), Some(id));
+        connections.again(id);
+        assert_eq!(connections.spent_budgets, 2);
+    }
+
+    #[test]
+    fn who_drains_is_queued_and_answers_until_its_turn_is_over() {
+        let mut connections = Connections::with_capacity(2);
+        let (first, second) = (open(&mut connections), open(&mut connections));
+        connections.enqueue(second);
+        assert!(!connections.are_answering(), "nobody drains");
+        connections.drain(first);
+        assert!(connections.are_answering());
+        connections.get_mut(first).expect("open").queued = false;
+        assert!(!connections.are_answering(), "it waits for its peer: the end of a drain does not wait for that");
+        connections.begin_turn(0);
+        assert_eq!((connections.next_ready(), connections.next_ready()), (Some(second), Some(first)));
+    }
 }
