@@ -500,4 +500,56 @@ mod tests {
             assert_eq!(reserve.sockets.len() + exchanges, Reserve::SIZE);
         }
     }
+
+    #[test]
+    fn whatever_comes_is_judged_at_the_latest_when_no_more_comes_and_once_judged_not_otherwise() {
+        // Requests made of what stands in requests, and of what does not: seeded, so a failure repeats.
+        let pieces: [&[u8]; 24] = [
+            b"GET ",
+            b"HEAD ",
+            b"POST ",
+            b"get ",
+            b"/metrics",
+            b"/healthz",
+            b"/",
+            b"?a=b",
+            b"http://host/metrics",
+            b" ",
+            b" HTTP/1.1",
+            b" HTTP/1.0",
+            b" HTTP/2.0",
+            b"\r\n",
+            b"\n",
+            b"\r",
+            b"Host: a\r\n",
+            b"Host: b\r\n",
+            b": ",
+            b"\0",
+            b"\xff\xfe",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"\x16\x03\x01",
+            b"\r\n\r\n",
+        ];
+        let mut answered = 0;
+        for seed in 0..20_000 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut request = Vec::new();
+            if rng.bool() {
+                request.extend_from_slice(b"GET /metrics HTTP/1.1\r\nHost: a\r\n");
+            }
+            for _ in 0..rng.usize(0..8) {
+                request.extend_from_slice(pieces[rng.usize(..pieces.len())]);
+            }
+            assert!(judge(&request, true).is_some(), "request {seed} is never judged: {}", request.escape_ascii());
+            // Byte by byte, as it may come: what has been answered is not taken back by what follows.
+            let mut before = None;
+            for end in 0..=request.len() {
+                let now = judge(&request[..end], false);
+                assert!(before.is_none() || now == before, "request {seed}, byte {end}: {}", request.escape_ascii());
+                before = now;
+            }
+            answered += usize::from(before.is_some_and(|(resource, _)| resource == Resource::Metrics));
+        }
+        assert!(answered > 100, "only {answered} requests were answered with the metrics");
+    }
 }
