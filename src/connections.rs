@@ -291,6 +291,7 @@ mod tests {
         let id = open(&mut connections);
         connections.again(id);
         assert_eq!(connections.spent_budgets, 1);
+        assert!(connections.has_work());
         connections.begin_turn(0);
         assert_eq!(connections.next_ready(), Some(id));
         connections.again(id);

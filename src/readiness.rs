@@ -44,3 +44,64 @@ pub fn readiness(event: &Event) -> (Readable, bool) {
     };
     (readable, broken || event.is_writable())
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::io::Write;
+    use std::net::Shutdown;
+    use std::time::Duration;
+
+    use mio::event::Source;
+    use mio::net::{TcpStream, UnixStream};
+    use mio::{Events, Poll, Token};
+
+    use super::*;
+
+    /// What one event says of all that has happened to this stream.
+    fn told(stream: &mut impl Source) -> (Readable, bool) {
+        let mut poll = Poll::new().expect("a poller");
+        poll.registry().register(stream, Token(0), INTEREST).expect("registered");
+        let mut events = Events::with_capacity(4);
+        poll.poll(&mut events, Some(Duration::from_secs(10))).expect("events");
+        readiness(events.iter().next().expect("an event"))
+    }
+
+    /// A TCP connection: our end, and the peer's.
+    fn connected() -> (TcpStream, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let peer = std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
+        let (ours, _) = listener.accept().expect("accepted");
+        ours.set_nonblocking(true).expect("non-blocking");
+        (TcpStream::from_std(ours), peer)
+    }
+
+    #[test]
+    fn a_short_read_is_trusted_only_where_nothing_stands_behind_the_bytes() {
+        let (mut ours, _peer) = connected();
+        assert_eq!(told(&mut ours), (Readable::No, true), "room, and nothing to read");
+
+        let (mut ours, mut peer) = connected();
+        peer.write_all(b"bytes").expect("sent");
+        assert_eq!(told(&mut ours), (Readable::UntilShort, true));
+
+        let (mut ours, peer) = connected();
+        peer.shutdown(Shutdown::Write).expect("a FIN");
+        assert_eq!(told(&mut ours), (Readable::UntilBlocked, true));
+
+        let (mut ours, peer) = connected();
+        rustix::net::send(&peer, b"!", rustix::net::SendFlags::OOB).expect("an urgent byte");
+        assert_eq!(told(&mut ours), (Readable::UntilBlocked, true));
+    }
+
+    #[test]
+    fn a_peer_that_hangs_up_or_resets_makes_us_ask() {
+        let (mut ours, peer) = UnixStream::pair().expect("a pair");
+        drop(peer);
+        assert_eq!(told(&mut ours), (Readable::UntilBlocked, true));
+
+        let (mut ours, peer) = connected();
+        socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
+        drop(peer);
+        assert_eq!(told(&mut ours), (Readable::UntilBlocked, true));
+    }
+}
