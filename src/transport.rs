@@ -172,4 +172,20 @@ mod tests {
         let v6: SocketAddr = "[2001:db8::1]:80".parse().expect("an address");
         assert_eq!(Peer::from(v6).to_string(), "[2001:db8::1]:80");
     }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_stream_knows_what_a_short_read_is_worth_and_what_the_kernel_holds() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let mut peer = std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
+        let tcp = Stream::Tcp(TcpStream::from_std(listener.accept().expect("accepted").0));
+        let (unix, mut other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let unix = Stream::Unix(UnixStream::from_std(unix));
+        assert!(tcp.short_read_is_last() && !unix.short_read_is_last());
+
+        assert_eq!((tcp.unread().expect("FIONREAD"), unix.unread().expect("FIONREAD")), (0, 0));
+        peer.write_all(b"hello").expect("sent"); // On loopback, what is sent has arrived.
+        other.write_all(b"hello").expect("sent");
+        assert_eq!((tcp.unread().expect("FIONREAD"), unix.unread().expect("FIONREAD")), (5, 5));
+    }
 }
