@@ -188,7 +188,11 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     }
 
     /// Tries to get rid of what is pending.
+    ///
+    /// Cold is not enough: inlined, it and its like make the compiler keep every counter on the stack, 20 instructions an
+    /// echo.
     #[cold]
+    #[inline(never)]
     fn flush(&mut self, bench: &mut Workbench, observer: &mut impl Observer) -> io::Result<()> {
         let Some(pending) = &mut self.pending else { return Ok(()) };
         let (count, outcome) = write_until_blocked(&mut self.stream, pending.rest());
@@ -222,18 +226,14 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
             observer.fact(self.number, Fact::Sent(answer));
             return outcome;
         }
-        let (sent, rest) = answer.split_at(count);
-        if !sent.is_empty() {
-            observer.fact(self.number, Fact::Sent(sent));
-        }
-        observer.fact(self.number, Fact::Stalled(rest.len()));
-        self.pending = Some(Pending::new(rest));
         bench.traffic.stalled += 1;
+        self.pending = Some(stall(self.number, answer, count, observer));
         outcome
     }
 
     /// Sends our FIN, ahead of the peer's.
     #[cold]
+    #[inline(never)]
     fn finish(&mut self, cause: Cause, observer: &mut impl Observer) -> io::Result<()> {
         self.stream.shutdown_write()?;
         observer.fact(self.number, Fact::WeFinished);
@@ -256,6 +256,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
 
     /// Drops the first `count` bytes of the buffer.
     #[cold]
+    #[inline(never)]
     fn discard(&mut self, count: usize, bench: &mut Workbench, observer: &mut impl Observer) {
         bench.traffic.discarded += count as u64;
         self.last_active = bench.ms;
@@ -294,4 +295,16 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     pub fn state(&self) -> State {
         self.state
     }
+}
+
+/// Keeps what the peer has not taken of an answer: all but `count` bytes.
+#[cold]
+#[inline(never)]
+fn stall(number: u32, answer: &[u8], count: usize, observer: &mut impl Observer) -> Box<Pending> {
+    let (sent, rest) = answer.split_at(count);
+    if !sent.is_empty() {
+        observer.fact(number, Fact::Sent(sent));
+    }
+    observer.fact(number, Fact::Stalled(rest.len()));
+    Pending::new(rest)
 }
