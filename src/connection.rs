@@ -12,7 +12,7 @@
 use std::io;
 
 use crate::observer::{Fact, Observer};
-use crate::pending::Pending;
+use crate::pending::{Pending, stall};
 use crate::protocol::{Echo, Protocol};
 use crate::readiness::Readable;
 use crate::state::{Cause, State};
@@ -189,9 +189,8 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
 
     /// Tries to get rid of what is pending.
     ///
-    /// Cold is not enough: inlined, it and its like make the compiler keep every counter on the stack, 20 instructions an
+    /// Not inlined: it and its like would make the compiler keep every counter on the stack, 20 instructions an
     /// echo.
-    #[cold]
     #[inline(never)]
     fn flush(&mut self, bench: &mut Workbench, observer: &mut impl Observer) -> io::Result<()> {
         let Some(pending) = &mut self.pending else { return Ok(()) };
@@ -232,7 +231,6 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     }
 
     /// Sends our FIN, ahead of the peer's.
-    #[cold]
     #[inline(never)]
     fn finish(&mut self, cause: Cause, observer: &mut impl Observer) -> io::Result<()> {
         self.stream.shutdown_write()?;
@@ -255,7 +253,6 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     }
 
     /// Drops the first `count` bytes of the buffer.
-    #[cold]
     #[inline(never)]
     fn discard(&mut self, count: usize, bench: &mut Workbench, observer: &mut impl Observer) {
         bench.traffic.discarded += count as u64;
@@ -295,16 +292,4 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     pub fn state(&self) -> State {
         self.state
     }
-}
-
-/// Keeps what the peer has not taken of an answer: all but `count` bytes.
-#[cold]
-#[inline(never)]
-fn stall(number: u32, answer: &[u8], count: usize, observer: &mut impl Observer) -> Box<Pending> {
-    let (sent, rest) = answer.split_at(count);
-    if !sent.is_empty() {
-        observer.fact(number, Fact::Sent(sent));
-    }
-    observer.fact(number, Fact::Stalled(rest.len()));
-    Pending::new(rest)
 }

@@ -1,5 +1,7 @@
 //! What a connection owes and its peer has not taken.
 
+use crate::observer::{Fact, Observer};
+
 /// An answer, or what is left of one.
 #[derive(Debug)]
 pub struct Pending {
@@ -12,7 +14,6 @@ pub struct Pending {
 impl Pending {
     /// Keeps a copy. Cheaper than a buffer of its own for every peer that owes us a byte, and it costs a connection
     /// that owes nothing only the pointer.
-    #[cold]
     pub fn new(rest: &[u8]) -> Box<Pending> {
         Box::new(Pending { bytes: rest.into(), written: 0 })
     }
@@ -26,4 +27,15 @@ impl Pending {
     pub fn advance(&mut self, count: usize) {
         self.written += count;
     }
+}
+
+/// Keeps what the peer has not taken of an answer: all but the first `count` bytes, which it has.
+#[inline(never)]
+pub fn stall(number: u32, answer: &[u8], count: usize, observer: &mut impl Observer) -> Box<Pending> {
+    let (sent, rest) = answer.split_at(count);
+    if !sent.is_empty() {
+        observer.fact(number, Fact::Sent(sent));
+    }
+    observer.fact(number, Fact::Stalled(rest.len()));
+    Pending::new(rest)
 }

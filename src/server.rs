@@ -233,22 +233,14 @@ impl<P: Protocol> Server<P> {
         connection.queued = false;
         match connection.turn(&mut self.bench, observer) {
             Turn::Waits => {}
-            turn => self.follow(id, turn, observer),
-        }
-    }
-
-    /// What follows where a turn has not ended in waiting. Not inlined, or the usual turn would keep what only this needs.
-    #[inline(never)]
-    fn follow(&mut self, id: ConnectionId, turn: Turn, observer: &mut impl Observer) {
-        match turn {
-            Turn::Waits => {}
             Turn::Again => self.connections.again(id),
             Turn::Starved => self.connections.starve(id, self.clock.ms()),
             Turn::Ended(reason) => self.close(id, reason, observer),
         }
     }
 
-    /// The one way in which a connection ends.
+    /// The one way in which a connection ends. Not inlined, or the usual turn would keep what only this needs.
+    #[inline(never)]
     fn close(&mut self, id: ConnectionId, reason: Reason, observer: &mut impl Observer) {
         let connection = self.connections.remove(id);
         self.counters.closed[reason.kind()] += 1;
