@@ -153,7 +153,6 @@ fn bench(options: &Options) -> Result<()> {
         &missing,
         bench.cores.are_apart().then(|| results::disturbance(&outcomes)).flatten(),
     );
-    report::print_tables(&outcomes, &servers, &machine, &mut io::stdout().lock())?;
     fs::create_dir_all(&options.output)?;
     let output = options.output.canonicalize()?;
     let mut written = vec![("results.json", report::json(&outcomes, &servers, &machine))];
@@ -162,7 +161,11 @@ fn bench(options: &Options) -> Result<()> {
         fs::write(output.join(name), contents)?;
     }
     let names: Vec<&str> = written.iter().map(|(name, _)| *name).collect();
-    println!("\n{:.0} s. In {}: {}", began.elapsed().as_secs_f64(), output.display(), names.join(", "));
+    // The files first: whoever reads the tables may stop reading.
+    let mut stdout = io::stdout().lock();
+    report::print_tables(&outcomes, &servers, &machine, &mut stdout)?;
+    let seconds = began.elapsed().as_secs();
+    writeln!(stdout, "\n{seconds} s. In {}: {}", output.display(), names.join(", "))?;
     Ok(())
 }
 
