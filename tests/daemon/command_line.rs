@@ -357,17 +357,14 @@ fn busy_polling_burns_cpu_around_traffic_only() {
 
 #[test]
 fn while_it_polls_a_reply_costs_no_wake_up() {
-    let sleeps_of = |busy_poll: &str| {
-        let daemon = Daemon::start(&["--busy-poll", busy_poll]);
-        let client = daemon.connect();
-        client.echo(b"warm up");
-        let before = daemon.sleeps();
-        (0..200).for_each(|round| client.echo(&pattern(round, 64)));
-        daemon.sleeps() - before
-    };
-    let (polling, sleeping) = (sleeps_of("10ms"), sleeps_of("0"));
-    assert!(polling < 100, "{polling} sleeps in 200 echoes, although it polls");
-    assert!(polling < sleeping, "{polling} sleeps with polling, {sleeping} without");
+    // Without polling it is one sleep for each echo. (No comparison with that: on a busy machine it finds work at every look.)
+    let daemon = Daemon::start(&["--busy-poll", "10ms"]);
+    let client = daemon.connect();
+    client.echo(b"warm up");
+    let before = daemon.sleeps();
+    (0..200).for_each(|round| client.echo(&pattern(round, 64)));
+    let sleeps = daemon.sleeps() - before;
+    assert!(sleeps < 100, "{sleeps} sleeps in 200 echoes, although it polls");
 }
 
 #[test]
