@@ -96,8 +96,10 @@ fn a_half_close_goes_through_haproxy_and_the_whole_echo_comes_back() {
         });
     }
     for server in &servers {
+        // A peer that says nothing and finishes may be gone before HAProxy has reached a server; it then resets that one.
         let log = server.stderr();
-        assert!(!log.contains("ended: reset") && !log.contains("ended: error"), "{log}");
+        let broken = |line: &&str| line.contains("ended: reset") || line.contains("ended: error");
+        assert!(log.lines().filter(broken).all(|line| line.contains(" 0 bytes in")), "{log}");
     }
 }
 
