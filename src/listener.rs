@@ -836,6 +836,22 @@ mod tests {
     }
 
     #[test]
+    fn no_edge_renews_the_share_of_newcomers_that_a_drain_takes() {
+        let one = ListenOptions { backlog: 1, reuse_port: false };
+        let mut listener = address("127.0.0.1:0").bind(&one).expect("a listener").remove(0);
+        let port = listener.port().expect("a port");
+        listener.drain();
+        for _ in 0..2 {
+            assert!(listener.ready, "as many as can wait: the backlog and one");
+            let _client = connect(port, "127.0.0.1").expect("a connection");
+            soon(|| listener.accept());
+        }
+        assert!(!listener.ready);
+        listener.note();
+        assert!(!listener.ready, "newcomers put the end of a drain off");
+    }
+
+    #[test]
     fn a_restart_right_after_a_stop_can_bind() {
         let mut listener = bind("127.0.0.1:0");
         let port = listener.port().expect("a port");

@@ -114,3 +114,17 @@ fn without_descriptors_a_stop_still_drains() {
     waiting.finish();
     daemon.expect_success();
 }
+
+#[test]
+fn a_first_line_without_a_descriptor_is_told_and_so_are_the_later_ones() {
+    // Twenty descriptors that a parent left open, of which the cap knows nothing: it comes to EMFILE. With -q, that is
+    // the first thing there is to say.
+    let inherited: String = (20..40).map(|fd| format!("exec {fd}</dev/null; ")).collect();
+    let script = format!("ulimit -n 45; {inherited} exec \"$@\"");
+    let daemon = Daemon::with(&["-q"]).through(&["bash", "-c", &script, "bash"]).start();
+    let clients: Vec<Client> = (0..28).map(|_| daemon.connect()).collect();
+    daemon.wait_for_log_text("accepting pauses");
+    daemon.signal(Signal::USR1);
+    daemon.wait_for_log_text("connections: ");
+    drop(clients);
+}

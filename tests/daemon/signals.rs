@@ -91,6 +91,9 @@ fn a_one_shot_answer_is_finished_and_not_reset_by_a_stop_that_does_not_wait() {
     client.expect(&pattern(1, 16));
     client.expect_fin();
     daemon.expect_success();
+    // A reset behind the FIN does not disturb a reader any more, so the daemon is asked how it ended.
+    let log = daemon.whole_stderr();
+    assert!(log.contains("ended: one_shot"), "{log}");
 }
 
 #[test]
