@@ -24,11 +24,9 @@ const STARVED_MS: u64 = 100;
 pub struct Connections<P = Echo> {
     slab: Slab<Connection<Stream, P>>,
     /// Connections with work to do, each at most once (its `queued` flag). One that ended meanwhile is skipped.
-    ready: Vec<ConnectionId>,
-    /// This turn serves `ready[..turn_end]`, of which `ready[..served]` are done. Whoever becomes ready meanwhile stands
-    /// behind and is served in the next turn: so a turn ends. (A ring would do, at twice the instructions.)
-    served: usize,
-    turn_end: usize,
+    /// A turn serves those who are queued when it begins. Whoever becomes ready meanwhile stands behind them and is
+    /// served in the next turn: so a turn ends. (A ring would do, at twice the instructions.)
+    pub ready: Vec<ConnectionId>,
     /// Connections for which the kernel had no memory, and when they try again, in milliseconds.
     starved: VecDeque<(u64, ConnectionId)>,
     /// Turns of a connection that ended with work left, or were interrupted, since the start.
@@ -56,8 +54,6 @@ impl<P: Protocol> Connections<P> {
         Connections {
             slab: Slab::with_capacity(slots.min(SLOTS_RESERVED)),
             ready: Vec::new(),
-            served: 0,
-            turn_end: 0,
             starved: VecDeque::new(),
             spent_budgets: 0,
             last_number: 0,
@@ -144,9 +140,11 @@ impl<P: Protocol> Connections<P> {
         self.slab.iter().any(|(_, connection)| connection.queued && connection.state() != State::FinWait)
     }
 
-    /// Keeps a connection for which there is no memory until a later time.
-    pub fn starve(&mut self, id: ConnectionId, now: u64) {
-        self.starved.push_back((now + STARVED_MS, id));
+    /// Keeps a connection for which there is no memory until a later time, which it returns.
+    pub fn starve(&mut self, id: ConnectionId, now: u64) -> u64 {
+        let due = now + STARVED_MS;
+        self.starved.push_back((due, id));
+        due
     }
 
     /// When the next of those is due, in milliseconds, or [`NEVER`].
@@ -154,42 +152,29 @@ impl<P: Protocol> Connections<P> {
         self.starved.front().map_or(NEVER, |&(due, _)| due)
     }
 
-    /// A turn begins: it is for those who are queued now, and for those whose memory may be there by now.
-    #[inline(always)]
-    pub fn begin_turn(&mut self, now: u64) {
+    /// Queues those whose memory may be there by now.
+    pub fn retry_starved(&mut self, now: u64) {
         while let Some(&(due, id)) = self.starved.front()
             && due <= now
         {
             self.starved.pop_front();
             self.enqueue(id);
         }
-        self.turn_end = self.ready.len();
     }
 
     /// Whether somebody is queued.
     pub fn has_work(&self) -> bool {
-        self.served < self.ready.len()
+        !self.ready.is_empty()
     }
 
-    /// The next one of this turn, in the order in which they became ready. It may have ended since.
-    pub fn next_ready(&mut self) -> Option<ConnectionId> {
-        if self.served == self.turn_end {
-            self.end_turn();
-            return None;
-        }
-        self.served += 1;
-        self.ready.get(self.served - 1).copied()
-    }
-
-    /// Forgets who was served. Most turns leave nobody behind, and nothing has to be moved.
+    /// The first `count` of the queue have been served. Most turns leave nobody behind, and nothing has to be moved.
     #[inline]
-    fn end_turn(&mut self) {
-        if self.served == self.ready.len() {
+    pub fn forget_served(&mut self, count: usize) {
+        if count == self.ready.len() {
             self.ready.clear();
         } else {
-            self.ready.drain(..self.served);
+            self.ready.drain(..count);
         }
-        (self.served, self.turn_end) = (0, 0);
     }
 }
 
@@ -221,8 +206,7 @@ mod tests {
         assert!(connections.get_mut(ConnectionId { slot: 9, generation: 1 }).is_none());
 
         connections.note(second, Readable::UntilBlocked, true);
-        connections.begin_turn(0);
-        assert_eq!(connections.next_ready(), Some(second));
+        assert_eq!(connections.ready, [second]);
     }
 
     #[test]
@@ -232,21 +216,19 @@ mod tests {
         connections.enqueue(id);
         connections.enqueue(id);
         connections.note(id, Readable::UntilBlocked, true);
-        connections.begin_turn(0);
-        assert_eq!(connections.next_ready(), Some(id));
-        assert_eq!(connections.next_ready(), None);
+        assert_eq!(connections.ready, [id]);
     }
 
     #[test]
     fn who_finds_no_memory_is_queued_again_after_a_while_and_not_before() {
         let mut connections = Connections::with_capacity(1);
         let id = open(&mut connections);
-        connections.starve(id, 1000);
+        assert_eq!(connections.starve(id, 1000), 1000 + STARVED_MS);
         assert_eq!(connections.next_starved(), 1000 + STARVED_MS);
-        connections.begin_turn(1000 + STARVED_MS - 1);
-        assert_eq!(connections.next_ready(), None);
-        connections.begin_turn(1000 + STARVED_MS);
-        assert_eq!(connections.next_ready(), Some(id));
+        connections.retry_starved(1000 + STARVED_MS - 1);
+        assert!(!connections.has_work());
+        connections.retry_starved(1000 + STARVED_MS);
+        assert_eq!(connections.ready, [id]);
         assert_eq!(connections.next_starved(), NEVER);
     }
 
@@ -256,14 +238,12 @@ mod tests {
         let (first, second) = (open(&mut connections), open(&mut connections));
         connections.enqueue(first);
         connections.enqueue(second);
-        connections.begin_turn(0);
-        assert_eq!(connections.next_ready(), Some(first));
         connections.get_mut(first).expect("open").queued = false;
         connections.enqueue(first);
-        assert_eq!(connections.next_ready(), Some(second));
-        assert_eq!(connections.next_ready(), None, "a turn that feeds itself would never end");
-        connections.begin_turn(0);
-        assert_eq!(connections.next_ready(), Some(first));
+        connections.forget_served(2);
+        assert_eq!(connections.ready, [first], "a turn that feeds itself would never end");
+        connections.forget_served(1);
+        assert!(!connections.has_work());
     }
 
     #[test]
@@ -291,9 +271,7 @@ mod tests {
         let id = open(&mut connections);
         connections.again(id);
         assert_eq!(connections.spent_budgets, 1);
-        assert!(connections.has_work());
-        connections.begin_turn(0);
-        assert_eq!(connections.next_ready(), Some(id));
+        assert_eq!(connections.ready, [id]);
         connections.again(id);
         assert_eq!(connections.spent_budgets, 2);
     }
@@ -307,7 +285,6 @@ mod tests {
         connections.get_mut(first).expect("open").queued = false;
         assert!(!connections.are_answering(), "it waits for its peer: the end of a drain does not wait for that");
         connections.drain(second);
-        connections.begin_turn(0);
-        assert_eq!((connections.next_ready(), connections.next_ready()), (Some(first), Some(second)));
+        assert_eq!(connections.ready, [first, second]);
     }
 }

@@ -16,9 +16,11 @@ use std::collections::BinaryHeap;
 
 use crate::clock::NEVER;
 
-/// Deadlines by slot, in milliseconds since the loop started.
+/// Idle deadlines by slot, in milliseconds since the loop started.
 #[derive(Debug, Default)]
 pub struct Deadlines {
+    /// The idle timeout in milliseconds, or None: then nothing is ever due.
+    timeout: Option<u64>,
     /// Soonest first. 16 bytes an entry.
     heap: BinaryHeap<Reverse<(u64, u32)>>,
     /// By slot: whether the heap has its entry.
@@ -26,9 +28,33 @@ pub struct Deadlines {
 }
 
 impl Deadlines {
-    /// Makes sure that `slot` is looked at by `due`. Does nothing where the slot is armed already:
-    /// that entry is not later, as every deadline lies one and the same timeout after its arming.
-    pub fn arm(&mut self, slot: u32, due: u64) {
+    /// None yet, for this idle timeout in milliseconds.
+    pub fn new(timeout: Option<u64>) -> Deadlines {
+        Deadlines { timeout, ..Deadlines::default() }
+    }
+
+    /// Makes sure that `slot` is looked at when it could have been idle for too long, if it is active `now`. Does nothing
+    /// where the slot is armed already: that entry is not later, as every deadline lies one and the same timeout after
+    /// its arming.
+    pub fn arm(&mut self, slot: u32, now: u64) {
+        if let Some(timeout) = self.timeout {
+            self.arm_by(slot, now + timeout + 1);
+        }
+    }
+
+    /// Whether a slot that has been idle for so many milliseconds has been so for too long. If not, it is armed for when
+    /// it will have been.
+    pub fn is_over(&mut self, slot: u32, now: u64, idle: u32) -> bool {
+        let Some(timeout) = self.timeout else { return false };
+        // More than the timeout: both stamps are cut to whole milliseconds, so their difference may be one too much.
+        let is_over = u64::from(idle) > timeout;
+        if !is_over {
+            self.arm_by(slot, now + timeout + 1 - u64::from(idle));
+        }
+        is_over
+    }
+
+    fn arm_by(&mut self, slot: u32, due: u64) {
         let index = slot as usize;
         if index >= self.armed.len() {
             self.armed.resize(index + 1, false);
@@ -65,7 +91,7 @@ mod tests {
     fn slots_come_due_in_order_and_not_before_their_time() {
         let mut deadlines = Deadlines::default();
         for (slot, due) in [(4, 30), (0, 10), (2, 20)] {
-            deadlines.arm(slot, due);
+            deadlines.arm_by(slot, due);
         }
         assert_eq!(deadlines.next(), 10);
         assert_eq!(deadlines.pop_due(9), None);
@@ -81,7 +107,7 @@ mod tests {
     fn a_slot_has_one_entry_however_often_it_is_armed() {
         let mut deadlines = Deadlines::default();
         for due in 0..1000 {
-            deadlines.arm(7, 100 + due);
+            deadlines.arm_by(7, 100 + due);
         }
         assert_eq!(deadlines.heap.len(), 1);
         assert_eq!(deadlines.next(), 100, "the earliest entry stays: early is harmless, late is not");
@@ -90,10 +116,33 @@ mod tests {
     #[test]
     fn a_slot_that_came_due_can_be_armed_again() {
         let mut deadlines = Deadlines::default();
-        deadlines.arm(1, 5);
+        deadlines.arm_by(1, 5);
         assert_eq!(deadlines.pop_due(5), Some(1));
-        deadlines.arm(1, 8);
+        deadlines.arm_by(1, 8);
         assert_eq!(deadlines.pop_due(7), None);
         assert_eq!(deadlines.pop_due(8), Some(1));
+    }
+
+    #[test]
+    fn idle_is_who_was_so_for_longer_than_the_timeout_and_who_was_not_is_looked_at_then() {
+        let mut deadlines = Deadlines::new(Some(500));
+        deadlines.arm(3, 1000);
+        assert_eq!(deadlines.next(), 1501, "a millisecond that has begun is not over");
+        assert_eq!(deadlines.pop_due(1501), Some(3));
+        assert!(deadlines.is_over(3, 1501, 501));
+        assert_eq!(deadlines.next(), NEVER);
+        assert!(!deadlines.is_over(3, 1501, 500));
+        assert_eq!(deadlines.next(), 1502);
+        assert_eq!(deadlines.pop_due(1502), Some(3));
+        assert!(!deadlines.is_over(3, 1502, 2), "it has lived meanwhile");
+        assert_eq!(deadlines.next(), 1502 + 499);
+    }
+
+    #[test]
+    fn without_a_timeout_nothing_is_due() {
+        let mut deadlines = Deadlines::new(None);
+        deadlines.arm(3, 1000);
+        assert!(!deadlines.is_over(3, 1_000_000, 999_000));
+        assert_eq!(deadlines.next(), NEVER);
     }
 }

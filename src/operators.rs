@@ -1,5 +1,5 @@
 //! Who looks after the daemon: the service manager, and whoever asks for its metrics. Each is there or not, and
-//! has its say at the end of a turn.
+//! has its say when it is due.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use crate::endpoint::Endpoint;
 use crate::metrics::Snapshot;
 use crate::service::Notifier;
 
-/// Both of them. Where neither is, a turn costs two comparisons more.
+/// Both of them. Where neither is, a turn costs one comparison more.
 #[derive(Debug, Default)]
 pub struct Operators {
     /// The HTTP of `--metrics`.
@@ -38,11 +38,6 @@ impl Operators {
         }
     }
 
-    /// Whether there is nobody.
-    pub fn is_empty(&self) -> bool {
-        self.endpoint.is_none() && self.notifier.is_none()
-    }
-
     /// When one of them wants a turn even if nothing happens, in milliseconds since the loop started, or [`NEVER`].
     pub fn next_deadline(&self) -> u64 {
         let endpoint = self.endpoint.as_ref().map_or(NEVER, Endpoint::next_deadline);
@@ -50,13 +45,20 @@ impl Operators {
         endpoint.min(notifier)
     }
 
-    /// The end of a turn: tells the service manager, answers who asks, and measures how long all of it took.
-    pub fn turn(&mut self, clock: &Clock, registry: &Registry, snapshot: &Snapshot) {
+    /// Tells the service manager, and answers who asks. `now` is in milliseconds since the loop started.
+    pub fn turn(&mut self, now: u64, registry: &Registry, snapshot: &Snapshot) {
         if let Some(notifier) = &mut self.notifier {
-            notifier.tick(clock.ms(), snapshot.counters.open(), snapshot.draining);
+            notifier.tick(now, snapshot.counters.open(), snapshot.draining);
         }
         if let Some(endpoint) = &mut self.endpoint {
-            endpoint.turn(clock.ms(), registry, snapshot);
+            endpoint.turn(now, registry, snapshot);
+        }
+    }
+
+    /// The end of a turn of the loop: measures how long all of it took.
+    #[inline]
+    pub fn turn_over(&mut self, clock: &Clock) {
+        if let Some(endpoint) = &mut self.endpoint {
             endpoint.record(clock.since_tick());
         }
     }

@@ -3,8 +3,11 @@
 //! mio is edge-triggered: an event says that something *has become* ready, once. Whoever does not use it up, and
 //! does not remember it either, waits for ever.
 
+use log::{Level, log_enabled};
 use mio::Interest;
 use mio::event::Event;
+
+use crate::token::Source;
 
 /// What one connection asks of the poller: everything, once, for life.
 ///
@@ -43,6 +46,20 @@ pub fn readiness(event: &Event) -> (Readable, bool) {
         Readable::No
     };
     (readable, broken || event.is_writable())
+}
+
+/// Tells an event, at the level `trace`.
+#[inline(always)]
+pub fn trace(event: &Event) {
+    if log_enabled!(Level::Trace) {
+        tell(event);
+    }
+}
+
+/// Not in the loop, where its text would take registers from events that are not told.
+#[inline(never)]
+fn tell(event: &Event) {
+    log::trace!("{:?}: {event:?}", Source::from(event.token()));
 }
 
 #[cfg(all(test, target_os = "linux"))]

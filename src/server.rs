@@ -1,4 +1,4 @@
-//! The loop: wait, note, serve, accept, expire.
+//! The loop: wait, note, serve, and what is due beside it: signals, newcomers, deadlines, operators.
 //!
 //! Noting and serving apart is the main idea. An event only sets a mark; work happens in one place,
 //! at our pace, bounded per turn. So fairness, stale events, drain and "left over from last turn" need
@@ -8,7 +8,7 @@
 use std::time::Duration;
 use std::{io, mem};
 
-use log::{debug, info, trace};
+use log::{debug, info};
 use mio::event::Event;
 use mio::{Events, Interest, Poll};
 use signal_hook::consts::SIGUSR1;
@@ -26,7 +26,7 @@ use crate::observer::Observer;
 use crate::operators::Operators;
 use crate::output;
 use crate::protocol::{Echo, Protocol};
-use crate::readiness::{INTEREST, Readable, readiness};
+use crate::readiness::{self, INTEREST, Readable, readiness};
 use crate::settings::Settings;
 use crate::token::{ConnectionId, Source};
 use crate::transport::{Peer, Stream};
@@ -53,6 +53,10 @@ pub struct Server<P = Echo> {
     bench: Workbench,
     counters: Counters,
     clock: Clock,
+    /// When there is something to do beside serving, in milliseconds; 0 is at once. Whatever makes something due earlier
+    /// than was planned (an event, an end, want of memory) sets it to 0. So a turn that only echoes makes one comparison for
+    /// signals, newcomers, deadlines, operators and a drain's end together.
+    due: u64,
     /// When the last event came, and for how long polling goes on after it, in nanoseconds.
     last_event: u64,
     busy_poll: u64,
@@ -76,11 +80,12 @@ impl<P: Protocol> Server<P> {
             signals,
             signalled: false,
             connections: Connections::with_capacity(settings.max_connections),
-            deadlines: Deadlines::default(),
+            deadlines: Deadlines::new(settings.idle_timeout.map(millis)),
             operators,
             bench: Workbench::new(settings.buffer_size),
             counters: Counters::default(),
             clock: Clock::start(),
+            due: 0,
             last_event: 0,
             busy_poll: settings.busy_poll.as_nanos() as u64,
             drained_by: NEVER,
@@ -101,12 +106,16 @@ impl<P: Protocol> Server<P> {
             for event in &events {
                 self.note(event);
             }
-            self.heed_signals(observer)?;
             self.serve(observer);
-            self.accept(observer)?; // Newcomers after open peers: slots just freed are theirs.
-            self.expire(observer); // Deadlines last: bytes that came in this turn count as life.
+            if self.due <= self.clock.ms() {
+                self.heed_signals(observer)?;
+                self.accept(observer)?; // Newcomers after open peers: slots just freed are theirs.
+                self.expire(observer); // Deadlines last: bytes that came in this turn count as life.
+                self.report();
+                self.plan();
+            }
             observer.turn_over();
-            self.report();
+            self.operators.turn_over(&self.clock);
         }
         Ok(())
     }
@@ -147,15 +156,11 @@ impl<P: Protocol> Server<P> {
     /// sleeps: so nothing spins just before a deadline, and nothing is early.
     #[inline(always)]
     fn timeout(&self) -> Option<Duration> {
-        let work_left =
-            self.connections.has_work() || self.can_accept() || self.clock.nanos() - self.last_event < self.busy_poll;
-        if work_left {
+        debug_assert!(self.due <= self.next_due(), "something is due and would be slept through");
+        if self.connections.has_work() || self.clock.nanos() - self.last_event < self.busy_poll {
             return Some(Duration::ZERO);
         }
-        let (starved, operators) = (self.connections.next_starved(), self.operators.next_deadline());
-        let due = [self.deadlines.next(), starved, self.acceptor.resume_at(), self.drained_by, operators];
-        let due = due.into_iter().fold(NEVER, u64::min);
-        (due < NEVER).then(|| Duration::from_millis(due.saturating_sub(self.clock.ms())))
+        (self.due < NEVER).then(|| Duration::from_millis(self.due.saturating_sub(self.clock.ms())))
     }
 
     // ---- note ----
@@ -163,16 +168,17 @@ impl<P: Protocol> Server<P> {
     /// Marks what an event is about. Nothing is read, written or accepted here.
     #[inline(always)]
     fn note(&mut self, event: &Event) {
-        trace!("{:?}: {event:?}", Source::from(event.token()));
+        readiness::trace(event);
         match Source::from(event.token()) {
+            Source::Connection(id) => {
+                let (readable, writable) = readiness(event);
+                return self.connections.note(id, readable, writable);
+            }
             Source::Signals => self.signalled = true,
             Source::Listener(index) => self.acceptor.note(index),
             Source::Endpoint(index) => self.operators.note(index),
-            Source::Connection(id) => {
-                let (readable, writable) = readiness(event);
-                self.connections.note(id, readable, writable);
-            }
         }
+        self.due = 0;
     }
 
     // ---- signals ----
@@ -220,11 +226,16 @@ impl<P: Protocol> Server<P> {
     // ---- serve ----
 
     /// Runs every ready connection once, within its budget. Who has work left goes to the end of the queue.
+    ///
+    /// A function of its own, with [`Server::turn`] in it: so the registers that a turn needs are saved once for all.
+    #[inline(never)]
     fn serve(&mut self, observer: &mut impl Observer) {
-        self.connections.begin_turn(self.clock.ms());
-        while let Some(id) = self.connections.next_ready() {
+        let count = self.connections.ready.len();
+        for place in 0..count {
+            let Some(&id) = self.connections.ready.get(place) else { break };
             self.turn(id, observer);
         }
+        self.connections.forget_served(count);
     }
 
     /// One turn of one connection, and what follows from it. A connection that has ended meanwhile has none.
@@ -234,7 +245,7 @@ impl<P: Protocol> Server<P> {
         match connection.turn(&mut self.bench, observer) {
             Turn::Waits => {}
             Turn::Again => self.connections.again(id),
-            Turn::Starved => self.connections.starve(id, self.clock.ms()),
+            Turn::Starved => self.due = self.due.min(self.connections.starve(id, self.clock.ms())),
             Turn::Ended(reason) => self.close(id, reason, observer),
         }
     }
@@ -250,12 +261,12 @@ impl<P: Protocol> Server<P> {
         observer.ended(id.generation, reason, &connection.stream);
         drop(connection); // close(2), which also takes it out of the poller.
         self.acceptor.resume();
+        self.due = 0; // For a newcomer there is room, and maybe this was the last one.
     }
 
     // ---- accept ----
 
     /// Takes in newcomers, as far as the cap and the acceptor's budget go.
-    #[inline(always)]
     fn accept(&mut self, observer: &mut impl Observer) -> io::Result<()> {
         let now = self.clock.ms();
         if !self.acceptor.begin_turn(now) {
@@ -290,9 +301,7 @@ impl<P: Protocol> Server<P> {
         if self.drained_by != NEVER {
             self.connections.drain(id);
         }
-        if let Some(timeout) = self.settings.idle_timeout {
-            self.deadlines.arm(id.slot, now + millis(timeout) + 1);
-        }
+        self.deadlines.arm(id.slot, now);
     }
 
     /// Whether the cap allows one more. A drain owes an end in good order to all who wait, and those are bounded by the
@@ -311,41 +320,44 @@ impl<P: Protocol> Server<P> {
     /// Closes what has been idle for too long, and sees whether a drain is over.
     fn expire(&mut self, observer: &mut impl Observer) {
         let now = self.clock.ms();
-        for _ in 0..EXPIRIES_PER_TURN {
-            let Some(slot) = self.deadlines.pop_due(now) else { break };
-            self.expire_slot(slot, now, observer);
+        self.connections.retry_starved(now);
+        let due: Vec<u32> = (0..EXPIRIES_PER_TURN).map_while(|_| self.deadlines.pop_due(now)).collect();
+        let mut idle: Vec<ConnectionId> = due.into_iter().filter_map(|slot| self.is_idle(slot, now)).collect();
+        if !idle.is_empty() {
+            // The kernel is asked once more. After a stop (SIGSTOP), or with more events than one wait brings, there may
+            // be bytes of which we have not heard.
+            idle.iter().for_each(|&id| self.connections.note(id, Readable::UntilBlocked, true));
+            self.serve(observer);
+            idle.retain(|id| self.is_idle(id.slot, now).is_some());
+            idle.into_iter().for_each(|id| self.close(id, Reason::Idle, observer));
         }
         self.end_drain(observer);
     }
 
-    /// Looks at a slot whose deadline has come.
-    fn expire_slot(&mut self, slot: u32, now: u64, observer: &mut impl Observer) {
-        let Some(timeout) = self.settings.idle_timeout.map(millis) else { return };
-        let Some(id) = self.connections.at(slot) else { return };
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        // More than the timeout: both stamps are cut to whole milliseconds, so their difference may be one too much.
-        if u64::from(connection.idle_for(now as u32)) > timeout && !connection.queued {
-            // The kernel is asked once more. After a stop (SIGSTOP), or with more events than one wait brings,
-            // there may be bytes of which we have not heard.
-            connection.note(Readable::UntilBlocked, true);
-            self.turn(id, observer);
-        }
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        let idle = u64::from(connection.idle_for(now as u32));
-        if idle > timeout {
-            self.close(id, Reason::Idle, observer);
-        } else {
-            self.deadlines.arm(slot, now + timeout + 1 - idle);
-        }
+    /// Who lives in this slot, if it has been idle for too long. Who has not is looked at again when it would be.
+    fn is_idle(&mut self, slot: u32, now: u64) -> Option<ConnectionId> {
+        let id = self.connections.at(slot)?;
+        let idle = self.connections.get_mut(id)?.idle_for(now as u32);
+        self.deadlines.is_over(slot, now, idle).then_some(id)
     }
 
     /// The operators' part of a turn.
     fn report(&mut self) {
-        if !self.operators.is_empty() {
-            let accept_paused = !self.has_room() || self.acceptor.resume_at() < NEVER;
-            let state = Snapshot { counters: self.counters(), accept_paused, draining: self.drained_by < NEVER };
-            self.operators.turn(&self.clock, self.poll.registry(), &state);
-        }
+        let accept_paused = !self.has_room() || self.acceptor.resume_at() < NEVER;
+        let state = Snapshot { counters: self.counters(), accept_paused, draining: self.drained_by < NEVER };
+        self.operators.turn(self.clock.ms(), self.poll.registry(), &state);
+    }
+
+    /// Finds out when there will be something to do beside serving.
+    fn plan(&mut self) {
+        self.due = self.next_due();
+    }
+
+    /// When that is, as far as is known now.
+    fn next_due(&self) -> u64 {
+        let (starved, operators) = (self.connections.next_starved(), self.operators.next_deadline());
+        let due = [self.deadlines.next(), starved, self.acceptor.resume_at(), self.drained_by, operators];
+        if self.can_accept() { 0 } else { due.into_iter().fold(NEVER, u64::min) }
     }
 
     // ---- the end ----

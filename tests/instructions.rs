@@ -19,7 +19,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// The most that an echo may cost, with so many connections that have a message at the same time. Limits for those who
 /// change the loop, some percent above what it was when they were drawn; lower them when it falls.
-const LIMITS: [(usize, u64); 2] = [(1, 400), (50, 225)];
+const LIMITS: [(usize, u64); 2] = [(1, 310), (50, 195)];
 
 /// Echoes of the shorter run; the longer one has three times as many. The difference is free of start and end.
 const ECHOES: usize = 1000;
