@@ -196,8 +196,9 @@ fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
 }
 
 /// The peers that can be chosen, and what they are.
-const PEERS: [(&str, &str); 6] = [
+const PEERS: [(&str, &str); 7] = [
     ("floor", "a bare epoll loop, one shared buffer, no features: the least there is to do"),
+    ("floor-busy", "the same, always awake: the most that polling can bring on this machine"),
     ("tokio", "current-thread runtime, a task and a 16 KiB buffer for each connection"),
     ("threads", "the standard library, a thread for each connection"),
     ("tutorial", "the loop that mio's tutorial leads to"),

@@ -11,13 +11,16 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread;
 
+use rustix::event::Timespec;
+
 /// Every peer listens here and asks the kernel for a port.
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Becomes the peer called `name`, for ever. None if there is none of that name.
 pub fn serve(name: &str) -> Option<io::Result<Infallible>> {
     match name {
-        "floor" => Some(floor()),
+        "floor" => Some(floor(None)),
+        "floor-busy" => Some(floor(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))),
         "tokio" => Some(tokio()),
         "threads" => Some(threads()),
         "tutorial" => Some(tutorial()),
@@ -34,7 +37,8 @@ fn announce(address: SocketAddr) -> io::Result<()> {
 
 /// The least that a readiness loop must do: epoll(7), edge-triggered, one shared buffer, one read and one write for a
 /// message, and the rest of a short write kept. No limits, no deadlines, no counters, no log, no drain.
-fn floor() -> io::Result<Infallible> {
+/// With a timeout of 0 it never sleeps: what is left then of a latency is not the waking.
+fn floor(timeout: Option<&Timespec>) -> io::Result<Infallible> {
     use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
     use rustix::net::{SocketFlags, accept_with, sockopt};
 
@@ -56,7 +60,7 @@ fn floor() -> io::Result<Infallible> {
     let mut buffer = vec![0; 64 * 1024];
     let mut events = Vec::with_capacity(1024);
     loop {
-        match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), None) {
+        match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), timeout) {
             Err(rustix::io::Errno::INTR) => continue,
             other => other?,
         };

@@ -104,10 +104,7 @@ fn print_load(outcome: &Outcome, out: &mut impl Write) -> io::Result<()> {
         let counted = row.counted.as_ref();
         let median = |spread: Option<Spread>| spread.map(|spread| spread.median);
         let quantile = |part| or_dash(median(row.spread(|round| round.quantile(part))).map(time));
-        let ratio = outcome
-            .against_floor(row)
-            .filter(|_| row.server != "floor")
-            .map(|Spread { median, min, max }| format!("{median:.2} ({min:.2}–{max:.2})"));
+        let ratio = outcome.against_floor(row).filter(|_| row.server != "floor").map(spread_text);
         writeln!(
             out,
             "{:10} {:>9} {:>9} {:>5}  {:^18} {:>8} {:>8} {:>8} {:>6} {:>7}",
@@ -123,7 +120,18 @@ fn print_load(outcome: &Outcome, out: &mut impl Write) -> io::Result<()> {
             or_dash(counted.and_then(|it| it.instructions).map(thousands)),
         )?;
     }
+    // Polling is for the latency.
+    if outcome.rows.iter().any(|row| row.server.ends_with("busy")) {
+        let rows = outcome.rows.iter().filter(|row| row.server != "floor");
+        let ratios =
+            rows.filter_map(|row| Some(format!("{} {}", row.server, spread_text(outcome.p50_against_floor(row)?))));
+        writeln!(out, "p50 against floor's: {}", ratios.collect::<Vec<_>>().join(", "))?;
+    }
     Ok(())
+}
+
+fn spread_text(Spread { median, min, max }: Spread) -> String {
+    format!("{median:.2} ({min:.2}–{max:.2})")
 }
 
 fn print_idle(outcome: &Outcome, connections: usize, out: &mut impl Write) -> io::Result<()> {
@@ -255,7 +263,7 @@ fn row_json(outcome: &Outcome, row: &Row) -> Value {
                 "echoes_per_cpu_second_against_floor": spread(outcome.against_floor(row)),
         "cycles_in_user_space_part": counted.and_then(|it| it.user_part),
         "latency": { "p50": quantile(0.5), "p90": quantile(0.9), "p99": quantile(0.99), "p99.9": quantile(0.999) },
-        "p50_against_floor": spread(outcome.ratio(row, "floor", |it, floor| Some(it.quantile(0.5)? / floor.quantile(0.5)?))),
+        "p50_against_floor": spread(outcome.p50_against_floor(row)),
         "p99_against_floor": spread(outcome.ratio(row, "floor", |it, floor| Some(it.quantile(0.99)? / floor.quantile(0.99)?))),
         "system_calls_per_echo": counted.map(|it| it.calls),
         "user_instructions_per_echo": counted.and_then(|it| it.instructions),

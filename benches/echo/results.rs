@@ -115,6 +115,11 @@ impl Outcome {
         self.ratio(row, "floor", |round, floor| Some(floor.cpu_per_echo()? / round.cpu_per_echo()?))
     }
 
+    /// The median latency against the floor's, in the same way.
+    pub fn p50_against_floor(&self, row: &Row) -> Option<Spread> {
+        self.ratio(row, "floor", |round, floor| Some(round.quantile(0.5)? / floor.quantile(0.5)?))
+    }
+
     /// A ratio to another server's, of rounds that ran side by side.
     pub fn ratio(&self, row: &Row, to: &str, of: impl Fn(&Round, &Round) -> Option<f64>) -> Option<Spread> {
         let other = self.rows.iter().find(|other| other.server == to)?;

@@ -78,7 +78,7 @@ impl Scenario {
     /// Whether a server has something to show here.
     pub fn is_for(&self, server: &str) -> bool {
         match (self.name, server) {
-            // What polling costs and brings shows against sleeping; the peers cannot do it.
+            // What polling costs and brings shows against sleeping, and against the floor that never sleeps.
             ("busy-poll" | "paced", "floor" | "echod" | "connected") => true,
             ("busy-poll" | "paced", busy) => busy.ends_with("busy"),
             (_, busy) if busy.ends_with("busy") => false,
