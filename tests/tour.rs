@@ -7,22 +7,19 @@
 
 #![allow(clippy::print_stdout, reason = "the long test says how far it is")]
 
+#[path = "support/experiments.rs"]
+mod experiments;
+
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 
 use echod::state::TRANSITIONS;
 use echod::verdict::Reason;
+use experiments::{Experiment, read};
 
 const PAGE: &str = "src/tour.md";
 const LOOP: &str = "src/tour/loop.svg";
 const STATES: &str = "src/tour/states.svg";
-
-fn read(path: impl AsRef<Path>) -> String {
-    let path = path.as_ref();
-    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
 
 /// The file holds this; or is made to, when asked for.
 fn expect_file(path: &str, content: &str) {
@@ -165,7 +162,7 @@ fn the_documentation_embeds_the_pictures_as_they_are() {
 // ---- the page ----
 
 /// A row of "what to try": the module, the line as it is and as it shall be, and the test that then fails.
-fn experiments() -> Vec<[String; 4]> {
+fn experiments() -> Vec<Experiment> {
     let page = read(PAGE);
     let mut experiments = Vec::new();
     let rows = page.lines().skip_while(|line| !line.starts_with("| module | in it |"));
@@ -173,7 +170,8 @@ fn experiments() -> Vec<[String; 4]> {
         let spans: Vec<String> = row.split('`').skip(1).step_by(2).map(str::to_owned).collect();
         let cells = row.split(" | ").count();
         assert_eq!((spans.len(), cells), (4, 4), "a file, a line, another, a test: {row}");
-        experiments.push(spans.try_into().expect("four"));
+        let [file, now, then, test] = spans.try_into().expect("four");
+        experiments.push(Experiment { file, now, then, test });
     }
     experiments
 }
@@ -188,51 +186,11 @@ fn every_module_of_the_loop_has_something_to_try_and_a_test_that_fails() {
         assert!(read(PAGE).contains(&format!("`{file}`")), "the tour does not come by {file}");
     }
     assert!(experiments.len() >= 15);
-    for [file, now, then, test] in experiments {
-        let source = read(&file);
-        let code = source.split("\nmod tests {").next().expect("a first part");
-        assert_eq!(code.matches(&now).count(), 1, "{file} does not have this once: {now}");
-        assert_ne!(now, then);
-        target_of(&test);
-    }
-}
-
-/// What to tell Cargo to have this test built, and nothing that is not needed.
-fn target_of(test: &str) -> &'static str {
-    let places = [("src", "--lib"), ("tests", "--test simulation"), ("tests/daemon", "--test daemon")];
-    let has_it = |directory: &str| {
-        let mut files = fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path());
-        files.any(|path| path.is_file() && read(&path).contains(&format!("fn {test}()")))
-    };
-    let place = places.into_iter().find(|(directory, _)| has_it(directory));
-    place.unwrap_or_else(|| panic!("there is no test {test}")).1
+    experiments.iter().for_each(Experiment::assert_possible);
 }
 
 #[test]
 #[ignore = "builds the crate once for each line to try: a quarter of an hour"]
 fn every_line_to_try_makes_its_test_fail() {
-    let copy = std::env::temp_dir().join(format!("echod-tour-{}", std::process::id()));
-    let shell = |script: String| Command::new("sh").args(["-c", &script]).output().expect("sh");
-    let copied = shell(format!(
-        "mkdir {0} && git ls-files -z -co --exclude-standard | tar -c --null -T - | tar -x -C {0}",
-        copy.display()
-    ));
-    assert!(copied.status.success(), "{copied:?}");
-    let only = std::env::var("ECHOD_ONLY").unwrap_or_default();
-    let mut survived = Vec::new();
-    for [file, now, then, test] in experiments().into_iter().filter(|experiment| experiment[0].contains(&only)) {
-        let source = read(&file);
-        fs::write(copy.join(&file), source.replacen(&now, &then, 1)).expect("a copy");
-        let target = target_of(&test);
-        let output = shell(format!("cd {} && cargo test --offline {target} {test} 2>&1", copy.display()));
-        let output = String::from_utf8_lossy(&output.stdout);
-        let failed = output.lines().any(|line| line.contains(&test) && line.ends_with("FAILED"));
-        println!("{file}: {}", if failed { "fails, as it should" } else { "SURVIVES" });
-        if !failed {
-            survived.push(format!("{file}: {test}\n{output}"));
-        }
-        fs::write(copy.join(&file), source).expect("a copy");
-    }
-    let _ = fs::remove_dir_all(&copy);
-    assert!(survived.is_empty(), "{}", survived.join("\n"));
+    experiments::assert_that_all_fail(experiments());
 }

@@ -1,9 +1,19 @@
 //! The page on traps (`src/traps.md`) names what is there: each trap once, with its handling, and with tests that exist.
+//!
+//! And each handling is worth something: taken out, it makes a test fail.
+//!
+//!     cargo test --test traps -- --ignored --nocapture    # takes out each of them, one after the other
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+#![allow(clippy::print_stdout, reason = "the long test says how far it is")]
+
+#[path = "support/experiments.rs"]
+mod experiments;
 
 use std::fs;
 use std::path::Path;
+
+use experiments::Experiment;
 
 const PAGE: &str = include_str!("../src/traps.md");
 
@@ -66,4 +76,415 @@ fn every_file_that_the_page_names_exists() {
     for path in spans(PAGE).filter(is_path).filter(|span| !span.contains("::")) {
         assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists(), "{path} is named, and not there");
     }
+}
+
+// ---- what each handling is worth ----
+
+/// Of each trap, its handling or each of its parts: the trap's number, where it is, what is taken out, what is left, and the
+/// test that fails then.
+const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
+    (
+        1,
+        "src/connection.rs",
+        "if count < most && self.readable == Readable::UntilShort",
+        "if count < most && self.readable != Readable::No",
+        "a_fin_in_the_same_event_as_the_last_bytes_is_not_missed",
+    ),
+    (
+        1,
+        "src/readiness.rs",
+        "event.is_read_closed() || event.is_priority()",
+        "event.is_read_closed()",
+        "what_follows_an_urgent_byte_in_the_same_event_is_not_missed",
+    ),
+    (
+        1,
+        "src/transport.rs",
+        "&& matches!(self, Stream::Tcp(_))",
+        "",
+        "descriptors_that_come_with_a_message_hide_nothing_behind_it",
+    ),
+    (
+        2,
+        "src/server.rs",
+        "Turn::Again => self.connections.again(id),",
+        "Turn::Again => {}",
+        "what_is_left_over_when_a_turn_is_used_up_is_served_without_a_new_edge",
+    ),
+    (
+        2,
+        "src/connections.rs",
+        "self.ready.drain(..count);",
+        "self.ready.clear();",
+        "what_is_left_over_when_a_turn_is_used_up_is_served_without_a_new_edge",
+    ),
+    (
+        3,
+        "src/connection.rs",
+        "for _ in 0..READS_PER_TURN {",
+        "for _ in 0..usize::MAX {",
+        "busy_peers_do_not_starve_another",
+    ),
+    (
+        4,
+        "src/connection.rs",
+        "self.readable = self.readable.max(readable);",
+        "if !self.is_stalled() { self.readable = self.readable.max(readable); }",
+        "what_comes_while_a_connection_is_stalled_is_read_when_there_is_room",
+    ),
+    (
+        5,
+        "src/server.rs",
+        "Turn::Waits => {}",
+        "Turn::Waits => if let Some(it) = self.connections.get_mut(id) {
+            let _ = self.poll.registry().reregister(&mut it.stream, Source::Connection(id).into(), INTEREST);
+        }",
+        "an_idle_daemon_sleeps_until_something_is_due",
+    ),
+    (
+        6,
+        "src/server.rs",
+        "return self.connections.note(id, readable, writable);",
+        "if event.is_read_closed() && self.connections.get_mut(id).is_some() { drop(self.connections.remove(id)); return; }
+         return self.connections.note(id, readable, writable);",
+        "half_close_leaves_the_other_direction_open",
+    ),
+    (
+        7,
+        "src/server.rs",
+        "return self.connections.note(id, readable, writable);",
+        "if event.is_write_closed() { return; }
+         return self.connections.note(id, readable, writable);",
+        "a_unix_peer_that_only_hangs_up_leaves_no_slot_behind",
+    ),
+    (
+        8,
+        "src/connections.rs",
+        "let connection = self.slab.get_mut(id.slot as usize).filter(|connection| connection.number == id.generation);",
+        "let connection = self.slab.get_mut(id.slot as usize);",
+        "an_event_for_a_former_owner_of_a_slot_finds_nobody",
+    ),
+    (8, "src/token.rs", "(id.generation as usize) << 32", "1 << 32", "a_slot_used_again_has_another_token"),
+    (
+        10,
+        "src/server.rs",
+        "Err(error) if error.kind() == io::ErrorKind::Interrupted => {}",
+        "",
+        "an_interrupted_call_is_made_again",
+    ),
+    (
+        10,
+        "src/connection.rs",
+        "Err(error) if error.kind() == io::ErrorKind::WouldBlock => {",
+        "Err(error) if error.kind() == io::ErrorKind::TimedOut => {",
+        "a_call_that_would_block_for_no_reason_costs_no_byte",
+    ),
+    (
+        11,
+        "src/verdict.rs",
+        "_ => Turn::Ended(Reason::Error(error.kind())),",
+        "_ => panic!(\"{error}\"),",
+        "an_error_of_one_connection_ends_no_other",
+    ),
+    (
+        11,
+        "src/verdict.rs",
+        "Some(Errno::CONNRESET | Errno::PIPE | Errno::NOTCONN | Errno::CONNABORTED) => Turn::Ended(Reason::Reset),",
+        "",
+        "a_reset_ends_that_connection_quietly_and_touches_no_other",
+    ),
+    (
+        12,
+        "src/pending.rs",
+        "self.written += count;",
+        "self.written = count;",
+        "a_stream_of_64_mib_with_a_fin_right_behind_it_and_a_slow_reader_comes_back_equal",
+    ),
+    (
+        13,
+        "src/deadlines.rs",
+        "self.arm_by(slot, now + timeout + 1);",
+        "let _ = (slot, now, timeout);",
+        "a_connection_that_is_half_closed_and_stalled_is_closed",
+    ),
+    (
+        13,
+        "src/server.rs",
+        "} else if self.drained_by <= self.clock.ms() &&",
+        "} else if self.drained_by == 0 &&",
+        "the_drain_timeout_cuts_the_rest",
+    ),
+    (
+        14,
+        "src/acceptor.rs",
+        "self.first = at + 1;",
+        "self.first = at + 1; self.listeners[at].ready = false;",
+        "a_burst_of_connections_in_one_event_is_accepted_to_the_last",
+    ),
+    (
+        15,
+        "src/listener.rs",
+        "Errno::NETDOWN | Errno::NOPROTOOPT | Errno::HOSTDOWN | Errno::HOSTUNREACH => Verdict::Gone,",
+        "Errno::NETDOWN | Errno::NOPROTOOPT | Errno::HOSTDOWN | Errno::HOSTUNREACH => Verdict::Fatal,",
+        "an_error_of_one_newcomer_is_none_of_the_listener",
+    ),
+    (
+        16,
+        "src/acceptor.rs",
+        "self.resume_at = now + PAUSE_MS;",
+        "let _ = now;",
+        "without_descriptors_open_connections_go_on_and_the_loop_does_not_spin",
+    ),
+    (
+        16,
+        "src/acceptor.rs",
+        "if self.resume_at <= now {",
+        "if self.resume_at == 0 && now > 0 {",
+        "without_descriptors_accepting_is_tried_again_within_a_second",
+    ),
+    (
+        16,
+        "src/server.rs",
+        "self.acceptor.resume();",
+        "",
+        "without_descriptors_a_connection_that_ends_makes_room_at_once",
+    ),
+    (
+        17,
+        "src/acceptor.rs",
+        "if !mem::replace(&mut self.pause_logged, true) {",
+        "if !mem::replace(&mut self.pause_logged, false) {",
+        "without_descriptors_open_connections_go_on_and_the_loop_does_not_spin",
+    ),
+    (
+        18,
+        "src/acceptor.rs",
+        "const ACCEPTS_PER_TURN: usize = 64;",
+        "const ACCEPTS_PER_TURN: usize = usize::MAX;",
+        "a_burst_of_newcomers_is_taken_in_portions",
+    ),
+    (
+        19,
+        "src/acceptor.rs",
+        "if !mem::replace(&mut self.cap_logged, true) {",
+        "self.waiting = false;
+         if !mem::replace(&mut self.cap_logged, true) {",
+        "at_the_cap_accepting_pauses_and_resumes_when_a_connection_ends",
+    ),
+    (
+        20,
+        "src/listener.rs",
+        "socket.set_reuse_port(true)?;",
+        "",
+        "with_reuse_port_several_processes_share_a_port",
+    ),
+    (
+        21,
+        "src/acceptor.rs",
+        "(self.draining, self.waiting) = (true, true);",
+        "self.listeners.clear();",
+        "a_process_that_stops_serves_its_share_of_the_queue_first",
+    ),
+    (
+        22,
+        "src/acceptor.rs",
+        "(self.draining, self.waiting) = (true, true);",
+        "self.listeners.clear();",
+        "connections_that_wait_in_the_listen_queue_at_a_stop_are_served",
+    ),
+    (
+        23,
+        "src/listener.rs",
+        "rustix::io::ioctl_fionbio(&socket, true)?;",
+        "",
+        "an_inherited_listener_does_not_block_and_keeps_its_file",
+    ),
+    (
+        24,
+        "src/listener.rs",
+        "prepare_tcp(&socket)?;
+    socket.listen(options.backlog())?;",
+        "prepare_tcp(&socket)?;
+    socket.listen(128)?;",
+        "the_backlog_is_what_listen_is_told",
+    ),
+    (
+        24,
+        "src/main.rs",
+        "listener::somaxconn().filter(|&most| most < options.backlog)",
+        "listener::somaxconn().filter(|&most| most == 0)",
+        "a_backlog_that_the_kernel_caps_gets_a_warning",
+    ),
+    (
+        25,
+        "src/listener.rs",
+        "socket.set_only_v6(family == Family::Own)?;",
+        "socket.set_only_v6(false)?;",
+        "ipv4_and_ipv6_of_one_port_are_two_listeners_side_by_side",
+    ),
+    (
+        25,
+        "src/listener.rs",
+        "socket.set_only_v6(family == Family::Own)?;",
+        "socket.set_only_v6(true)?;",
+        "a_bare_port_is_one_dual_stack_socket_on_every_interface",
+    ),
+    (
+        25,
+        "src/transport.rs",
+        "Peer::Ip(address.ip().to_canonical(), address.port())",
+        "Peer::Ip(address.ip(), address.port())",
+        "an_ipv4_peer_of_a_dual_stack_socket_is_shown_as_ipv4",
+    ),
+    (
+        26,
+        "src/connection.rs",
+        "State::Discarding { held: self.stream.unread().unwrap_or(0) }",
+        "State::Discarding { held: 0 }",
+        "of_a_longer_message_1024_bytes_come_back_and_then_fin_not_rst",
+    ),
+    (
+        26,
+        "src/connection.rs",
+        "self.discard(count, bench, observer);
+                            continue;",
+        "return Ok(Turn::Ended(Reason::Drained));",
+        "what_comes_after_our_fin_is_discarded_until_the_peers",
+    ),
+    (
+        27,
+        "src/server.rs",
+        "return self.connections.note(id, readable, writable);",
+        "if event.is_read_closed() && self.connections.get_mut(id).is_some() { drop(self.connections.remove(id)); return; }
+         return self.connections.note(id, readable, writable);",
+        "everything_before_the_peers_fin_is_echoed_and_then_comes_our_fin",
+    ),
+    (
+        28,
+        "src/server.rs",
+        "self.deadlines.arm(id.slot, now);",
+        "",
+        "a_connection_that_never_says_anything_is_closed",
+    ),
+    (
+        28,
+        "src/connection.rs",
+        "bench.traffic.discarded += count as u64;
+        self.last_active = bench.ms;",
+        "bench.traffic.discarded += count as u64;",
+        "a_peer_that_still_sends_in_a_drain_is_not_idle_and_is_cut_at_the_drain_timeout",
+    ),
+    (
+        29,
+        "src/connection.rs",
+        "State::Draining { held } => *held = held.saturating_sub(count as u32),",
+        "State::Draining { .. } => {}",
+        "a_peer_that_keeps_sending_cannot_put_its_fin_off",
+    ),
+    (
+        30,
+        "src/descriptors.rs",
+        "asked.map_or(MOST_BY_DEFAULT, |asked| asked as u64)",
+        "asked.map_or(limit, |asked| asked as u64)",
+        "a_limit_of_a_container_is_not_taken_at_its_word",
+    ),
+    (
+        31,
+        "src/connection.rs",
+        "if self.is_stalled() || (self.state, self.readable) == (State::Established, Readable::No) {",
+        "if (self.state, self.readable) == (State::Established, Readable::No) {",
+        "a_peer_that_does_not_read_is_not_read_from_and_blocks_itself",
+    ),
+    (
+        33,
+        "src/output.rs",
+        "OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY",
+        "OFlags::WRONLY | OFlags::NOCTTY",
+        "a_reader_of_stderr_that_stops_reading_neither_stops_nor_slows_nor_ends_the_daemon",
+    ),
+    (
+        37,
+        "src/listener.rs",
+        "Err(error) if !is(&error, Errno::AGAIN) => return Err(error),",
+        "Err(_) => {}",
+        "a_live_socket_with_a_full_queue_is_not_taken_for_a_stale_one",
+    ),
+    (
+        37,
+        "src/listener.rs",
+        "if (now.dev(), now.ino()) == identity { fs::remove_file(path) } else { Ok(()) }",
+        "let _ = (now, identity); fs::remove_file(path)",
+        "a_file_that_has_taken_the_place_of_ours_is_not_removed",
+    ),
+    (
+        38,
+        "src/clock.rs",
+        "duration.as_micros().div_ceil(1000)",
+        "(duration.as_micros() / 1000)",
+        "a_short_timeout_is_rounded_up",
+    ),
+    (
+        39,
+        "benches/echo/load.rs",
+        "self.send(schedule.turn(self.clients.len()), 1, due)?;",
+        "let _ = due; self.send(schedule.turn(self.clients.len()), 1, self.now())?;",
+        "an_open_loop_counts_every_message_that_was_due_in_a_stall",
+    ),
+    (
+        41,
+        "benches/echo/load.rs",
+        "verify(&self.pattern, client, this.received, this.sent, &self.buffer[..count])?;",
+        "",
+        "one_wrong_bit_fails_and_the_message_says_where",
+    ),
+    (
+        42,
+        "benches/echo/load.rs",
+        "return Err(format!(\"connection {client}: closed after {received} of {sent} bytes\").into());",
+        "let _ = (received, sent);
+                    break;",
+        "an_early_end_fails",
+    ),
+    (
+        43,
+        "src/listener.rs",
+        "socket.set_tcp_nodelay(true)?; // Nagle",
+        "// Nagle",
+        "tcp_nodelay_and_so_oobinline_are_on",
+    ),
+];
+
+/// Traps with nothing to take out, and why.
+const NOTHING_TO_TAKE_OUT: [(u32, &str); 5] = [
+    (9, "fewer events per wait cost time; epoll hands out in turn what did not fit, so nobody waits for ever"),
+    (32, "it is the client's doing"),
+    (40, "each echo has its own time: there is no mean to print"),
+    (44, "the tests run what the benchmark measures"),
+    (45, "it is said, not handled"),
+];
+
+fn experiments() -> Vec<Experiment> {
+    let experiment = |&(_, file, now, then, test): &(u32, &str, &str, &str, &str)| Experiment {
+        file: file.into(),
+        now: now.into(),
+        then: then.into(),
+        test: test.into(),
+    };
+    HANDLINGS.iter().map(experiment).collect()
+}
+
+#[test]
+fn of_each_trap_something_can_be_taken_out_or_there_is_a_reason() {
+    let has_handling = |trap| HANDLINGS.iter().any(|handling| handling.0 == trap);
+    for (trap, _) in traps() {
+        let has_reason = NOTHING_TO_TAKE_OUT.iter().any(|reason| reason.0 == trap);
+        assert!(has_handling(trap) != has_reason, "T{trap}");
+    }
+    experiments().iter().for_each(Experiment::assert_possible);
+}
+
+#[test]
+#[ignore = "builds the crate once for each handling: a quarter of an hour"]
+fn without_its_handling_each_trap_makes_a_test_fail() {
+    experiments::assert_that_all_fail(experiments());
 }
