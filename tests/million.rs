@@ -1,6 +1,6 @@
 //! As many connections as the machine holds, over several processes: each echoes, and the daemons say what they cost.
 //!
-//! Not part of a plain `cargo test`: it takes some 3 KB of kernel memory for each connection, at both ends together.
+//! Not part of a plain `cargo test`: it takes some 8 KB of kernel memory for each connection, at both ends together.
 //!
 //!     ECHOD_CONNECTIONS=1000000 cargo test --release --test million -- --ignored --nocapture
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
@@ -10,9 +10,11 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+use std::{iter, thread};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{Address, Client, Daemon, pattern};
@@ -20,6 +22,12 @@ use support::{Address, Client, Daemon, pattern};
 /// One address takes as many as there are local ports for it, by default 28,232 (ip_local_port_range).
 const PER_ADDRESS: usize = 25_000;
 const ADDRESSES_PER_DAEMON: usize = 8;
+/// Messages under way at once.
+const IN_FLIGHT: usize = 5000;
+/// How long one worker may take for one step. Its peers have limits of their own, for each message.
+const STEP: Duration = Duration::from_secs(300);
+/// What is left of the machine's memory, in KB.
+const RESERVE: usize = 2 << 20;
 
 /// As many descriptors as we may have.
 fn raise_limit() -> usize {
@@ -32,8 +40,15 @@ fn raise_limit() -> usize {
     getrlimit(Resource::Nofile).current.unwrap_or(most) as usize
 }
 
-/// Connects, has each connection echo, says so, and has each echo once more when its stdin ends. A process of its own for
-/// each share of the connections, because descriptors are counted by process.
+/// A line of /proc/meminfo, in KB.
+fn meminfo(name: &str) -> usize {
+    let text = fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// Connects, then has each connection echo once for each line on stdin, and says when it has done so. A process of its own
+/// for each share of the connections, because descriptors are counted by process.
 #[test]
 #[ignore = "a part of the test below, which starts it"]
 fn worker() {
@@ -44,22 +59,24 @@ fn worker() {
     let addresses: Vec<Address> = addresses.split(' ').map(|address| Address::parse(address).unwrap()).collect();
     let count: usize = count.parse().unwrap();
     let clients: Vec<Client> = (0..count).map(|number| Client::connect(&addresses[number % addresses.len()])).collect();
-    let seed = u64::from(std::process::id()) << 32;
-    let echo = |round: u64| {
-        for (part, clients) in clients.chunks(5000).enumerate() {
-            let message = |number: usize| pattern(seed + round + (2 * (part * 5000 + number)) as u64, 24);
+    println!("\ndone");
+    for (round, line) in std::io::stdin().lines().enumerate() {
+        line.unwrap();
+        for (part, clients) in clients.chunks(IN_FLIGHT).enumerate() {
+            let seed = |number: usize| (u64::from(std::process::id()) << 8 | round as u64) << 32 | number as u64;
+            let message = |number: usize| pattern(seed(part * IN_FLIGHT + number), 24);
             clients.iter().enumerate().for_each(|(number, client)| client.send(&message(number)));
             clients.iter().enumerate().for_each(|(number, client)| client.expect(&message(number)));
         }
-    };
-    echo(0);
-    println!("\nheld");
-    std::io::stdin().read_to_string(&mut String::new()).unwrap();
-    echo(1);
+        println!("done");
+    }
 }
 
 /// A worker, killed when dropped.
-struct Worker(Child);
+struct Worker {
+    child: Child,
+    lines: Receiver<String>,
+}
 
 impl Worker {
     fn start(daemon: &Daemon, count: usize) -> Worker {
@@ -67,24 +84,38 @@ impl Worker {
         let addresses: Vec<String> = daemon.addresses().iter().map(Address::to_string).collect();
         command.env("ECHOD_WORKER", addresses.join(" ")).env("ECHOD_WORKER_COUNT", count.to_string());
         command.args(["--ignored", "--exact", "--nocapture", "worker"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        Worker(command.spawn().unwrap())
+        let mut child = command.spawn().unwrap();
+        let (sender, lines) = channel();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let worker = Worker { child, lines };
+        worker.wait_until_done();
+        worker
     }
 
-    fn wait_until_held(&mut self) {
-        let mut lines = BufReader::new(self.0.stdout.as_mut().unwrap()).lines();
-        assert!(lines.any(|line| line.unwrap() == "held"), "a worker has failed");
+    fn echo(&mut self) {
+        self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        self.wait_until_done();
+    }
+
+    fn wait_until_done(&self) {
+        let end = Instant::now() + STEP;
+        let next = || self.lines.recv_timeout(end.saturating_duration_since(Instant::now()));
+        while next().expect("a worker that does its step in time") != "done" {}
     }
 
     fn finish(mut self) {
-        drop(self.0.stdin.take());
-        assert!(self.0.wait().unwrap().success(), "a worker has failed");
+        drop(self.child.stdin.take());
+        let end = iter::repeat_with(|| self.lines.recv_timeout(STEP)).find_map(Result::err);
+        assert_eq!(end, Some(RecvTimeoutError::Disconnected), "a worker that ends in time");
+        assert!(self.child.wait().unwrap().success(), "a worker has failed");
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -104,20 +135,29 @@ fn as_many_connections_as_asked_for_are_held_and_each_echoes() {
     let daemons: Vec<Daemon> = (0..count.div_ceil(share)).map(start).collect();
     daemons.iter().for_each(|daemon| daemon.connect().echo(b"warm up"));
     let memory = || daemons.iter().map(Daemon::memory).sum::<usize>();
-    let (before, start) = (memory(), Instant::now());
+    let (before, slab, start) = (memory(), meminfo("Slab"), Instant::now());
 
-    let shares = (0..daemons.len()).map(|number| share.min(count - number * share));
-    let mut workers: Vec<Worker> = daemons.iter().zip(shares).map(|(d, count)| Worker::start(d, count)).collect();
-    workers.iter_mut().for_each(Worker::wait_until_held);
-    let held = start.elapsed();
+    // One worker after the other. All at once have fifty times as many messages under way, with ten times the kernel's
+    // memory for them and nearer to its limit (tcp_mem), and are no faster on few cores.
+    let mut workers = Vec::new();
+    for (number, daemon) in daemons.iter().enumerate() {
+        let left = meminfo("MemAvailable");
+        assert!(left > RESERVE, "{left} KB of memory are left with {} of {count} connections open", number * share);
+        workers.push(Worker::start(daemon, share.min(count - number * share)));
+    }
+    let opened = start.elapsed();
+    workers.iter_mut().for_each(Worker::echo);
+    workers.iter_mut().for_each(Worker::echo);
+    let echoed = start.elapsed() - opened;
     let open: usize = daemons.iter().map(|daemon| daemon.descriptors().len()).sum();
     assert!(open >= count, "{open} descriptors for {count} connections");
     let user = memory().saturating_sub(before) as f64 / count as f64;
+    let kernel = meminfo("Slab").saturating_sub(slab) as f64 * 1024.0 / count as f64;
     workers.into_iter().for_each(Worker::finish);
-    let processes = daemons.len();
+    let (processes, closed) = (daemons.len(), start.elapsed() - opened - echoed);
     println!(
-        "{count} connections over {processes} processes, held after {held:?}: {user:.0} bytes of user memory for each; all \
-         echoed twice, the second time while all were open"
+        "{count} connections over {processes} processes: {user:.0} bytes of user memory for each, {kernel:.0} of the kernel's at \
+         both ends; opened in {opened:.0?}, echoed twice while all were open in {echoed:.0?}, closed in {closed:.0?}"
     );
     assert!(user <= 256.0, "{user} bytes of user memory for each connection");
 }
