@@ -2,13 +2,27 @@
 //!
 //! Some of these no peer can bring about on loopback, and each of them happens in the world. Skipped where strace
 //! is missing or may not trace.
+//!
+//! What each answer leads to; a test below shows each:
+//!
+//! | | recvfrom | sendto | accept4 | epoll_wait |
+//! |---|---|---|---|---|
+//! | EINTR | again | again | again | an empty turn |
+//! | EAGAIN | the next event | the next event | the next event | the end |
+//! | ECONNABORTED | that connection ends | that connection ends | the next newcomer | the end |
+//! | EMFILE | that connection ends | that connection ends | a pause | the end |
+//! | ENOBUFS, ENOMEM | after a while | after a while | a pause | the end |
+//!
+//! epoll_wait(2) knows EINTR for an answer that passes. Anything else is a poller that is broken: one line, and status 1.
 
+use std::io;
 use std::process::Command;
 use std::time::Duration;
 
 use rustix::event::PollFlags;
+use rustix::io::Errno;
 
-use crate::support::{Client, Daemon, Start, has_program, pattern, skip_for_want_of};
+use crate::support::{Client, Daemon, PATIENCE, Start, has_program, pattern, skip_for_want_of};
 
 /// The daemon under `strace -e inject=…`, or nothing where that does not work. With -D strace is the grandchild, and
 /// the daemon keeps the process ID that we know.
@@ -71,14 +85,18 @@ fn an_interrupted_call_is_made_again() {
 
 #[test]
 fn an_error_of_one_connection_ends_no_other() {
-    let Some(mut daemon) = with_faults(&["inject=sendto,write:error=EHOSTUNREACH:when=40"]) else { return };
-    let clients: Vec<Client> = (0..50).map(|_| daemon.connect()).collect();
-    clients.iter().for_each(|client| client.send(b"hello"));
-    let ended = clients.iter().filter(|client| client.read_exactly(5).is_err()).count();
-    assert!(ended <= 1, "{ended} connections have ended for the error of one");
-    daemon.connect().echo(b"served");
-    drop(clients);
-    daemon.terminate();
+    for call in ["recvfrom", "sendto"] {
+        for error in ["EHOSTUNREACH", "ECONNABORTED", "EMFILE"] {
+            let Some(mut daemon) = with_faults(&[&format!("inject={call}:error={error}:when=40")]) else { return };
+            let clients: Vec<Client> = (0..50).map(|_| daemon.connect()).collect();
+            clients.iter().for_each(|client| client.send(b"hello"));
+            let ended = clients.iter().filter(|client| client.read_exactly(5).is_err()).count();
+            assert_eq!(ended, 1, "{ended} connections have ended for the {error} of one {call}");
+            daemon.connect().echo(b"served");
+            drop(clients);
+            daemon.terminate();
+        }
+    }
 }
 
 #[test]
@@ -161,4 +179,29 @@ fn a_poller_that_is_broken_ends_the_daemon_with_one_line_and_status_1() {
     assert_eq!(daemon.exit_code(), Some(1));
     let log = daemon.whole_stderr();
     assert!(log.lines().last().is_some_and(|line| line.starts_with("echod: cannot go on: ")), "{log}");
+}
+
+#[test]
+fn any_other_answer_of_the_poller_ends_the_daemon_at_once() {
+    for (error, errno) in [
+        ("ENOMEM", Errno::NOMEM),
+        ("ENOBUFS", Errno::NOBUFS),
+        ("EMFILE", Errno::MFILE),
+        ("ECONNABORTED", Errno::CONNABORTED),
+        ("EAGAIN", Errno::AGAIN),
+    ] {
+        // The sixth only: a daemon that asked again would go on.
+        let Some(start) = start_with_faults(&[&format!("inject=epoll_wait:error={error}:when=6")]) else { return };
+        let mut daemon = start.start();
+        let client = daemon.connect();
+        // Each byte is a turn, until there is an end instead of an answer.
+        let answers =
+            (0..20).take_while(|_| client.send_what_fits(b".").is_ok() && client.read_exactly(1).is_ok()).count();
+        assert!((1..20).contains(&answers), "{answers} answers in spite of {error}");
+        assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(1), "{error}");
+        let log = daemon.whole_stderr();
+        let line = format!("echod: cannot go on: {}", io::Error::from(errno));
+        assert_eq!(log.lines().last(), Some(line.as_str()), "{log}");
+        assert!(!log.contains("panicked") && log.matches("cannot go on").count() == 1, "{log}");
+    }
 }
