@@ -387,7 +387,21 @@ fn answer(resource: Resource, head_only: bool, page: &mut Page<'_>) -> Vec<u8> {
 }
 
 #[cfg(test)]
+#[path = "../tests/support/property.rs"]
+mod property;
+
+#[cfg(test)]
 mod tests {
+    #![allow(clippy::print_stdout, reason = "the input that failed belongs into the report")]
+
+    use std::cell::{Cell, RefCell};
+    use std::collections::BTreeSet;
+    use std::iter;
+
+    use proptest::collection;
+    use proptest::prelude::{Strategy, any, prop, prop_oneof};
+    use proptest::sample::{Index, select};
+
     use super::*;
     use crate::metrics::Counters;
 
@@ -501,55 +515,150 @@ mod tests {
         }
     }
 
+    const METHODS: &[&[u8]] = &[b"GET ", b"GET ", b"HEAD ", b"POST ", b"get "];
+    const TARGETS: &[&[u8]] =
+        &[b"/metrics", b"/healthz", b"/", b"?", b"a=b", b"http://host", b"http://", b"*", b"\xc3\xa4"];
+    const VERSIONS: &[&[u8]] = &[b" HTTP/1.0\r\n", b" HTTP/1.0\n", b" HTTP/1.1\r\nHost: a\r\n", b" HTTP/1.1\r\n"];
+    const HEADERS: &[&[u8]] = &[b"Accept: */*\r\n", b"A:\n", b"Content-Length: 5\r\n", b"Host: b\r\n"];
+    /// What may stand anywhere, and mostly should not.
+    const STRAY: &[&[u8]] = &[
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b": ",
+        b" ",
+        b"\0",
+        b"\xff\xfe",
+        b"/metrics",
+        b" HTTP/1.1",
+        b" HTTP/2.0",
+        b"GET /metrics HTTP/1.0\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01",
+    ];
+
+    struct Request(Vec<u8>);
+
+    impl std::fmt::Debug for Request {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "b\"{}\"", self.0.escape_ascii())
+        }
+    }
+
+    /// Requests, glued of what stands in them, cut and changed; and now and then any bytes.
+    fn requests() -> impl Strategy<Value = Request> {
+        // Which bytes stay. Cutting down begins here: it takes away each that the failure does not need.
+        let kept = collection::vec(prop::bool::weighted(0.995), 64);
+        let change = prop::option::weighted(0.3, (any::<Index>(), any::<u8>()));
+        let line = (select(METHODS), collection::vec(select(TARGETS), 1..3), select(VERSIONS));
+        let line = line.prop_map(|(method, target, version)| [method, &target.concat(), version].concat());
+        let stray = prop::option::weighted(0.2, select(STRAY));
+        let end = prop::bool::weighted(0.8).prop_map(|ends| if ends { &b"\r\n"[..] } else { b"" });
+        let parts = (prop::option::weighted(0.9, line), collection::vec(select(HEADERS), 0..3), stray, end);
+        let glued = (kept, change, parts).prop_map(|(kept, change, (line, headers, stray, end))| {
+            let mut request = [&line.unwrap_or_default(), &headers.concat(), stray.unwrap_or_default(), end].concat();
+            if let Some((place, byte)) = change.filter(|_| !request.is_empty()) {
+                *place.get_mut(&mut request) = byte;
+            }
+            let kept = kept.into_iter().chain(iter::repeat(true));
+            request.into_iter().zip(kept).filter_map(|(byte, stays)| stays.then_some(byte)).collect()
+        });
+        prop_oneof![9 => glued, 1 => collection::vec(any::<u8>(), 0..40)].prop_map(Request)
+    }
+
+    /// Has each of so many inputs looked at; a panic is preceded by the smallest input that does it.
+    fn for_each<T: std::fmt::Debug>(cases: u32, inputs: impl Strategy<Value = T>, look: impl Fn(&T)) {
+        if let Some(smallest) = property::smallest_failure(cases, &inputs, |input| look(&input)) {
+            println!("the smallest that fails: {smallest:?}");
+            look(&smallest);
+            panic!("it failed, and now it does not");
+        }
+    }
+
     #[test]
     fn whatever_comes_is_judged_at_the_latest_when_no_more_comes_and_once_judged_not_otherwise() {
-        // Requests made of what stands in requests, and of what does not: seeded, so a failure repeats.
-        let pieces: [&[u8]; 24] = [
-            b"GET ",
-            b"HEAD ",
-            b"POST ",
-            b"get ",
-            b"/metrics",
-            b"/healthz",
-            b"/",
-            b"?a=b",
-            b"http://host/metrics",
-            b" ",
-            b" HTTP/1.1",
-            b" HTTP/1.0",
-            b" HTTP/2.0",
-            b"\r\n",
-            b"\n",
-            b"\r",
-            b"Host: a\r\n",
-            b"Host: b\r\n",
-            b": ",
-            b"\0",
-            b"\xff\xfe",
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-            b"\x16\x03\x01",
-            b"\r\n\r\n",
-        ];
-        let mut answered = 0;
-        for seed in 0..20_000 {
-            let mut rng = fastrand::Rng::with_seed(seed);
-            let mut request = Vec::new();
-            if rng.bool() {
-                request.extend_from_slice(b"GET /metrics HTTP/1.1\r\nHost: a\r\n");
-            }
-            for _ in 0..rng.usize(0..8) {
-                request.extend_from_slice(pieces[rng.usize(..pieces.len())]);
-            }
-            assert!(judge(&request, true).is_some(), "request {seed} is never judged: {}", request.escape_ascii());
+        use Resource::{BadRequest, Health, MethodNotAllowed, Metrics, NotFound};
+        let judged: [Cell<u32>; 6] = Default::default();
+        for_each(20_000, requests(), |Request(request)| {
+            assert!(judge(request, true).is_some(), "never judged");
             // Byte by byte, as it may come: what has been answered is not taken back by what follows.
             let mut before = None;
             for end in 0..=request.len() {
                 let now = judge(&request[..end], false);
-                assert!(before.is_none() || now == before, "request {seed}, byte {end}: {}", request.escape_ascii());
+                assert!(before.is_none() || now == before, "after {end} bytes it is {now:?}, and was {before:?}");
                 before = now;
             }
-            answered += usize::from(before.is_some_and(|(resource, _)| resource == Resource::Metrics));
+            if let Some((resource, _)) = before {
+                judged[resource as usize].update(|count| count + 1);
+            }
+        });
+        for resource in [Metrics, Health, BadRequest, NotFound, MethodNotAllowed] {
+            let count = judged[resource as usize].get();
+            assert!(count > 100, "{resource:?} comes out {count} times: that proves nothing about it");
         }
-        assert!(answered > 100, "only {answered} requests were answered with the metrics");
+    }
+
+    /// The whole answer to what comes in these pieces, over a socket, and then a FIN.
+    fn exchanged<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, draining: bool) -> String {
+        let (ours, mut peer) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        ours.set_nonblocking(true).expect("non-blocking");
+        let stream = Stream::Unix(mio::net::UnixStream::from_std(ours));
+        let mut exchange = Exchange { stream, state: State::Asked(Vec::new()), ready: true, due: NEVER };
+        let snapshot = Snapshot { counters: Counters::default(), accept_paused: false, draining };
+        let mut page = Page {
+            reserve: &mut Reserve::default(),
+            turns: &TurnDurations::default(),
+            started: Duration::ZERO,
+            snapshot: &snapshot,
+        };
+        let mut turns = |exchange: &mut Exchange| {
+            exchange.ready = true;
+            let mut over = false;
+            while exchange.ready && !over {
+                over = exchange.turn(&mut page);
+            }
+            over
+        };
+        for piece in pieces {
+            peer.write_all(piece).expect("it reads on, whatever it has answered");
+            assert!(!turns(&mut exchange), "over before the peer has finished");
+        }
+        peer.shutdown(std::net::Shutdown::Write).expect("finished");
+        assert!(turns(&mut exchange), "not over although the peer has finished");
+        drop(exchange);
+        let mut answer = String::new();
+        peer.read_to_string(&mut answer).expect("an answer in UTF-8, not a reset");
+        answer
+    }
+
+    #[test]
+    fn the_answer_is_one_of_the_contract_and_the_same_however_the_request_is_split() {
+        // What makes a request too large: many headers, a long one.
+        let repeated = (select(vec![&b"a: b\r\n"[..], b"x", b"\r\n"]), 0..9000_usize);
+        let large = (requests(), repeated, requests())
+            .prop_map(|(front, (piece, count), back)| Request([front.0, piece.repeat(count), back.0].concat()));
+        let inputs = (prop_oneof![4 => requests(), 1 => large], collection::vec(any::<Index>(), 0..6), any::<bool>());
+        let statuses = RefCell::new(BTreeSet::new());
+        for_each(2000, inputs, |(Request(request), cuts, draining)| {
+            let mut bounds = vec![0, request.len()];
+            bounds.extend(cuts.iter().map(|cut| cut.index(request.len() + 1)));
+            bounds.sort_unstable();
+            let pieces = bounds.windows(2).map(|bounds| &request[bounds[0]..bounds[1]]);
+            let (whole, split) = (exchanged([&request[..]], *draining), exchanged(pieces, *draining));
+            let status = |answer: &str| answer.split("\r\n").next().unwrap_or("").to_owned();
+            assert_eq!(status(&whole), status(&split), "whole, and split at {bounds:?}");
+            assert_eq!(whole.is_empty(), request.is_empty(), "whoever asks is answered");
+            statuses.borrow_mut().insert(status(&whole));
+        });
+        let expected = [
+            "",
+            "HTTP/1.1 200 OK",
+            "HTTP/1.1 400 Bad Request",
+            "HTTP/1.1 404 Not Found",
+            "HTTP/1.1 405 Method Not Allowed",
+            "HTTP/1.1 431 Request Header Fields Too Large",
+            "HTTP/1.1 503 Service Unavailable",
+        ];
+        assert_eq!(Vec::from_iter(statuses.into_inner()), expected, "each of the contract, and no other");
     }
 }
