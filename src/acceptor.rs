@@ -187,6 +187,7 @@ mod tests {
     use std::time::Duration;
 
     use mio::{Events, Poll};
+    use rustix::io::Errno;
 
     use super::*;
     use crate::listener::{Address, ListenOptions};
@@ -238,7 +239,7 @@ mod tests {
     #[test]
     fn a_pause_ends_at_its_time_or_when_a_connection_ends() {
         let (mut acceptor, _poll, _newcomers) = with_newcomers(3);
-        let error = io::Error::from(rustix::io::Errno::MFILE);
+        let error = io::Error::from(Errno::MFILE);
         acceptor.pause("accept", &error, 1000);
         assert_eq!(acceptor.resume_at(), 1000 + PAUSE_MS);
         assert!(!acceptor.has_work(), "who waits does not keep the loop awake");
@@ -268,6 +269,53 @@ mod tests {
         }
         assert_eq!(order.len(), 4);
         assert!(order[0] != order[1] && order[0] == order[2] && order[1] == order[3], "{order:?}");
+    }
+
+    #[test]
+    fn a_listener_whose_queue_is_empty_holds_up_nobody() {
+        let (mut acceptor, _poll, _nobody) = with_newcomers(0);
+        let (mut other, _other_poll, _newcomers) = with_newcomers(2);
+        acceptor.listeners.append(&mut other.listeners);
+        acceptor.listeners[1].index = 1;
+        acceptor.note(1);
+        assert_eq!(turn(&mut acceptor, 0), 2);
+    }
+
+    #[test]
+    fn newcomers_that_are_gone_are_counted_and_too_many_in_one_turn_are_a_pause() {
+        let (mut acceptor, _poll, _nobody) = with_newcomers(0);
+        let gone = || io::Error::from(Errno::CONNABORTED);
+        acceptor.begin_turn(0);
+        for _ in 1..ACCEPTS_PER_TURN {
+            acceptor.sort_out(0, gone(), 0).expect("no end");
+        }
+        assert_eq!((acceptor.errors, acceptor.resume_at()), (ACCEPTS_PER_TURN as u64 - 1, NEVER));
+        acceptor.sort_out(0, Errno::INTR.into(), 0).expect("no end");
+        assert_eq!(acceptor.errors, ACCEPTS_PER_TURN as u64 - 1, "a signal is nobody who is gone");
+        assert_eq!((acceptor.resume_at(), acceptor.pauses), (PAUSE_MS, 1), "but it would spin as well");
+
+        acceptor.begin_turn(PAUSE_MS);
+        acceptor.sort_out(0, gone(), PAUSE_MS).expect("no end");
+        assert_eq!(acceptor.resume_at(), NEVER, "each turn counts anew");
+    }
+
+    #[test]
+    fn a_pause_that_is_renewed_is_one_pause_of_several_errors() {
+        let (mut acceptor, _poll, _nobody) = with_newcomers(0);
+        let mut time = 0;
+        let mut fail = |acceptor: &mut Acceptor, errno: Errno| {
+            time += PAUSE_MS;
+            acceptor.begin_turn(time);
+            acceptor.sort_out(0, errno.into(), time)
+        };
+        for errors in 1..=3 {
+            fail(&mut acceptor, Errno::MFILE).expect("no end");
+            assert_eq!((acceptor.errors, acceptor.pauses), (errors, 1));
+        }
+        fail(&mut acceptor, Errno::AGAIN).expect("no end");
+        fail(&mut acceptor, Errno::MFILE).expect("no end");
+        assert_eq!((acceptor.errors, acceptor.pauses), (4, 2), "its end has been seen in between");
+        assert!(fail(&mut acceptor, Errno::BADF).is_err(), "the daemon cannot go on");
     }
 
     #[test]
