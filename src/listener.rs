@@ -82,7 +82,7 @@ impl Address {
                         named.push(address);
                     }
                 }
-                self.listen_on_each(&named, options)
+                self.listen_on_each(&named, |address| listen_tcp(address, Family::Own, options))
             }
             Address::Unix(path) => Ok(vec![listen_unix(path, options).map_err(|(error, found)| BindError {
                 tried: self.spoken(),
@@ -94,7 +94,11 @@ impl Address {
 
     /// A host's addresses. A name such as `localhost` often has an address of a family that this host
     /// does not have (a container without IPv6): that one is left out if another could be bound.
-    fn listen_on_each(&self, named: &[SocketAddr], options: &ListenOptions) -> Result<Vec<Listener>, BindError> {
+    fn listen_on_each(
+        &self,
+        named: &[SocketAddr],
+        mut listen: impl FnMut(SocketAddr) -> io::Result<Listener>,
+    ) -> Result<Vec<Listener>, BindError> {
         let mut listeners: Vec<Listener> = Vec::new();
         let mut left_out = Vec::new();
         let mut tries = 0;
@@ -104,7 +108,7 @@ impl Address {
                 // One name, one port: the one that the kernel chose for the first address.
                 address.set_port(first.port().unwrap_or(0));
             }
-            match listen_tcp(address, Family::Own, options) {
+            match listen(address) {
                 Ok(listener) => listeners.push(listener),
                 Err(error) if names_absent_family(&error) => left_out.push((address, error)),
                 Err(error) if is(&error, Errno::ADDRINUSE) && named[next].port() == 0 && tries < PORT_TRIES => {
@@ -323,8 +327,8 @@ fn listen_unix(path: &Path, options: &ListenOptions) -> Result<Listener, (io::Er
             return Err((error, None));
         }
         match remove_stale(path).map_err(untold)? {
-            InTheWay::Removed => socket.bind(&address).map_err(untold)?,
-            InTheWay::Stays(found) => return Err((error, Some(found))),
+            None => socket.bind(&address).map_err(untold)?,
+            found => return Err((error, found)),
         }
     }
     // From here on the file is ours, and goes when `file` does, also on the way out through `?`.
@@ -333,46 +337,46 @@ fn listen_unix(path: &Path, options: &ListenOptions) -> Result<Listener, (io::Er
     Listener::new(socket.into(), Kind::Unix, options.backlog, Some(file)).map_err(untold)
 }
 
-/// What became of the file that bind(2) met.
-enum InTheWay {
-    Removed,
-    Stays(&'static str),
-}
-
-/// Removes the file of a socket whose server is dead; whatever else is there is left alone.
+/// Removes the file of a socket whose server is dead; whatever else is there is left alone, and said.
 ///
-/// Only ECONNREFUSED says dead. A server whose queue is full says EAGAIN (the probe must not wait for
-/// room), and a datagram socket EPROTOTYPE. Between bind(2) and listen(2) a server refuses, too, so two
-/// daemons that start in the same microseconds on one path can take each other for dead: only a lock
-/// file would help, and it would outlive them.
-fn remove_stale(path: &Path) -> io::Result<InTheWay> {
+/// Between bind(2) and listen(2) a server refuses, too, so two daemons that start in the same
+/// microseconds on one path can take each other for dead: only a lock file would help, and it would
+/// outlive them.
+fn remove_stale(path: &Path) -> io::Result<Option<&'static str>> {
     let before = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(InTheWay::Removed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         result => result?,
     };
     if !before.file_type().is_socket() {
-        return Ok(InTheWay::Stays(match before.file_type() {
+        return Ok(Some(match before.file_type() {
             kind if kind.is_dir() => "there is a directory",
             kind if kind.is_symlink() => "there is a symbolic link",
             _ => "there is a file that is no socket",
         }));
     }
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    probe.set_nonblocking(true)?;
-    match probe.connect(&SockAddr::unix(path)?) {
-        Err(error) if is(&error, Errno::CONNREFUSED) => {}
-        Err(error) if is(&error, Errno::NOENT) => return Ok(InTheWay::Removed),
-        Err(error) if is(&error, Errno::PROTOTYPE) => return Ok(InTheWay::Stays("there is a socket of another type")),
-        Err(error) if is(&error, Errno::ACCESS) => {
-            return Ok(InTheWay::Stays("there is a socket that we may not connect to"));
-        }
-        Err(error) if !is(&error, Errno::AGAIN) => return Err(error),
-        Ok(()) | Err(_) => return Ok(InTheWay::Stays("another process listens there")),
+    probe.set_nonblocking(true)?; // It must not wait for room in a full queue.
+    let found = occupant(probe.connect(&SockAddr::unix(path)?))?;
+    if found.is_none() {
+        // The name may have gone to a living server meanwhile. A window of microseconds stays: no call
+        // unlinks by inode.
+        remove_same(path, (before.dev(), before.ino()))?;
     }
-    // The name may have gone to a living server meanwhile. A window of microseconds stays: no call
-    // unlinks by inode.
-    remove_same(path, (before.dev(), before.ino()))?;
-    Ok(InTheWay::Removed)
+    Ok(found)
+}
+
+/// Who is behind a socket's file, by what connect(2) says. Only ECONNREFUSED says that nobody is, and
+/// ENOENT that the file has gone as well.
+fn occupant(answer: io::Result<()>) -> io::Result<Option<&'static str>> {
+    const ALIVE: Option<&str> = Some("another process listens there");
+    let Err(error) = answer else { return Ok(ALIVE) };
+    match Errno::from_io_error(&error) {
+        Some(Errno::CONNREFUSED | Errno::NOENT) => Ok(None),
+        Some(Errno::AGAIN) => Ok(ALIVE), // Its queue is full.
+        Some(Errno::PROTOTYPE) => Ok(Some("there is a socket of another type")),
+        Some(Errno::ACCESS) => Ok(Some("there is a socket that we may not connect to")),
+        _ => Err(error),
+    }
 }
 
 /// The file that a bound Unix socket has. Removed when dropped, if the name still means our socket.
@@ -393,19 +397,19 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        match remove_same(&self.path, self.identity) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("cannot remove {}: {error}", self.path.display());
-            }
-            _ => {}
+        if let Err(error) = remove_same(&self.path, self.identity) {
+            log::warn!("cannot remove {}: {error}", self.path.display());
         }
     }
 }
 
-/// Unlinks `path` if it still is the file of this device and inode number.
+/// Unlinks `path` if it still is the file of this device and inode number. One that has gone already is no error.
 fn remove_same(path: &Path, identity: (u64, u64)) -> io::Result<()> {
-    let now = fs::symlink_metadata(path)?;
-    if (now.dev(), now.ino()) == identity { fs::remove_file(path) } else { Ok(()) }
+    let is_same = |now: &fs::Metadata| (now.dev(), now.ino()) == identity;
+    match fs::symlink_metadata(path).and_then(|now| if is_same(&now) { fs::remove_file(path) } else { Ok(()) }) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
 }
 
 /// A listening socket, non-blocking.
@@ -657,6 +661,10 @@ mod tests {
         listeners.remove(0)
     }
 
+    fn plainly(address: SocketAddr) -> io::Result<Listener> {
+        listen_tcp(address, Family::Own, &OPTIONS)
+    }
+
     fn refused(text: &str) -> String {
         address(text).bind(&OPTIONS).expect_err("an error").to_string()
     }
@@ -794,7 +802,7 @@ mod tests {
     #[test]
     fn a_name_is_bound_on_each_of_its_addresses_with_one_port() {
         let addresses = [([127, 0, 0, 1], 0).into(), ([127, 0, 0, 2], 0).into()];
-        let listeners = address("some.name:0").listen_on_each(&addresses, &OPTIONS).expect("listeners");
+        let listeners = address("some.name:0").listen_on_each(&addresses, plainly).expect("listeners");
         let port = listeners[0].port().expect("a port");
         let urls: Vec<_> = listeners.iter().map(Listener::local).collect();
         assert_eq!(urls, [format!("tcp://127.0.0.1:{port}"), format!("tcp://127.0.0.2:{port}")]);
@@ -808,11 +816,11 @@ mod tests {
         let nowhere: SocketAddr = "192.0.2.1:0".parse().expect("an address");
         let named = address("some.name:0");
         for order in [[here, nowhere], [nowhere, here]] {
-            assert_eq!(named.listen_on_each(&order, &OPTIONS).expect("one listener").len(), 1);
+            assert_eq!(named.listen_on_each(&order, plainly).expect("one listener").len(), 1);
         }
-        let error = named.listen_on_each(&[nowhere], &OPTIONS).expect_err("nothing to listen on").to_string();
+        let error = named.listen_on_each(&[nowhere], plainly).expect_err("nothing to listen on").to_string();
         assert!(error.starts_with("cannot listen on 192.0.2.1:0 (some.name:0): "), "{error}");
-        assert!(named.listen_on_each(&[], &OPTIONS).is_err());
+        assert!(named.listen_on_each(&[], plainly).is_err());
     }
 
     #[test]
@@ -821,8 +829,31 @@ mod tests {
         let port = taken.port().expect("a port");
         let addresses = [([127, 0, 0, 2], port).into(), ([127, 0, 0, 1], port).into()];
         let named = Address::Host { host: "some.name".into(), port };
-        let error = named.listen_on_each(&addresses, &OPTIONS).expect_err("taken").to_string();
+        let error = named.listen_on_each(&addresses, plainly).expect_err("taken").to_string();
         assert!(error.contains(&format!("127.0.0.1:{port} (some.name:{port}): Address already in use")), "{error}");
+    }
+
+    #[test]
+    fn a_port_that_the_next_address_of_a_name_cannot_have_is_chosen_again() {
+        let named = [([127, 0, 0, 1], 0).into(), ([127, 0, 0, 2], 0).into()];
+        let listen = |refusals: u32| {
+            let (mut choices, mut refused) = (0, 0);
+            let result = address("some.name:0").listen_on_each(&named, |address| {
+                if address.port() == 0 {
+                    choices += 1;
+                } else if refused < refusals {
+                    refused += 1;
+                    return Err(Errno::ADDRINUSE.into());
+                }
+                plainly(([127, 0, 0, 1], 0).into()) // Whatever was asked for: what others hold plays no part here.
+            });
+            (choices, result)
+        };
+        let (choices, result) = listen(PORT_TRIES);
+        assert_eq!((choices, result.expect("listeners").len()), (PORT_TRIES + 1, 2));
+        let (choices, result) = listen(PORT_TRIES + 1);
+        assert!(is(&result.expect_err("an end").error, Errno::ADDRINUSE));
+        assert_eq!(choices, PORT_TRIES + 1, "it is not tried for ever");
     }
 
     #[test]
@@ -833,6 +864,11 @@ mod tests {
         #[cfg(target_os = "linux")]
         assert_eq!(refused(&format!("127.0.0.1:{port}")), expected);
         assert!(refused(&port.to_string()).starts_with(&format!("cannot listen on port {port}: ")));
+        // No way out over IPv4 where the host has IPv6 and the port is taken there.
+        let taken = bind("[::]:0");
+        let port = taken.port().expect("a port");
+        let error = refused(&port.to_string());
+        assert!(error.starts_with(&format!("cannot listen on port {port}: Address already in use")), "{error}");
     }
 
     #[test]
@@ -991,6 +1027,33 @@ mod tests {
         }
         assert_eq!(fs::read(directory.path("file")).expect("the file"), b"precious");
         assert!(directory.path("stale").exists());
+    }
+
+    #[test]
+    fn only_a_refusal_says_that_nobody_listens_on_a_path() {
+        let alive = "another process listens there";
+        for (errno, found) in [
+            (Errno::CONNREFUSED, None),
+            (Errno::NOENT, None),
+            (Errno::AGAIN, Some(alive)),
+            (Errno::PROTOTYPE, Some("there is a socket of another type")),
+            (Errno::ACCESS, Some("there is a socket that we may not connect to")),
+        ] {
+            assert_eq!(occupant(Err(errno.into())).expect("an answer"), found, "{errno:?}");
+        }
+        assert_eq!(occupant(Ok(())).expect("an answer"), Some(alive));
+        assert!(is(&occupant(Err(Errno::NOMEM.into())).expect_err("no answer"), Errno::NOMEM));
+    }
+
+    #[test]
+    fn what_has_gone_already_need_not_be_removed_and_any_other_obstacle_is_an_error() {
+        let directory = Directory::new("gone");
+        let path = directory.path("s");
+        assert!(remove_stale(&path).expect("nothing there").is_none());
+        remove_same(&path, (0, 0)).expect("nothing to do");
+        fs::write(&path, "a file where a directory is to be").expect("a file");
+        assert!(is(&remove_stale(&path.join("s")).expect_err("no directory"), Errno::NOTDIR));
+        assert!(is(&remove_same(&path.join("s"), (0, 0)).expect_err("no directory"), Errno::NOTDIR));
     }
 
     #[test]
