@@ -4,7 +4,7 @@
 use std::{io, mem};
 
 use log::{debug, info, warn};
-use mio::{Interest, Registry};
+use mio::Registry;
 
 use crate::clock::NEVER;
 use crate::listener::{Listener, Verdict};
@@ -47,7 +47,7 @@ impl Acceptor {
     pub fn new(mut listeners: Vec<Listener>, registry: &Registry) -> io::Result<Acceptor> {
         for (listener, index) in listeners.iter_mut().zip(0..) {
             listener.index = index;
-            registry.register(listener, Source::Listener(index).into(), Interest::READABLE)?;
+            listener.register(registry, Source::Listener(index).into())?;
         }
         Ok(Acceptor {
             listeners,

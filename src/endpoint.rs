@@ -88,7 +88,7 @@ impl Endpoint {
     /// Makes the listener known to the poller, and fills the reserve.
     pub fn register(&mut self, registry: &Registry) -> io::Result<()> {
         self.reserve.fill(0);
-        registry.register(&mut self.listener, Source::Endpoint(0).into(), Interest::READABLE)
+        self.listener.register(registry, Source::Endpoint(0).into())
     }
 
     /// Marks what an event is about: 0 is the listener, others are exchanges. There is no generation here. An event for a former

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::{fmt, fs, io};
 
-use mio::event::Source;
 use mio::net::{TcpListener, UnixListener};
 use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
@@ -508,6 +507,14 @@ impl Listener {
         Listener::new(socket.into(), kind, somaxconn().unwrap_or(4096), None)
     }
 
+    /// Makes it known to the poller: once, until close(2).
+    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        match &mut self.socket {
+            ListeningSocket::Tcp(listener) => registry.register(listener, token, Interest::READABLE),
+            ListeningSocket::Unix(listener) => registry.register(listener, token, Interest::READABLE),
+        }
+    }
+
     /// The server drains. Whoever waits in the queue is still accepted, since close(2) would reset them; no more than the
     /// backlog and one can wait, so newcomers cannot put the end off. When it is no longer `ready`, it can be closed.
     pub fn drain(&mut self) {
@@ -563,29 +570,6 @@ fn unix_url(listener: &UnixListener) -> io::Result<String> {
     }
     let path = address.as_pathname().map(std::path::absolute).transpose()?.unwrap_or_default();
     Ok(format!("unix://{}", printable(&path.to_string_lossy())))
-}
-
-impl Source for Listener {
-    fn register(&mut self, registry: &Registry, token: Token, interest: Interest) -> io::Result<()> {
-        match &mut self.socket {
-            ListeningSocket::Tcp(listener) => listener.register(registry, token, interest),
-            ListeningSocket::Unix(listener) => listener.register(registry, token, interest),
-        }
-    }
-
-    fn reregister(&mut self, registry: &Registry, token: Token, interest: Interest) -> io::Result<()> {
-        match &mut self.socket {
-            ListeningSocket::Tcp(listener) => listener.reregister(registry, token, interest),
-            ListeningSocket::Unix(listener) => listener.reregister(registry, token, interest),
-        }
-    }
-
-    fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
-        match &mut self.socket {
-            ListeningSocket::Tcp(listener) => listener.deregister(registry),
-            ListeningSocket::Unix(listener) => listener.deregister(registry),
-        }
-    }
 }
 
 /// What an error of [`Listener::accept`] means for the loop.
