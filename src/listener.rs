@@ -71,7 +71,9 @@ impl Address {
     pub fn bind(&self, options: &ListenOptions) -> Result<Vec<Listener>, BindError> {
         let failed = |error| BindError { tried: self.spoken(), error, found: None };
         match self {
-            Address::Port(port) => Ok(vec![listen_everywhere(*port, options).map_err(failed)?]),
+            Address::Port(port) => Ok(vec![
+                listen_everywhere(*port, |address, family| listen_tcp(address, family, options)).map_err(failed)?,
+            ]),
             Address::Ip(address) => Ok(vec![listen_tcp(*address, Family::Own, options).map_err(failed)?]),
             Address::Host { host, port } => {
                 let mut named = Vec::new();
@@ -272,12 +274,12 @@ enum Family {
 
 /// Every interface: one dual-stack socket, or an IPv4 one where the host has no IPv6. Not two sockets:
 /// with port 0 they would get two ports.
-fn listen_everywhere(port: u16, options: &ListenOptions) -> io::Result<Listener> {
-    match listen_tcp((Ipv6Addr::UNSPECIFIED, port).into(), Family::Both, options) {
+fn listen_everywhere(port: u16, listen: impl Fn(SocketAddr, Family) -> io::Result<Listener>) -> io::Result<Listener> {
+    match listen((Ipv6Addr::UNSPECIFIED, port).into(), Family::Both) {
         // EINVAL: OpenBSD does not let IPV6_V6ONLY be switched off.
         Err(error) if names_absent_family(&error) || is(&error, Errno::INVAL) => {
             log::info!("no IPv6 here ({error}): listening on 0.0.0.0");
-            listen_tcp((Ipv4Addr::UNSPECIFIED, port).into(), Family::Own, options)
+            listen((Ipv4Addr::UNSPECIFIED, port).into(), Family::Own)
         }
         result => result,
     }
@@ -774,6 +776,21 @@ mod tests {
     }
 
     #[test]
+    fn a_bare_port_falls_back_to_ipv4_where_there_is_no_ipv6_and_for_no_other_reason() {
+        let without_ipv6 = |errno: Errno| {
+            listen_everywhere(0, |address, family| match family {
+                Family::Both => Err(errno.into()),
+                Family::Own => listen_tcp(address, family, &OPTIONS),
+            })
+        };
+        for errno in [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL, Errno::INVAL] {
+            let local = without_ipv6(errno).expect("IPv4").local();
+            assert!(local.starts_with("tcp://0.0.0.0:"), "{errno:?}: {local}");
+        }
+        assert!(is(&without_ipv6(Errno::ADDRINUSE).expect_err("no way out"), Errno::ADDRINUSE));
+    }
+
+    #[test]
     fn an_explicit_ipv6_address_takes_ipv6_only() {
         let v6 = bind("[::]:0");
         let port = v6.port().expect("a port");
@@ -848,11 +865,6 @@ mod tests {
         #[cfg(target_os = "linux")]
         assert_eq!(refused(&format!("127.0.0.1:{port}")), expected);
         assert!(refused(&port.to_string()).starts_with(&format!("cannot listen on port {port}: ")));
-        // No way out over IPv4 where the host has IPv6 and the port is taken there.
-        let taken = bind("[::]:0");
-        let port = taken.port().expect("a port");
-        let error = refused(&port.to_string());
-        assert!(error.starts_with(&format!("cannot listen on port {port}: Address already in use")), "{error}");
     }
 
     #[test]
