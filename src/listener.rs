@@ -422,6 +422,7 @@ pub struct Listener {
     pub ready: bool,
     /// While the server drains: how many more newcomers are taken.
     left: Option<u32>,
+    /// What was asked for; for an inherited listener the most that it can be.
     backlog: u32,
     local: String,
     // Before the socket, so that the file goes first: while the socket is open, its inode is held and
@@ -544,11 +545,6 @@ impl Listener {
     /// Where it listens, as it is told on stdout: `tcp://127.0.0.1:41233`, `unix:///run/echo.sock`.
     pub fn local(&self) -> String {
         self.local.clone()
-    }
-
-    /// The backlog that was asked for; for an inherited listener the most that it can be.
-    pub fn backlog(&self) -> u32 {
-        self.backlog
     }
 
     fn port(&self) -> Option<u16> {
@@ -881,6 +877,20 @@ mod tests {
         assert!(!listener.ready);
         listener.note();
         assert!(!listener.ready, "newcomers put the end of a drain off");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_drain_takes_no_more_than_the_kernel_lets_wait_whatever_was_asked_for() {
+        let most =
+            fs::read_to_string("/proc/sys/net/core/somaxconn").expect("Linux tells").trim().parse().expect("a number");
+        assert_eq!(somaxconn(), Some(most));
+        for (asked, left) in [(most - 1, most), (most, most + 1), (most + 1, most + 1), (u32::MAX, most + 1)] {
+            let options = ListenOptions { backlog: asked, reuse_port: false };
+            let mut listener = address("127.0.0.1:0").bind(&options).expect("a listener").remove(0);
+            listener.drain();
+            assert_eq!(listener.left, Some(left), "{asked} were asked for");
+        }
     }
 
     #[test]
