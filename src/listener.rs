@@ -604,13 +604,12 @@ impl Verdict {
             Errno::OPNOTSUPP | Errno::NETUNREACH => Verdict::Gone,
             #[cfg(any(target_os = "linux", target_os = "android"))]
             Errno::NONET => Verdict::Gone,
-            Errno::MFILE => Verdict::Pause, // RLIMIT_NOFILE is reached: ours must close.
-            Errno::NFILE => Verdict::Pause, // The whole system's limit is.
-            Errno::NOBUFS | Errno::NOMEM => Verdict::Pause, // The kernel's memory, or the limit of socket buffers.
             Errno::BADF | Errno::NOTSOCK => Verdict::Fatal, // Somebody closed our descriptor: a bug of ours.
-            Errno::INVAL => Verdict::Fatal, // It does not listen (shutdown(2) does that, too).
-            Errno::FAULT => Verdict::Fatal, // The address buffer is wrong: a bug below us.
-            // Unknown. Neither a spin nor an end is right: a pause is visible, bounded and heals itself.
+            Errno::INVAL => Verdict::Fatal,                 // It does not listen (shutdown(2) does that, too).
+            Errno::FAULT => Verdict::Fatal,                 // The address buffer is wrong: a bug below us.
+            // EMFILE: RLIMIT_NOFILE is reached, ours must close. ENFILE: the whole system's limit is. ENOBUFS and ENOMEM:
+            // the kernel's memory, or the limit of socket buffers. And what is unknown: neither a spin nor an end is
+            // right, a pause is visible, bounded and heals itself.
             _ => Verdict::Pause,
         }
     }
