@@ -80,6 +80,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(2));
         let since = clock.since_tick();
         assert!((2 * NANOS_PER_MS..60_000 * NANOS_PER_MS).contains(&since), "{since} ns");
+        assert!(clock.nanos() + since <= monotonic_nanos() - clock.started, "{since} ns are more than there were");
     }
 
     #[test]
