@@ -174,6 +174,22 @@ mod tests {
     }
 
     #[test]
+    fn the_poller_tells_of_a_stream_of_either_kind() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let _peer = std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
+        let tcp = listener.accept().expect("accepted").0;
+        let (unix, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        tcp.set_nonblocking(true).and(unix.set_nonblocking(true)).expect("sockets");
+        for mut stream in [Stream::Tcp(TcpStream::from_std(tcp)), Stream::Unix(UnixStream::from_std(unix))] {
+            let mut poll = mio::Poll::new().expect("a poller");
+            poll.registry().register(&mut stream, Token(7), Interest::WRITABLE).expect("registered");
+            let mut events = mio::Events::with_capacity(4);
+            poll.poll(&mut events, Some(std::time::Duration::from_secs(10))).expect("events");
+            assert_eq!(events.iter().next().map(|event| event.token()), Some(Token(7)), "{stream:?} has room");
+        }
+    }
+
+    #[test]
     #[cfg(target_os = "linux")]
     fn a_stream_knows_what_a_short_read_is_worth_and_what_the_kernel_holds() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
