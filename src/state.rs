@@ -95,3 +95,35 @@ impl State {
 fn leads(from: &str, to: &str) -> bool {
     TRANSITIONS.iter().any(|way| (way.0, way.2) == (from, to))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn only_the_ways_of_the_table_are_open() {
+        assert!(State::Established.may_become(State::Established), "to stay is no step");
+        assert!(State::Draining { held: 5 }.may_become(State::Draining { held: 3 }));
+        assert!(State::Established.may_become(State::CloseWait));
+        assert!(!State::CloseWait.may_become(State::Established), "no way leads back");
+        assert!(!State::Established.may_become(State::FinWait), "not before what we owe is out");
+    }
+
+    #[test]
+    fn each_state_has_its_own_ends_and_an_error_may_come_in_any() {
+        assert!(State::CloseWait.may_end_in(Turn::Ended(Reason::Finished)));
+        assert!(!State::Established.may_end_in(Turn::Ended(Reason::Finished)), "no FIN has been read");
+        assert!(!State::CloseWait.may_end_in(Turn::Ended(Reason::Drained)));
+        for turn in [
+            Turn::Waits,
+            Turn::Again,
+            Turn::Starved,
+            Turn::Ended(Reason::Reset),
+            Turn::Ended(Reason::Error(ErrorKind::TimedOut)),
+        ] {
+            assert!(State::Established.may_end_in(turn), "{turn:?}");
+        }
+    }
+}
