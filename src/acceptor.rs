@@ -192,6 +192,8 @@ mod tests {
     use super::*;
     use crate::listener::{Address, ListenOptions};
 
+    const PATIENCE: Duration = Duration::from_secs(10);
+
     /// An acceptor over one listener that has been told of its newcomers, and those.
     fn with_newcomers(count: usize) -> (Acceptor, Poll, Vec<TcpStream>) {
         let options = ListenOptions { backlog: 1024, reuse_port: false };
@@ -200,12 +202,13 @@ mod tests {
             .and_then(|address| address.bind(&options).map_err(|error| error.to_string()));
         let listeners = listeners.expect("a listener");
         let address = listeners[0].local();
-        let address = address.strip_prefix("tcp://").expect("TCP");
+        let address = address.strip_prefix("tcp://").and_then(|address| address.parse().ok()).expect("TCP");
         let mut poll = Poll::new().expect("a poller");
         let mut acceptor = Acceptor::new(listeners, poll.registry()).expect("registered");
-        let newcomers = (0..count).map(|_| TcpStream::connect(address).expect("room in the queue")).collect();
+        let connect = || TcpStream::connect_timeout(&address, PATIENCE);
+        let newcomers = (0..count).map(|_| connect().expect("room in the queue")).collect();
         let mut events = Events::with_capacity(8);
-        let patience = if count > 0 { Duration::from_secs(10) } else { Duration::ZERO };
+        let patience = if count > 0 { PATIENCE } else { Duration::ZERO };
         poll.poll(&mut events, Some(patience)).expect("a poller in order");
         for event in &events {
             if let Source::Listener(index) = event.token().into() {

@@ -966,6 +966,7 @@ mod tests {
         let mut listener = bind(&directory.unix("s"));
         assert_eq!(listener.local(), format!("unix://{}", path.display()));
         let mut client = UnixStream::connect(&path).expect("a connection");
+        client.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
         let (mut stream, peer) = soon(|| listener.accept());
         assert_eq!(peer, Peer::Unix);
         stream.write_all(b"hi").expect("room");
