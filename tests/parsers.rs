@@ -80,7 +80,7 @@ fn texts(pieces: &'static [&'static str]) -> impl Strategy<Value = String> {
     // Which characters stay. Cutting down begins here: it takes away each that the failure does not need.
     let kept = vec(prop::bool::weighted(0.99), 64);
     // Changed into others, or doubled.
-    let changes = vec((any::<Index>(), prop::option::of(prop::char::range('\0', '\u{2ff}'))), 0..3);
+    let changes = vec((any::<Index>(), prop::option::of(prop::char::range('\0', '\u{2ff}'))), 0..2);
     let glued = (kept, changes, vec(select(pieces), 0..6)).prop_map(|(kept, changes, pieces)| {
         let kept = kept.into_iter().chain(iter::repeat(true));
         let mut text: Vec<char> = pieces.iter().flat_map(|piece| piece.chars()).collect();

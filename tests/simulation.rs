@@ -779,3 +779,56 @@ fn a_short_read_saves_the_one_that_would_block_on_tcp_and_with_nothing_else_in_t
     assert_eq!(reads_for_five_bytes(true, |kernel| kernel.peer_finishes()), 2, "there is a FIN behind the bytes");
     assert_eq!(reads_for_five_bytes(false, |_| {}), 2, "on a Unix socket a short read says nothing");
 }
+
+/// A socket that says it holds more than it gives.
+struct Boaster {
+    holds: usize,
+    sent: Vec<u8>,
+    finished: bool,
+}
+
+impl Read for Boaster {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.holds.min(buffer.len());
+        self.holds -= count;
+        if count == 0 { Err(Errno::AGAIN.into()) } else { Ok(count) }
+    }
+}
+
+impl Write for Boaster {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.sent.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for Boaster {
+    fn short_read_is_last(&self) -> bool {
+        true
+    }
+
+    fn unread(&self) -> io::Result<u32> {
+        Ok(self.holds as u32 + 2)
+    }
+
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.finished = true;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_drain_does_not_wait_for_bytes_that_were_promised_and_are_not_there() {
+    let boaster = Boaster { holds: 5, sent: Vec::new(), finished: false };
+    let mut connection: Connection<Boaster> = Connection::new(boaster, Peer::Unix, 1, false, 0);
+    let mut bench = Workbench::new(BUFFER_SIZE);
+    assert!(connection.drain());
+    let mut turns = (0..10).map(|_| connection.turn(&mut bench, &mut echod::observer::Silent));
+    assert!(turns.any(|turn| turn == Turn::Waits));
+    assert_eq!(connection.stream.sent.len(), 5);
+    assert!(connection.stream.finished && connection.state() == State::FinWait, "{:?}", connection.state());
+}
