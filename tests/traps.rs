@@ -123,7 +123,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/connection.rs",
         "for _ in 0..READS_PER_TURN {",
         "for _ in 0..usize::MAX {",
-        "busy_peers_do_not_starve_another",
+        "a_hundred_thousand_schedules_lose_no_byte_and_no_wake_up",
     ),
     (
         4,
@@ -135,10 +135,11 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         5,
         "src/server.rs",
-        "Turn::Waits => {}",
-        "Turn::Waits => if let Some(it) = self.connections.get_mut(id) {
-            let _ = self.poll.registry().reregister(&mut it.stream, Source::Connection(id).into(), INTEREST);
-        }",
+        "return self.connections.note(id, readable, writable);",
+        "if let Some(it) = self.connections.get_mut(id) {
+            let _ = self.poll.registry().reregister(&mut it.stream, event.token(), INTEREST);
+        }
+        return self.connections.note(id, readable, writable);",
         "an_idle_daemon_sleeps_until_something_is_due",
     ),
     (
@@ -191,14 +192,14 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/verdict.rs",
         "Some(Errno::CONNRESET | Errno::PIPE | Errno::NOTCONN | Errno::CONNABORTED) => Turn::Ended(Reason::Reset),",
         "",
-        "a_reset_ends_that_connection_quietly_and_touches_no_other",
+        "errors_are_sorted_by_what_the_server_does_next",
     ),
     (
         12,
         "src/pending.rs",
         "self.written += count;",
         "self.written = count;",
-        "a_stream_of_64_mib_with_a_fin_right_behind_it_and_a_slow_reader_comes_back_equal",
+        "a_hundred_thousand_schedules_lose_no_byte_and_no_wake_up",
     ),
     (
         13,
