@@ -755,7 +755,7 @@ fn no_script_loses_a_byte_or_a_wake_up() {
         let end = run_script(start, &script, true);
         panic!("the script failed, and now it ends: {end:?}");
     }
-    println!("{scripts} scripts: {:?}", Reason::NAMES.iter().zip(&ends).collect::<Vec<_>>());
+    println!("{scripts} scripts: {:?}", Reason::NAMES.iter().zip(ends.iter().map(Cell::get)).collect::<Vec<_>>());
     for reason in [Reason::Finished, Reason::OneShot, Reason::Drained, Reason::Reset] {
         let ended = ends[reason.kind()].get();
         assert!(ended > scripts / 1000, "{reason} hardly occurs: the scripts prove nothing about it");
