@@ -1085,6 +1085,9 @@ mod tests {
         let theirs = StdUnixListener::bind(&path).expect("a listener");
         let mut listener = Listener::from_inherited(Socket::from(theirs)).expect("a listener");
         assert_eq!(listener.local(), format!("unix://{}", path.display()));
+        // Asked before it is tried: one that blocks would wait for ever.
+        let ListeningSocket::Unix(socket) = &listener.socket else { panic!("a Unix socket gives one") };
+        assert!(rustix::fs::fcntl_getfl(socket).expect("flags").contains(rustix::fs::OFlags::NONBLOCK));
         assert_eq!(Verdict::of(&listener.accept().expect_err("nobody is there")), Verdict::Empty);
         drop(listener);
         assert!(path.exists());

@@ -68,7 +68,7 @@ pub fn assert_that_all_fail(experiments: Vec<Experiment>) {
         let source = read(&file);
         fs::write(copy.join(&file), source.replacen(&now, &then, 1)).expect("a copy");
         let target = target_of(&test);
-        let output = shell(format!("cd {} && cargo test --offline {target} {test} 2>&1", copy.display()));
+        let output = shell(format!("cd {} && timeout 600 cargo test --offline {target} {test} 2>&1", copy.display()));
         let output = String::from_utf8_lossy(&output.stdout);
         let failed = output.lines().any(|line| line.contains(&test) && line.ends_with("FAILED"));
         println!("{file}, {test}: {}", if failed { "fails, as it should" } else { "SURVIVES" });
