@@ -117,11 +117,12 @@ fn turns_are_counted_and_timed() {
     }
     let after = metrics(&daemon);
     let moved = |series: &str| after.value(series) - before.value(series);
-    assert!(moved("echod_turns_total") >= 100.0);
-    assert_eq!(moved("echod_turn_duration_seconds_count"), moved("echod_turns_total"));
+    let turns = moved("echod_turns_total");
+    assert!((100.0..150.0).contains(&turns), "{turns} turns for 100 echoes");
+    assert_eq!(moved("echod_turn_duration_seconds_count"), turns);
     assert!(moved("echod_turn_duration_seconds_sum") > 0.0);
     let bucket = "echod_turn_duration_seconds_bucket{le=\"0.1\"}";
-    assert!(moved(bucket) > 0.0 && moved(bucket) <= moved("echod_turns_total"));
+    assert!(moved(bucket) > 0.0 && moved(bucket) <= turns);
 }
 
 #[test]
