@@ -22,7 +22,7 @@ use std::time::Duration;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
-use crate::support::{Client, Daemon, PATIENCE, Start, has_program, pattern, skip_for_want_of};
+use crate::support::{Client, Daemon, PATIENCE, Signal, Start, has_program, pattern, skip_for_want_of, wait_until};
 
 /// The daemon under `strace -e inject=…`, or nothing where that does not work. With -D strace is the grandchild, and
 /// the daemon keeps the process ID that we know.
@@ -159,6 +159,8 @@ fn who_cannot_be_registered_is_closed_and_the_others_go_on() {
         let refused = clients.iter().filter(|client| client.read_exactly(5).is_err()).count();
         assert_eq!(refused, 1, "{refused} connections were closed for one that could not be registered");
         daemon.wait_for_log(|line| line.contains("cannot register a connection"));
+        daemon.signal(Signal::USR1);
+        daemon.wait_for_log(|line| line.contains("; 1 accept errors"));
         daemon.connect().echo(b"accepting goes on");
         drop(clients);
         daemon.terminate();
@@ -170,12 +172,13 @@ fn a_poller_that_is_broken_ends_the_daemon_with_one_line_and_status_1() {
     let Some(start) = start_with_faults(&["inject=epoll_wait:error=EBADF:when=4+"]) else { return };
     let mut daemon = start.start();
     // Each newcomer is a reason to wake, until there is nobody to connect to.
-    while daemon.exit_code().is_none() {
+    wait_until("the daemon has ended", || {
         let _ = Client::try_connect(daemon.address()).and_then(|client| {
             client.finish();
             client.read_to_end()
         });
-    }
+        daemon.exit_code().is_some()
+    });
     assert_eq!(daemon.exit_code(), Some(1));
     let log = daemon.whole_stderr();
     assert!(log.lines().last().is_some_and(|line| line.starts_with("echod: cannot go on: ")), "{log}");
