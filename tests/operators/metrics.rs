@@ -105,6 +105,11 @@ fn a_peer_that_does_not_read_shows_as_stalled_until_it_does() {
     assert_eq!(page.value("echod_stalled_connections"), 0.0);
     assert_eq!(page.value("echod_sent_bytes_total"), sent as f64);
     assert!(page.value("echod_spent_budgets_total") > 0.0, "so many bytes are more than a turn's work");
+
+    peer.send_until_stalled(&pattern(1, 60_000), Duration::from_millis(300), 100 << 20);
+    assert_eq!(metrics(&daemon).value("echod_stalled_connections"), 1.0);
+    peer.reset();
+    wait_until("who is gone owes nothing", || metrics(&daemon).value("echod_stalled_connections") == 0.0);
 }
 
 #[test]
