@@ -217,6 +217,7 @@ mod tests {
         connections.enqueue(id);
         connections.note(id, Readable::UntilBlocked, true);
         assert_eq!(connections.ready, [id]);
+        assert!(connections.has_work(), "or the loop would sleep over it");
     }
 
     #[test]
