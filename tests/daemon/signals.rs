@@ -384,6 +384,18 @@ fn a_second_signal_stops_at_once() {
 }
 
 #[test]
+fn a_second_signal_stops_at_once_although_newcomers_wait_for_what_is_cut() {
+    let mut daemon = Daemon::with(&["--drain-timeout", "1h"]).nofile(24).start();
+    let clients: Vec<Client> = (0..40).map(|_| daemon.connect()).collect();
+    clients[0].echo(b"hello");
+    daemon.signal(Signal::TERM);
+    clients[0].expect_fin();
+    daemon.expect_running();
+    daemon.signal(Signal::TERM);
+    daemon.expect_success();
+}
+
+#[test]
 fn a_half_closed_peer_that_is_stalled_at_the_signal_gets_all_of_its_echo() {
     let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
     let client = daemon.connect();
