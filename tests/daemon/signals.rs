@@ -112,6 +112,24 @@ fn listeners_close_at_a_stop_while_open_connections_are_waited_for() {
     });
 }
 
+#[test]
+fn who_sees_our_fin_at_a_stop_and_connects_again_is_refused_however_many_wait() {
+    over_each_kind(&["--drain-timeout", "1h"], |daemon| {
+        let client = daemon.connect();
+        client.echo(b"hello");
+        daemon.freeze();
+        let waiting: Vec<Client> = (0..300).map(|_| daemon.connect()).collect(); // More than one turn accepts.
+        daemon.signal(Signal::TERM);
+        daemon.thaw();
+        client.expect_fin();
+        let again = Client::try_connect(daemon.address());
+        assert!(again.is_err(), "taken into a queue that is about to be closed");
+        waiting.iter().for_each(Client::expect_fin);
+        drop((client, waiting));
+        daemon.expect_success();
+    });
+}
+
 // (2) What the kernel held.
 
 #[test]
