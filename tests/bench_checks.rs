@@ -172,7 +172,7 @@ fn an_early_end_fails() {
         });
     });
     let failure = failure(address);
-    assert!(failure.starts_with("connection 3: "), "{failure}");
+    assert!(failure.starts_with("connection 3: closed after "), "{failure}");
 }
 
 #[test]

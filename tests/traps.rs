@@ -427,8 +427,10 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         39,
         "benches/echo/load.rs",
-        "self.send(schedule.turn(self.clients.len()), 1, due)?;",
-        "let _ = due; self.send(schedule.turn(self.clients.len()), 1, self.now())?;",
+        "while let Some(due) = schedule.due_until(now.min(closes)) {
+                self.send(schedule.turn(self.clients.len()), 1, due)?;",
+        "while self.outstanding < self.clients.len() && let Some(_) = schedule.due_until(now.min(closes)) {
+                self.send(schedule.turn(self.clients.len()), 1, now)?;",
         "an_open_loop_counts_every_message_that_was_due_in_a_stall",
     ),
     (
