@@ -100,7 +100,7 @@ fn ipv4_and_ipv6_of_one_port_are_two_listeners_side_by_side() {
     if !has_ipv6() {
         return skip("this host has no IPv6");
     }
-    let first = Daemon::start(&["--listen", "[::1]:0"]);
+    let first = Daemon::start(&["--listen", "0"]); // Every address: nobody else has its port.
     let port = first.tcp().port();
     drop(first);
     let wanted = [format!("0.0.0.0:{port}"), format!("[::]:{port}")]; // The latter takes IPv4, too, unless it is told not to.
