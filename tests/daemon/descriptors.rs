@@ -116,6 +116,21 @@ fn without_descriptors_a_stop_still_drains() {
 }
 
 #[test]
+fn without_descriptors_or_connections_a_stop_ends_at_the_drain_timeout() {
+    let mut daemon = Daemon::start(&["--drain-timeout", "1s"]);
+    let first = daemon.connect();
+    first.echo(b"the loop is under way");
+    first.finish();
+    first.expect_fin();
+    let open = daemon.descriptors();
+    let lowest_free = (0..).find(|number| !open.contains(number)).unwrap();
+    daemon.limit_descriptors(lowest_free as u64);
+    let _waiting = daemon.connect(); // Nobody ends who could make room for it.
+    daemon.signal(Signal::TERM);
+    daemon.expect_success();
+}
+
+#[test]
 fn a_first_line_without_a_descriptor_is_told_and_so_are_the_later_ones() {
     // Twenty descriptors that a parent left open, of which the cap knows nothing: it comes to EMFILE. With -q, that is
     // the first thing there is to say.
