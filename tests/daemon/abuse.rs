@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::PollFlags;
+
 use crate::support::{Client, Daemon, Random, Signal, assert_same, pattern, wait_until};
 
 /// Resets one connection in a state that is drawn; says in which, for the message of a failure.
@@ -210,4 +212,20 @@ fn bytes_that_came_while_the_daemon_stood_still_count_as_life() {
     thread::sleep(Duration::from_millis(1500)); // Longer than the timeout: that is the test.
     daemon.thaw();
     clients.iter().for_each(|client| client.expect(b"in time"));
+    clients.iter().for_each(|client| client.echo(b"and so it stays open"));
+}
+
+#[test]
+fn room_that_was_made_while_the_daemon_stood_still_counts_as_life() {
+    let daemon = Daemon::start(&["--idle-timeout", "3s"]);
+    let client = Client::connect_narrow(daemon.address());
+    let sent = client.send_until_stalled(&pattern(1, 1 << 16), Duration::from_millis(50), 64 << 20);
+    daemon.freeze();
+    let mut got = 0;
+    while client.wait_for(PollFlags::IN, Duration::from_millis(100)) {
+        got += client.read_exactly(client.unread()).unwrap().len();
+    }
+    thread::sleep(Duration::from_millis(3500)); // Longer than the timeout: that is the test.
+    daemon.thaw();
+    client.read_exactly(sent - got).expect("the rest");
 }
