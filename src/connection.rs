@@ -144,7 +144,6 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
             match self.stream.read(&mut bench.buffer[..most]) {
                 Ok(0) => {
                     // The only end of file there is: the flags of an event are hints.
-                    self.readable = Readable::No;
                     observer.fact(self.number, Fact::PeerFinished);
                     match self.state {
                         State::FinWait => return Ok(Turn::Ended(Reason::Drained)),
