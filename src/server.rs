@@ -131,9 +131,8 @@ impl<P: Protocol> Server<P> {
 
     /// Waits for events, or until something is due. The clock is read here, once a turn.
     ///
-    /// Inlined, as [`Server::timeout`], [`Server::note`] and `begin_turn` are: `run` exists twice, for
-    /// [`Silent`](crate::observer::Silent) and for the narrator, and of what both share the compiler would make calls,
-    /// 18 instructions an echo.
+    /// Inlined, as [`Server::timeout`] and [`Server::note`] are: `run` exists twice, for
+    /// [`Silent`](crate::observer::Silent) and for the narrator, and of what both share the compiler would make calls.
     #[inline(always)]
     fn wait(&mut self, events: &mut Events, observer_due: Option<Duration>) -> io::Result<()> {
         let timeout = [self.timeout(), observer_due].into_iter().flatten().min();
