@@ -43,7 +43,7 @@ impl Scenario {
         let open = |rate| Work::Open { connections: 50, message: 64, rate };
         let mut all = vec![
             scenario("ping-pong", "1 connection, 64 bytes, one message in flight", closed(1, 64, 1)),
-            scenario("busy-poll", "the same, echod awake for 50 µs after each event", closed(1, 64, 1)),
+            scenario("busy-poll", "1 connection, 64 bytes; echod awake for 50 µs after each event", closed(1, 64, 1)),
             scenario("ten", "10 connections, 64 bytes, one message in flight each", closed(10, 64, 1)),
             scenario("fifty", "50 connections, 64 bytes, one message in flight each", closed(50, 64, 1)),
             scenario("two-hundred", "200 connections, 64 bytes, one message in flight each", closed(200, 64, 1)),
