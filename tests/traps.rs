@@ -130,7 +130,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/connection.rs",
         "self.readable = self.readable.max(readable);",
         "if !self.is_stalled() { self.readable = self.readable.max(readable); }",
-        "what_comes_while_a_connection_is_stalled_is_read_when_there_is_room",
+        "what_comes_while_a_connection_is_stalled_with_nothing_unread_is_not_forgotten",
     ),
     (
         5,

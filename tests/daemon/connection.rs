@@ -9,7 +9,7 @@ use rustix::net::RecvFlags;
 
 use crate::over_each_kind;
 use crate::support::{
-    Client, Daemon, PATIENCE, Random, Signal, TcpState, assert_same, eventually, pattern, wait_until,
+    Client, Daemon, PATIENCE, Random, Signal, TcpState, assert_same, eventually, pattern, tcp_socket, wait_until,
 };
 
 // What comes in goes out.
@@ -281,6 +281,36 @@ fn what_comes_while_a_connection_is_stalled_is_read_when_there_is_room() {
             assert_same(&client.read_to_end().unwrap(), &expected);
         });
     });
+}
+
+#[test]
+fn what_comes_while_a_connection_is_stalled_with_nothing_unread_is_not_forgotten() {
+    let daemon = Daemon::start(&[]);
+    let narrow = |socket: &socket2::Socket| socket.set_recv_buffer_size(8192);
+    let client = Client::connect_with(daemon.address(), narrow).unwrap();
+    let portion = pattern(13, 40_000);
+    let is_read = || {
+        let unread = tcp_socket(client.remote(), client.local()).is_none_or(|socket| socket.unread > 0);
+        let on_its_way = tcp_socket(client.local(), client.remote()).is_none_or(|socket| socket.unacknowledged > 0);
+        !unread && !on_its_way
+    };
+    // Each portion comes when the one before has been read to the last byte. The one that stays unread has come, with the FIN
+    // behind it, to a connection that was stalled and had seen its queue empty: all that it knows of them is their edge.
+    let mut sent = 0;
+    for _ in 0..5000 {
+        client.send(&portion);
+        sent += portion.len();
+        let end = Instant::now() + Duration::from_millis(500);
+        while !is_read() && Instant::now() < end {
+            thread::sleep(Duration::from_micros(200));
+        }
+        if !is_read() {
+            break;
+        }
+    }
+    client.finish();
+    let expected: Vec<u8> = portion.iter().copied().cycle().take(sent).collect();
+    assert_same(&client.read_to_end().unwrap(), &expected);
 }
 
 #[test]
