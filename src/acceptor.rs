@@ -218,6 +218,16 @@ mod tests {
         (acceptor, poll, newcomers)
     }
 
+    /// An acceptor over two listeners, both told of by an event, with so many newcomers; and what must not be dropped.
+    fn with_two_listeners(first: usize, second: usize) -> (Acceptor, impl Sized) {
+        let (mut acceptor, poll, clients) = with_newcomers(first);
+        let (mut other, other_poll, others) = with_newcomers(second);
+        acceptor.listeners.append(&mut other.listeners);
+        acceptor.listeners[1].index = 1;
+        acceptor.note(1);
+        (acceptor, (poll, clients, other_poll, others))
+    }
+
     /// One turn's newcomers.
     fn turn(acceptor: &mut Acceptor, now: u64) -> usize {
         let mut count = 0;
@@ -259,11 +269,7 @@ mod tests {
 
     #[test]
     fn listeners_are_taken_in_turn() {
-        let (mut acceptor, _poll, _newcomers) = with_newcomers(2);
-        let (mut other, _other_poll, _others) = with_newcomers(2);
-        acceptor.listeners.append(&mut other.listeners);
-        acceptor.listeners[1].index = 1;
-        acceptor.note(1);
+        let (mut acceptor, _clients) = with_two_listeners(2, 2);
         let mut order = Vec::new();
         acceptor.begin_turn(0);
         while let Some((stream, _)) = acceptor.next(0).expect("listeners in order") {
@@ -276,11 +282,7 @@ mod tests {
 
     #[test]
     fn a_listener_whose_queue_is_empty_holds_up_nobody() {
-        let (mut acceptor, _poll, _nobody) = with_newcomers(0);
-        let (mut other, _other_poll, _newcomers) = with_newcomers(2);
-        acceptor.listeners.append(&mut other.listeners);
-        acceptor.listeners[1].index = 1;
-        acceptor.note(1);
+        let (mut acceptor, _clients) = with_two_listeners(0, 2);
         assert_eq!(turn(&mut acceptor, 0), 2);
     }
 

@@ -392,8 +392,6 @@ mod property;
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::print_stdout, reason = "the input that failed belongs into the report")]
-
     use std::cell::{Cell, RefCell};
     use std::collections::BTreeSet;
     use std::iter;
@@ -413,14 +411,18 @@ mod tests {
     /// The answer to a request, as text.
     fn answered(request: &[u8], draining: bool) -> String {
         let (resource, head_only) = judge(request, false).expect("a whole request");
-        let snapshot = Snapshot { counters: Counters::default(), accept_paused: false, draining };
-        let mut page = Page {
+        let answer = with_page(draining, |page| answer(resource, head_only, page));
+        String::from_utf8(answer).expect("text")
+    }
+
+    /// Does something with the page of a daemon that has done nothing yet.
+    fn with_page<T>(draining: bool, work: impl FnOnce(&mut Page<'_>) -> T) -> T {
+        work(&mut Page {
             reserve: &mut Reserve::default(),
             turns: &TurnDurations::default(),
             started: Duration::ZERO,
-            snapshot: &snapshot,
-        };
-        String::from_utf8(answer(resource, head_only, &mut page)).expect("text")
+            snapshot: &Snapshot { counters: Counters::default(), accept_paused: false, draining },
+        })
     }
 
     #[test]
@@ -566,20 +568,11 @@ mod tests {
         prop_oneof![9 => glued, 1 => collection::vec(any::<u8>(), 0..40)].prop_map(Request)
     }
 
-    /// Has each of so many inputs looked at; a panic is preceded by the smallest input that does it.
-    fn for_each<T: std::fmt::Debug>(cases: u32, inputs: impl Strategy<Value = T>, look: impl Fn(&T)) {
-        if let Some(smallest) = property::smallest_failure(cases, &inputs, |input| look(&input)) {
-            println!("the smallest that fails: {smallest:?}");
-            look(&smallest);
-            panic!("it failed, and now it does not");
-        }
-    }
-
     #[test]
     fn whatever_comes_is_judged_at_the_latest_when_no_more_comes_and_once_judged_not_otherwise() {
         use Resource::{BadRequest, Health, MethodNotAllowed, Metrics, NotFound};
         let judged: [Cell<u32>; 6] = Default::default();
-        for_each(20_000, requests(), |Request(request)| {
+        property::for_each(20_000, &requests(), |Request(request)| {
             assert!(judge(request, true).is_some(), "never judged");
             // Byte by byte, as it may come: what has been answered is not taken back by what follows.
             let mut before = None;
@@ -604,18 +597,11 @@ mod tests {
         ours.set_nonblocking(true).expect("non-blocking");
         let stream = Stream::Unix(mio::net::UnixStream::from_std(ours));
         let mut exchange = Exchange { stream, state: State::Asked(Vec::new()), ready: true, due: NEVER };
-        let snapshot = Snapshot { counters: Counters::default(), accept_paused: false, draining };
-        let mut page = Page {
-            reserve: &mut Reserve::default(),
-            turns: &TurnDurations::default(),
-            started: Duration::ZERO,
-            snapshot: &snapshot,
-        };
-        let mut turns = |exchange: &mut Exchange| {
+        let turns = |exchange: &mut Exchange| {
             exchange.ready = true;
             let mut over = false;
             while exchange.ready && !over {
-                over = exchange.turn(&mut page);
+                over = with_page(draining, |page| exchange.turn(page));
             }
             over
         };
@@ -639,7 +625,7 @@ mod tests {
             .prop_map(|(front, (piece, count), back)| Request([front.0, piece.repeat(count), back.0].concat()));
         let inputs = (prop_oneof![4 => requests(), 1 => large], collection::vec(any::<Index>(), 0..6), any::<bool>());
         let statuses = RefCell::new(BTreeSet::new());
-        for_each(2000, inputs, |(Request(request), cuts, draining)| {
+        property::for_each(2000, &inputs, |(Request(request), cuts, draining)| {
             let mut bounds = vec![0, request.len()];
             bounds.extend(cuts.iter().map(|cut| cut.index(request.len() + 1)));
             bounds.sort_unstable();

@@ -1,4 +1,7 @@
 //! Properties, held against what proptest draws. A failure is cut down to the smallest input that still fails.
+#![allow(clippy::print_stdout, reason = "the input that failed belongs into the report")]
+
+use std::fmt::Debug;
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestError, TestRunner, contextualize_config};
@@ -21,5 +24,15 @@ pub fn smallest_failure<S: Strategy>(cases: u32, inputs: &S, holds: impl Fn(S::V
         Ok(()) => None,
         Err(TestError::Fail(_, smallest)) => Some(smallest),
         Err(TestError::Abort(why)) => panic!("{why}"),
+    }
+}
+
+/// Has each of so many inputs looked at. A panic is preceded by the smallest input that does it.
+#[allow(dead_code, reason = "the simulation tells what happens in its scripts itself")]
+pub fn for_each<S: Strategy<Value: Debug>>(cases: u32, inputs: &S, look: impl Fn(&S::Value)) {
+    if let Some(smallest) = smallest_failure(cases, inputs, |input| look(&input)) {
+        println!("the smallest that fails: {smallest:?}");
+        look(&smallest);
+        panic!("it failed, and now it does not");
     }
 }
