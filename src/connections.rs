@@ -26,7 +26,7 @@ pub struct Connections<P = Echo> {
     /// Connections with work to do, each at most once (its `queued` flag). One that ended meanwhile is skipped.
     /// A turn serves those who are queued when it begins. Whoever becomes ready meanwhile stands behind them and is
     /// served in the next turn: so a turn ends. (A ring would do, at twice the instructions.)
-    pub ready: Vec<ConnectionId>,
+    pub(crate) ready: Vec<ConnectionId>,
     /// Connections for which the kernel had no memory, and when they try again, in milliseconds.
     starved: VecDeque<(u64, ConnectionId)>,
     /// Turns of a connection that ended with work left, or were interrupted, since the start.

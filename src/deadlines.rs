@@ -42,9 +42,9 @@ impl Deadlines {
         }
     }
 
-    /// Whether a slot that has been idle for so many milliseconds has been so for too long. If not, it is armed for when
-    /// it will have been.
-    pub fn is_over(&mut self, slot: u32, now: u64, idle: u32) -> bool {
+    /// Looks at a slot that has been idle for so many milliseconds. Returns whether that is too long; if not, the slot is
+    /// armed for when it will be.
+    pub fn look(&mut self, slot: u32, now: u64, idle: u32) -> bool {
         let Some(timeout) = self.timeout else { return false };
         // More than the timeout: both stamps are cut to whole milliseconds, so their difference may be one too much.
         let is_over = u64::from(idle) > timeout;
@@ -129,12 +129,12 @@ mod tests {
         deadlines.arm(3, 1000);
         assert_eq!(deadlines.next(), 1501, "a millisecond that has begun is not over");
         assert_eq!(deadlines.pop_due(1501), Some(3));
-        assert!(deadlines.is_over(3, 1501, 501));
+        assert!(deadlines.look(3, 1501, 501));
         assert_eq!(deadlines.next(), NEVER);
-        assert!(!deadlines.is_over(3, 1501, 500));
+        assert!(!deadlines.look(3, 1501, 500));
         assert_eq!(deadlines.next(), 1502);
         assert_eq!(deadlines.pop_due(1502), Some(3));
-        assert!(!deadlines.is_over(3, 1502, 2), "it has lived meanwhile");
+        assert!(!deadlines.look(3, 1502, 2), "it has lived meanwhile");
         assert_eq!(deadlines.next(), 1502 + 499);
     }
 
@@ -142,7 +142,7 @@ mod tests {
     fn without_a_timeout_nothing_is_due() {
         let mut deadlines = Deadlines::new(None);
         deadlines.arm(3, 1000);
-        assert!(!deadlines.is_over(3, 1_000_000, 999_000));
+        assert!(!deadlines.look(3, 1_000_000, 999_000));
         assert_eq!(deadlines.next(), NEVER);
     }
 }

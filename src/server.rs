@@ -321,23 +321,24 @@ impl<P: Protocol> Server<P> {
         let now = self.clock.ms();
         self.connections.retry_starved(now);
         let due: Vec<u32> = (0..EXPIRIES_PER_TURN).map_while(|_| self.deadlines.pop_due(now)).collect();
-        let mut idle: Vec<ConnectionId> = due.into_iter().filter_map(|slot| self.is_idle(slot, now)).collect();
+        let mut idle: Vec<ConnectionId> = due.into_iter().filter_map(|slot| self.look(slot, now)).collect();
         if !idle.is_empty() {
             // The kernel is asked once more. After a stop (SIGSTOP), or with more events than one wait brings, there may
-            // be bytes of which we have not heard.
+            // be bytes of which we have not heard. (Whoever has work left has a second turn by this.)
             idle.iter().for_each(|&id| self.connections.note(id, Readable::UntilBlocked, true));
             self.serve(observer);
-            idle.retain(|id| self.is_idle(id.slot, now).is_some());
+            idle.retain(|id| self.look(id.slot, now).is_some());
             idle.into_iter().for_each(|id| self.close(id, Reason::Idle, observer));
         }
         self.end_drain(observer);
     }
 
-    /// Who lives in this slot, if it has been idle for too long. Who has not is looked at again when it would be.
-    fn is_idle(&mut self, slot: u32, now: u64) -> Option<ConnectionId> {
+    /// Looks at who lives in this slot. Returns it if it has been idle for too long; if not, it is looked at again when it
+    /// would be.
+    fn look(&mut self, slot: u32, now: u64) -> Option<ConnectionId> {
         let id = self.connections.at(slot)?;
         let idle = self.connections.get_mut(id)?.idle_for(now as u32);
-        self.deadlines.is_over(slot, now, idle).then_some(id)
+        self.deadlines.look(slot, now, idle).then_some(id)
     }
 
     /// The operators' part of a turn.
