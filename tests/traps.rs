@@ -123,7 +123,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/connection.rs",
         "for _ in 0..READS_PER_TURN {",
         "for _ in 0..usize::MAX {",
-        "a_hundred_thousand_schedules_lose_no_byte_and_no_wake_up",
+        "a_peer_without_end_does_not_keep_the_loop",
     ),
     (
         4,
@@ -192,7 +192,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/verdict.rs",
         "Some(Errno::CONNRESET | Errno::PIPE | Errno::NOTCONN | Errno::CONNABORTED) => Turn::Ended(Reason::Reset),",
         "",
-        "errors_are_sorted_by_what_the_server_does_next",
+        "a_reset_is_told_at_debug",
     ),
     (
         12,

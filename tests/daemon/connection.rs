@@ -388,7 +388,7 @@ fn a_reset_is_told_at_debug() {
     client.echo(b"hello");
     let peer = client.local().to_string();
     client.reset();
-    daemon.wait_for_log(|line| line.contains(&peer) && line.contains("reset"));
+    daemon.wait_for_log(|line| line.contains(&peer) && line.contains("ended: reset,")); // No error of the system's.
 }
 
 #[test]
