@@ -8,12 +8,12 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 
 use divan::{Bencher, black_box};
-use echod::connection::Connection;
-use echod::observer::Silent;
-use echod::readiness::Readable;
-use echod::transport::{Peer, Transport};
-use echod::verdict::{Reason, Turn};
-use echod::workbench::Workbench;
+use echod::event_loop::connection::Connection;
+use echod::event_loop::observer::Silent;
+use echod::event_loop::outcome::{Reason, Turn};
+use echod::event_loop::readiness::Readable;
+use echod::event_loop::scratch::Workbench;
+use echod::event_loop::transport::{Peer, Transport};
 
 /// The read buffer's usual size.
 const BUFFER_SIZE: usize = 64 * 1024;

@@ -18,13 +18,13 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use echod::listener::{Address, ListenOptions};
-use echod::observer::Silent;
-use echod::operators::Operators;
-use echod::protocol::Protocol;
-use echod::server::Server;
-use echod::settings::Settings;
-use echod::{descriptors, signals};
+use echod::daemon::monitoring::Operators;
+use echod::daemon::{limits, signals};
+use echod::event_loop::observer::Silent;
+use echod::event_loop::protocol::Protocol;
+use echod::event_loop::server::Server;
+use echod::event_loop::settings::Settings;
+use echod::listen::listener::{Address, ListenOptions};
 
 /// The longest line that is answered, in bytes before its newline. A longer one is answered with [`TOO_LONG`].
 const LONGEST_LINE: usize = 1024;
@@ -93,7 +93,7 @@ impl Lines {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7777".into());
-    let limit = descriptors::raise_limit();
+    let limit = limits::raise_limit();
     let signals = signals::register()?;
     let listeners = Address::parse(&address)?.bind(&ListenOptions { backlog: 1024, reuse_port: false })?;
     for listener in &listeners {
@@ -101,7 +101,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let settings = Settings {
         one_shot: false,
-        max_connections: descriptors::cap(None, limit, listeners.len()),
+        max_connections: limits::cap(None, limit, listeners.len()),
         idle_timeout: Some(Duration::from_secs(600)),
         drain_timeout: Duration::from_secs(5),
         buffer_size: 65536,

@@ -1,4 +1,4 @@
-# How not to do it: the server that everybody writes first. `src/tutorial.md` says what is wrong with it,
+# How not to do it: the server that everybody writes first. `src/docs/tutorial.md` says what is wrong with it,
 # and `cargo run --example conformance -- 127.0.0.1:9999` finds it out.
 import socket, sys
 

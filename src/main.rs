@@ -4,17 +4,17 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use echod::endpoint::Endpoint;
+use echod::daemon::monitoring::Operators;
+use echod::daemon::options::{Exit, Options};
+use echod::daemon::output::{self, Outlet};
+use echod::daemon::systemd::{self, Notifier};
+use echod::daemon::{limits, signals};
+use echod::event_loop::observer::Silent;
+use echod::event_loop::server::Server;
+use echod::event_loop::settings::Settings;
 use echod::explain::Narrator;
-use echod::listener::{self, Listener};
-use echod::observer::Silent;
-use echod::operators::Operators;
-use echod::options::{Exit, Options};
-use echod::output::{self, Outlet};
-use echod::server::Server;
-use echod::service::{self, Notifier};
-use echod::settings::Settings;
-use echod::{descriptors, signals};
+use echod::listen::listener::{self, Listener};
+use echod::metrics::endpoint::Endpoint;
 use log::{info, warn};
 
 fn main() -> ExitCode {
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         Ok(options) => options,
         Err(exit) => return say_and_exit(&exit),
     };
-    let inherited = service::inherited(); // Before we open anything: see there.
+    let inherited = systemd::inherited(); // Before we open anything: see there.
     output::init_log(options.level);
     match inherited.and_then(|inherited| serve(&options, inherited)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -46,7 +46,7 @@ fn say_and_exit(exit: &Exit) -> ExitCode {
 
 /// Everything between the command line and the exit status. The error is one line for a person.
 fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
-    let limit = descriptors::raise_limit();
+    let limit = limits::raise_limit();
     // Before we listen, so that no signal finds us unprepared once somebody knows that we do.
     let signals = signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
     let listeners = bind(options, inherited)?;
@@ -54,7 +54,7 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     announce(&listeners, &operators).map_err(|error| format!("cannot write to stdout: {error}"))?;
 
     let asked = options.max_connections.map(|asked| asked as usize);
-    let max_connections = descriptors::cap(asked, limit, listeners.len() + operators.descriptors());
+    let max_connections = limits::cap(asked, limit, listeners.len() + operators.descriptors());
     if let Some(asked) = asked.filter(|&asked| asked > max_connections) {
         warn!("--max-connections {asked} is lowered to {max_connections}: RLIMIT_NOFILE is {limit}");
     }

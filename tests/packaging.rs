@@ -14,7 +14,7 @@ use clap_mangen::Man;
 #[test]
 fn the_manual_page_has_the_options_of_help() {
     let mut options = Vec::new();
-    Man::new(echod::options::command()).render_options_section(&mut options).unwrap();
+    Man::new(echod::daemon::options::command()).render_options_section(&mut options).unwrap();
     let page = include_str!("../packaging/echod.1.in")
         .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
         .replace("@OPTIONS@\n", str::from_utf8(&options).unwrap());
@@ -25,7 +25,7 @@ fn the_manual_page_has_the_options_of_help() {
 fn the_completions_know_the_options_of_help() {
     for (shell, file) in [(Shell::Bash, "echod.bash"), (Shell::Zsh, "_echod"), (Shell::Fish, "echod.fish")] {
         let mut completions = Vec::new();
-        clap_complete::generate(shell, &mut echod::options::command(), "echod", &mut completions);
+        clap_complete::generate(shell, &mut echod::daemon::options::command(), "echod", &mut completions);
         assert_committed(&format!("packaging/completions/{file}"), &completions);
     }
 }

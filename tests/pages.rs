@@ -7,6 +7,9 @@
 
 mod support;
 
+#[path = "support/sources.rs"]
+mod sources;
+
 use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
@@ -15,10 +18,11 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use rustix::process::{Pid, kill_process};
+use sources::{read, sources_in};
 use support::{Signal, eventually, has_program, skip_for_want_of, wait_until};
 
-const ENGLISH: &str = "src/tutorial.md";
-const CHINESE: &str = "src/tutorial.zh.md";
+const ENGLISH: &str = "src/docs/tutorial.md";
+const CHINESE: &str = "src/docs/tutorial.zh.md";
 
 /// What a page consists of, as far as it can be run.
 #[derive(Debug, PartialEq)]
@@ -316,13 +320,8 @@ fn spans(text: &str) -> impl Iterator<Item = &str> {
 
 #[test]
 fn what_the_pages_name_in_the_code_is_there() {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let sources = fs::read_dir("src").expect("src").map(|entry| entry.expect("an entry").path());
-    let all: String = sources
-        .filter(|path| path.extension().is_some_and(|kind| kind == "rs"))
-        .map(|path| read(path.to_str().expect("text")))
-        .collect();
-    for page in [ENGLISH, CHINESE, "src/tour.md"] {
+    let all: String = sources_in("src").into_iter().map(read).collect();
+    for page in [ENGLISH, CHINESE, "src/docs/tour.md"] {
         let text = read(page).replace("\n> ", " ");
         let mut named = 0;
         // After a quoted file, what is in it. In the last column of a table of the tutorial, something anywhere.
@@ -338,7 +337,7 @@ fn what_the_pages_name_in_the_code_is_there() {
                 }
             }
         }
-        for row in text.lines().filter(|line| line.starts_with("| ") && page != "src/tour.md") {
+        for row in text.lines().filter(|line| line.starts_with("| ") && page != "src/docs/tour.md") {
             for span in row.rsplit(" | ").next().map(spans).into_iter().flatten() {
                 assert!(defines(&all, span), "{page} names `{span}`, which is not there: {row}");
                 named += 1;

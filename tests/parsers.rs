@@ -14,8 +14,8 @@ use std::ffi::OsString;
 use std::iter;
 use std::time::Duration;
 
-use echod::listener::Address;
-use echod::options::Options;
+use echod::daemon::options::Options;
+use echod::listen::listener::Address;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};

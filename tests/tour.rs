@@ -13,13 +13,13 @@ mod experiments;
 use std::fmt::Write;
 use std::fs;
 
-use echod::state::TRANSITIONS;
-use echod::verdict::Reason;
+use echod::event_loop::outcome::Reason;
+use echod::event_loop::state::TRANSITIONS;
 use experiments::{Experiment, read};
 
-const PAGE: &str = "src/tour.md";
-const LOOP: &str = "src/tour/loop.svg";
-const STATES: &str = "src/tour/states.svg";
+const PAGE: &str = "src/docs/tour.md";
+const LOOP: &str = "src/docs/loop.svg";
+const STATES: &str = "src/docs/states.svg";
 
 /// The file holds this; or is made to, when asked for.
 fn expect_file(path: &str, content: &str) {
@@ -120,7 +120,7 @@ fn the_picture_of_the_states_is_drawn_from_the_table() {
 
 #[test]
 fn the_picture_of_the_loop_has_the_steps_of_run_in_their_order() {
-    let source = read("src/server.rs");
+    let source = read("src/event_loop/server.rs");
     let run = &source[source.find("pub fn run").expect("run")..];
     let run = &run[run.find("while").expect("a loop")..run.find("\n    }").expect("its end")];
     let mut steps: Vec<&str> = run
@@ -156,7 +156,7 @@ fn embedded(name: &str, svg: &str) -> String {
 #[test]
 fn the_documentation_embeds_the_pictures_as_they_are() {
     let pictures = embedded("loop", &read(LOOP)) + &embedded("states", &read(STATES));
-    expect_file("src/tour/pictures.md", &pictures);
+    expect_file("src/docs/pictures.md", &pictures);
 }
 
 // ---- the page ----
@@ -178,12 +178,11 @@ fn experiments() -> Vec<Experiment> {
 
 #[test]
 fn every_module_of_the_loop_has_something_to_try_and_a_test_that_fails() {
-    let lib = read("src/lib.rs");
     let experiments = experiments();
-    let modules = lib.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
-    for module in modules {
-        let file = format!("src/{module}.rs");
-        assert!(read(PAGE).contains(&format!("`{file}`")), "the tour does not come by {file}");
+    for file in experiments::sources_in("src") {
+        let file = file.to_string_lossy().into_owned();
+        let is_page = file.ends_with("/mod.rs") && !file.contains("/explain/") || file.ends_with("/lib.rs");
+        assert!(is_page || read(PAGE).contains(&format!("`{file}`")), "the tour does not mention {file}");
     }
     assert!(experiments.len() >= 15);
     experiments.iter().for_each(Experiment::assert_possible);

@@ -1,4 +1,4 @@
-//! The page on traps (`src/traps.md`) names what is there: each trap once, with its handling, and with tests that exist.
+//! The page on traps (`src/docs/traps.md`) names what is there: each trap once, with its handling, and with tests that exist.
 //!
 //! And each handling is worth something: taken out, it makes a test fail.
 //!
@@ -15,7 +15,7 @@ use std::path::Path;
 
 use experiments::Experiment;
 
-const PAGE: &str = include_str!("../src/traps.md");
+const PAGE: &str = include_str!("../src/docs/traps.md");
 
 /// The sections of the page, each with its number.
 fn traps() -> Vec<(u32, &'static str)> {
@@ -85,56 +85,56 @@ fn every_file_that_the_page_names_exists() {
 const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         1,
-        "src/connection.rs",
+        "src/event_loop/connection.rs",
         "if count < most && self.readable == Readable::UntilShort",
         "if count < most && self.readable != Readable::No",
         "a_fin_in_the_same_event_as_the_last_bytes_is_not_missed",
     ),
     (
         1,
-        "src/readiness.rs",
+        "src/event_loop/readiness.rs",
         "event.is_read_closed() || event.is_priority()",
         "event.is_read_closed()",
         "what_follows_an_urgent_byte_in_the_same_event_is_not_missed",
     ),
     (
         1,
-        "src/transport.rs",
+        "src/event_loop/transport.rs",
         "&& matches!(self, Stream::Tcp(_))",
         "",
         "descriptors_that_come_with_a_message_hide_nothing_behind_it",
     ),
     (
         2,
-        "src/server.rs",
+        "src/event_loop/server.rs",
         "Turn::Again => self.connections.again(id),",
         "Turn::Again => {}",
         "what_is_left_over_when_a_turn_is_used_up_is_served_without_a_new_edge",
     ),
     (
         2,
-        "src/connections.rs",
+        "src/event_loop/connections.rs",
         "self.ready.drain(..count);",
         "self.ready.clear();",
         "what_is_left_over_when_a_turn_is_used_up_is_served_without_a_new_edge",
     ),
     (
         3,
-        "src/connection.rs",
+        "src/event_loop/connection.rs",
         "for _ in 0..READS_PER_TURN {",
         "for _ in 0..usize::MAX {",
         "a_peer_without_end_does_not_keep_the_loop",
     ),
     (
         4,
-        "src/connection.rs",
+        "src/event_loop/connection.rs",
         "self.readable = self.readable.max(readable);",
         "if !self.is_stalled() { self.readable = self.readable.max(readable); }",
         "what_comes_while_a_connection_is_stalled_with_nothing_unread_is_not_forgotten",
     ),
     (
         5,
-        "src/server.rs",
+        "src/event_loop/server.rs",
         "return self.connections.note(id, readable, writable);",
         "if let Some(it) = self.connections.get_mut(id) {
             let _ = self.poll.registry().reregister(&mut it.stream, event.token(), INTEREST);
@@ -144,7 +144,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         6,
-        "src/server.rs",
+        "src/event_loop/server.rs",
         "return self.connections.note(id, readable, writable);",
         "if event.is_read_closed() && self.connections.get_mut(id).is_some() { drop(self.connections.remove(id)); return; }
          return self.connections.note(id, readable, writable);",
@@ -152,7 +152,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         7,
-        "src/server.rs",
+        "src/event_loop/server.rs",
         "return self.connections.note(id, readable, writable);",
         "if event.is_write_closed() { return; }
          return self.connections.note(id, readable, writable);",
@@ -160,113 +160,113 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         8,
-        "src/connections.rs",
+        "src/event_loop/connections.rs",
         "let connection = self.slab.get_mut(id.slot as usize).filter(|connection| connection.number == id.generation);",
         "let connection = self.slab.get_mut(id.slot as usize);",
         "an_event_for_a_former_owner_of_a_slot_finds_nobody",
     ),
-    (8, "src/token.rs", "(id.generation as usize) << 32", "1 << 32", "a_slot_used_again_has_another_token"),
+    (8, "src/event_loop/token.rs", "(id.generation as usize) << 32", "1 << 32", "a_slot_used_again_has_another_token"),
     (
         10,
-        "src/server.rs",
+        "src/event_loop/server.rs",
         "Err(error) if error.kind() == io::ErrorKind::Interrupted => {}",
         "",
         "an_interrupted_call_is_made_again",
     ),
     (
         10,
-        "src/connection.rs",
+        "src/event_loop/connection.rs",
         "Err(error) if error.kind() == io::ErrorKind::WouldBlock => {",
         "Err(error) if error.kind() == io::ErrorKind::TimedOut => {",
         "a_call_that_would_block_for_no_reason_costs_no_byte",
     ),
     (
         11,
-        "src/verdict.rs",
+        "src/event_loop/outcome.rs",
         "_ => Turn::Ended(Reason::Error(error.kind())),",
         "_ => panic!(\"{error}\"),",
         "an_error_of_one_connection_ends_no_other",
     ),
     (
         11,
-        "src/verdict.rs",
+        "src/event_loop/outcome.rs",
         "Some(Errno::CONNRESET | Errno::PIPE | Errno::NOTCONN | Errno::CONNABORTED) => Turn::Ended(Reason::Reset),",
         "",
         "a_reset_is_told_at_debug",
     ),
     (
         12,
-        "src/pending.rs",
+        "src/event_loop/pending.rs",
         "self.written += count;",
         "self.written = count;",
         "a_hundred_thousand_schedules_lose_no_byte_and_no_wake_up",
     ),
     (
         13,
-        "src/deadlines.rs",
+        "src/event_loop/deadlines.rs",
         "self.arm_by(slot, now + timeout + 1);",
         "let _ = (slot, now, timeout);",
         "a_connection_that_is_half_closed_and_stalled_is_closed",
     ),
     (
         13,
-        "src/server.rs",
+        "src/event_loop/server.rs",
         "} else if self.drained_by <= self.clock.ms() &&",
         "} else if self.drained_by == 0 &&",
         "the_drain_timeout_cuts_the_rest",
     ),
     (
         14,
-        "src/acceptor.rs",
+        "src/event_loop/acceptor.rs",
         "self.first = at + 1;",
         "self.first = at + 1; self.listeners[at].ready = false;",
         "a_burst_of_connections_in_one_event_is_accepted_to_the_last",
     ),
     (
         15,
-        "src/listener.rs",
+        "src/listen/listener.rs",
         "Errno::NETDOWN | Errno::NOPROTOOPT | Errno::HOSTDOWN | Errno::HOSTUNREACH => Verdict::Gone,",
         "Errno::NETDOWN | Errno::NOPROTOOPT | Errno::HOSTDOWN | Errno::HOSTUNREACH => Verdict::Fatal,",
         "an_error_of_one_newcomer_is_none_of_the_listener",
     ),
     (
         16,
-        "src/acceptor.rs",
+        "src/event_loop/acceptor.rs",
         "self.resume_at = now + PAUSE_MS;",
         "let _ = now;",
         "without_descriptors_open_connections_go_on_and_the_loop_does_not_spin",
     ),
     (
         16,
-        "src/acceptor.rs",
+        "src/event_loop/acceptor.rs",
         "if self.resume_at <= now {",
         "if self.resume_at == 0 && now > 0 {",
         "without_descriptors_accepting_is_tried_again_within_a_second",
     ),
     (
         16,
-        "src/server.rs",
+        "src/event_loop/server.rs",
         "self.acceptor.resume();",
         "",
         "without_descriptors_a_connection_that_ends_makes_room_at_once",
     ),
     (
         17,
-        "src/acceptor.rs",
+        "src/event_loop/acceptor.rs",
         "if !mem::replace(&mut self.pause_logged, true) {",
         "if !mem::replace(&mut self.pause_logged, false) {",
         "without_descriptors_open_connections_go_on_and_the_loop_does_not_spin",
     ),
     (
         18,
-        "src/acceptor.rs",
+        "src/event_loop/acceptor.rs",
         "self.budget -= 1;",
         "",
         "a_burst_of_newcomers_is_taken_in_portions",
     ),
     (
         19,
-        "src/acceptor.rs",
+        "src/event_loop/acceptor.rs",
         "if !mem::replace(&mut self.cap_logged, true) {",
         "self.waiting = false;
          if !mem::replace(&mut self.cap_logged, true) {",
@@ -274,35 +274,35 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         20,
-        "src/listener.rs",
+        "src/listen/listener.rs",
         "socket.set_reuse_port(true)?;",
         "",
         "with_reuse_port_several_processes_share_a_port",
     ),
     (
         21,
-        "src/acceptor.rs",
+        "src/event_loop/acceptor.rs",
         "(self.draining, self.waiting) = (true, true);",
         "self.listeners.clear();",
         "a_process_that_stops_serves_its_share_of_the_queue_first",
     ),
     (
         22,
-        "src/acceptor.rs",
+        "src/event_loop/acceptor.rs",
         "(self.draining, self.waiting) = (true, true);",
         "self.listeners.clear();",
         "connections_that_wait_in_the_listen_queue_at_a_stop_are_served",
     ),
     (
         23,
-        "src/listener.rs",
+        "src/listen/listener.rs",
         "rustix::io::ioctl_fionbio(&socket, true)?;",
         "",
         "an_inherited_listener_does_not_block_and_keeps_its_file",
     ),
     (
         24,
-        "src/listener.rs",
+        "src/listen/listener.rs",
         "prepare_tcp(&socket)?;
     socket.listen(options.backlog())?;",
         "prepare_tcp(&socket)?;
@@ -318,35 +318,35 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         25,
-        "src/listener.rs",
+        "src/listen/listener.rs",
         "socket.set_only_v6(family == Family::Own)?;",
         "socket.set_only_v6(false)?;",
         "ipv4_and_ipv6_of_one_port_are_two_listeners_side_by_side",
     ),
     (
         25,
-        "src/listener.rs",
+        "src/listen/listener.rs",
         "socket.set_only_v6(family == Family::Own)?;",
         "socket.set_only_v6(true)?;",
         "a_bare_port_is_one_dual_stack_socket_on_every_interface",
     ),
     (
         25,
-        "src/transport.rs",
+        "src/event_loop/transport.rs",
         "Peer::Ip(address.ip().to_canonical(), address.port())",
         "Peer::Ip(address.ip(), address.port())",
         "an_ipv4_peer_of_a_dual_stack_socket_is_shown_as_ipv4",
     ),
     (
         26,
-        "src/connection.rs",
+        "src/event_loop/connection.rs",
         "State::Discarding { held: self.stream.unread().unwrap_or(0) }",
         "State::Discarding { held: 0 }",
         "of_a_longer_message_1024_bytes_come_back_and_then_fin_not_rst",
     ),
     (
         26,
-        "src/connection.rs",
+        "src/event_loop/connection.rs",
         "self.discard(count, bench, observer);
                             continue;",
         "return Ok(Turn::Ended(Reason::Drained));",
@@ -354,7 +354,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         27,
-        "src/server.rs",
+        "src/event_loop/server.rs",
         "return self.connections.note(id, readable, writable);",
         "if event.is_read_closed() && self.connections.get_mut(id).is_some() { drop(self.connections.remove(id)); return; }
          return self.connections.note(id, readable, writable);",
@@ -362,14 +362,14 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         28,
-        "src/server.rs",
+        "src/event_loop/server.rs",
         "self.deadlines.arm(id.slot, now);",
         "",
         "a_connection_that_never_says_anything_is_closed",
     ),
     (
         28,
-        "src/connection.rs",
+        "src/event_loop/connection.rs",
         "bench.traffic.discarded += count as u64;
         self.last_active = bench.ms;",
         "bench.traffic.discarded += count as u64;",
@@ -377,49 +377,49 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         29,
-        "src/connection.rs",
+        "src/event_loop/connection.rs",
         "State::Draining { held } => *held = held.saturating_sub(count as u32),",
         "State::Draining { .. } => {}",
         "a_peer_that_keeps_sending_cannot_put_its_fin_off",
     ),
     (
         30,
-        "src/descriptors.rs",
+        "src/daemon/limits.rs",
         "asked.map_or(MOST_BY_DEFAULT, |asked| asked as u64)",
         "asked.map_or(limit, |asked| asked as u64)",
         "a_limit_of_a_container_is_not_taken_at_its_word",
     ),
     (
         31,
-        "src/connection.rs",
+        "src/event_loop/connection.rs",
         "if self.is_stalled() || (self.state, self.readable) == (State::Established, Readable::No) {",
         "if (self.state, self.readable) == (State::Established, Readable::No) {",
         "a_peer_that_does_not_read_is_not_read_from_and_blocks_itself",
     ),
     (
         33,
-        "src/output.rs",
+        "src/daemon/output.rs",
         "OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY",
         "OFlags::WRONLY | OFlags::NOCTTY",
         "a_reader_of_stderr_that_stops_reading_neither_stops_nor_slows_nor_ends_the_daemon",
     ),
     (
         37,
-        "src/listener.rs",
+        "src/listen/listener.rs",
         "Some(Errno::CONNREFUSED | Errno::NOENT) => Ok(None),",
         "Some(Errno::CONNREFUSED | Errno::NOENT | Errno::AGAIN) => Ok(None),",
         "a_live_socket_with_a_full_queue_is_not_taken_for_a_stale_one",
     ),
     (
         37,
-        "src/listener.rs",
+        "src/listen/listener.rs",
         "(now.dev(), now.ino()) == identity;",
         "(now.dev(), now.ino()) == identity || now.dev() > 0;",
         "a_file_that_has_taken_the_place_of_ours_is_not_removed",
     ),
     (
         38,
-        "src/clock.rs",
+        "src/event_loop/clock.rs",
         "duration.as_micros().div_ceil(1000)",
         "(duration.as_micros() / 1000)",
         "a_short_timeout_is_rounded_up",
@@ -450,7 +450,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         43,
-        "src/listener.rs",
+        "src/listen/listener.rs",
         "socket.set_tcp_nodelay(true)?; // Nagle",
         "// Nagle",
         "tcp_nodelay_and_so_oobinline_are_on",

@@ -4,6 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[path = "sources.rs"]
+mod sources;
+
+pub use sources::{read, sources_in};
+
 /// One thing to try: a piece of a file, what to make of it, and the test that then fails.
 #[derive(Clone, Debug)]
 pub struct Experiment {
@@ -11,11 +16,6 @@ pub struct Experiment {
     pub now: String,
     pub then: String,
     pub test: String,
-}
-
-pub fn read(path: impl AsRef<Path>) -> String {
-    let path = path.as_ref();
-    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 impl Experiment {
@@ -32,10 +32,7 @@ impl Experiment {
 /// What to tell Cargo to have this test built, and nothing that is not needed.
 fn target_of(test: &str) -> &'static str {
     let has_it = |path: &Path| path.is_file() && read(path).contains(&format!("fn {test}()"));
-    let in_directory = |directory: &str| {
-        let mut files = fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path());
-        files.any(|path| has_it(&path))
-    };
+    let in_directory = |directory: &str| sources_in(directory).iter().any(|path| has_it(path));
     if in_directory("src") {
         return "--lib";
     }

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use std::{env, mem};
 
-use crate::output::Outlet;
+use crate::daemon::output::Outlet;
 
 /// Lines told in a second, when it goes on for long: already more than a reader can follow, and under 1 % of
 /// a processor (a line costs some 5 µs, most of it write(2)).

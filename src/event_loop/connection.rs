@@ -11,14 +11,14 @@
 
 use std::io;
 
-use crate::observer::{Fact, Observer};
-use crate::pending::{Pending, stall};
-use crate::protocol::{Echo, Protocol};
-use crate::readiness::Readable;
-use crate::state::{Cause, State};
-use crate::transport::{Peer, Transport, write_until_blocked};
-use crate::verdict::{Reason, Turn};
-use crate::workbench::Workbench;
+use crate::event_loop::observer::{Fact, Observer};
+use crate::event_loop::outcome::{Reason, Turn};
+use crate::event_loop::pending::{Pending, stall};
+use crate::event_loop::protocol::{Echo, Protocol};
+use crate::event_loop::readiness::Readable;
+use crate::event_loop::scratch::Workbench;
+use crate::event_loop::state::{Cause, State};
+use crate::event_loop::transport::{Peer, Transport, write_until_blocked};
 
 /// The most reads that one connection gets in one turn of the loop.
 ///

@@ -1,6 +1,6 @@
 //! What connections are served with. (A craftsman's bench, not a benchmark.)
 
-use crate::metrics::Traffic;
+use crate::metrics::exposition::Traffic;
 
 /// What every connection works with in its turn, one after the other.
 #[derive(Debug)]

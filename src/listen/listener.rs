@@ -17,7 +17,7 @@ use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::transport::{Peer, Stream};
+use crate::event_loop::transport::{Peer, Stream};
 
 /// Where to listen, as the user typed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -628,7 +628,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::transport::Transport;
+    use crate::event_loop::transport::Transport;
 
     const OPTIONS: ListenOptions = ListenOptions { backlog: 16, reuse_port: false };
 

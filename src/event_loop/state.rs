@@ -1,6 +1,6 @@
 //! The words for where a connection stands, and the table of the ways between them.
 
-use crate::verdict::{Reason, Turn};
+use crate::event_loop::outcome::{Reason, Turn};
 
 /// Where a connection is in its life, in the words of RFC 9293, 3.3.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use crate::clock::NEVER;
+use crate::event_loop::clock::NEVER;
 
 /// Idle deadlines by slot, in milliseconds since the loop started.
 #[derive(Debug, Default)]

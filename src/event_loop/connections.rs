@@ -5,13 +5,13 @@ use std::mem;
 
 use slab::Slab;
 
-use crate::clock::NEVER;
-use crate::connection::Connection;
-use crate::protocol::{Echo, Protocol};
-use crate::readiness::Readable;
-use crate::state::State;
-use crate::token::ConnectionId;
-use crate::transport::Stream;
+use crate::event_loop::clock::NEVER;
+use crate::event_loop::connection::Connection;
+use crate::event_loop::protocol::{Echo, Protocol};
+use crate::event_loop::readiness::Readable;
+use crate::event_loop::state::State;
+use crate::event_loop::token::ConnectionId;
+use crate::event_loop::transport::Stream;
 
 /// Slots reserved at start, 64 bytes each: address space, not memory, until connections come.
 const SLOTS_RESERVED: usize = 65_536;
@@ -183,7 +183,7 @@ mod tests {
     use mio::net::UnixStream;
 
     use super::*;
-    use crate::transport::Peer;
+    use crate::event_loop::transport::Peer;
 
     fn open(connections: &mut Connections) -> ConnectionId {
         let (stream, _) = UnixStream::pair().expect("a socket pair");

@@ -1,6 +1,6 @@
 //! What a connection owes and its peer has not taken.
 
-use crate::observer::{Fact, Observer};
+use crate::event_loop::observer::{Fact, Observer};
 
 /// An answer, or what is left of one.
 #[derive(Debug)]

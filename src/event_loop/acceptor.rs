@@ -6,10 +6,10 @@ use std::{io, mem};
 use log::{debug, info, warn};
 use mio::Registry;
 
-use crate::clock::NEVER;
-use crate::listener::{Listener, Verdict};
-use crate::token::Source;
-use crate::transport::{Peer, Stream};
+use crate::event_loop::clock::NEVER;
+use crate::event_loop::token::Source;
+use crate::event_loop::transport::{Peer, Stream};
+use crate::listen::listener::{Listener, Verdict};
 
 /// The most accepts in one turn: a burst of newcomers must not keep open peers waiting. An accept costs some 10 µs, so
 /// this is about half a millisecond.
@@ -190,7 +190,7 @@ mod tests {
     use rustix::io::Errno;
 
     use super::*;
-    use crate::listener::{Address, ListenOptions};
+    use crate::listen::listener::{Address, ListenOptions};
 
     const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -13,7 +13,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 use log::LevelFilter;
 
-use crate::listener::{Address, ListenOptions, printable};
+use crate::listen::listener::{Address, ListenOptions, printable};
 
 /// What is listened on without `--listen`.
 const DEFAULT_ADDRESS: Address = Address::Port(9999);

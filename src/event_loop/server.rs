@@ -15,23 +15,23 @@ use signal_hook::consts::SIGUSR1;
 use signal_hook::low_level::signal_name;
 use signal_hook_mio::v1_0::Signals;
 
-use crate::acceptor::Acceptor;
-use crate::clock::{Clock, NEVER, millis};
-use crate::connection::Connection;
-use crate::connections::Connections;
-use crate::deadlines::Deadlines;
-use crate::listener::Listener;
-use crate::metrics::{Counters, Snapshot};
-use crate::observer::Observer;
-use crate::operators::Operators;
-use crate::output;
-use crate::protocol::{Echo, Protocol};
-use crate::readiness::{self, INTEREST, Readable, readiness};
-use crate::settings::Settings;
-use crate::token::{ConnectionId, Source};
-use crate::transport::{Peer, Stream};
-use crate::verdict::{Reason, Turn};
-use crate::workbench::Workbench;
+use crate::daemon::monitoring::Operators;
+use crate::daemon::output;
+use crate::event_loop::acceptor::Acceptor;
+use crate::event_loop::clock::{Clock, NEVER, millis};
+use crate::event_loop::connection::Connection;
+use crate::event_loop::connections::Connections;
+use crate::event_loop::deadlines::Deadlines;
+use crate::event_loop::observer::Observer;
+use crate::event_loop::outcome::{Reason, Turn};
+use crate::event_loop::protocol::{Echo, Protocol};
+use crate::event_loop::readiness::{self, INTEREST, Readable, readiness};
+use crate::event_loop::scratch::Workbench;
+use crate::event_loop::settings::Settings;
+use crate::event_loop::token::{ConnectionId, Source};
+use crate::event_loop::transport::{Peer, Stream};
+use crate::listen::listener::Listener;
+use crate::metrics::exposition::{Counters, Snapshot};
 
 /// How many events one wait can bring. With 16, a busy server spends 5 % more on waiting; from 128 on
 /// there is no difference. epoll(7) hands out in turn what did not fit, so nobody is forgotten.
@@ -132,7 +132,7 @@ impl<P: Protocol> Server<P> {
     /// Waits for events, or until something is due. The clock is read here, once a turn.
     ///
     /// Inlined, as [`Server::timeout`] and [`Server::note`] are: `run` exists twice, for
-    /// [`Silent`](crate::observer::Silent) and for the narrator, and of what both share the compiler would make calls.
+    /// [`Silent`](crate::event_loop::observer::Silent) and for the narrator, and of what both share the compiler would make calls.
     #[inline(always)]
     fn wait(&mut self, events: &mut Events, observer_due: Option<Duration>) -> io::Result<()> {
         let timeout = [self.timeout(), observer_due].into_iter().flatten().min();

@@ -7,6 +7,9 @@
 //! It lives in the loop, so its work is bounded: a line for a fact, so many lines in a second ([`Diagram`]), a
 //! question to the kernel for a line ([`Kernel`]), and a handful of closed connections followed to their end.
 
+pub mod diagram;
+pub mod socket_table;
+
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
@@ -14,11 +17,11 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use crate::diagram::{Arrow, Diagram, MEANING, Place, Sender, Weight, quoted};
-use crate::kernel::{Ends, Kernel, TcpState, fin_timeout};
-use crate::observer::{Fact, Observer};
-use crate::transport::{Peer, Stream, Transport};
-use crate::verdict::Reason;
+use crate::event_loop::observer::{Fact, Observer};
+use crate::event_loop::outcome::Reason;
+use crate::event_loop::transport::{Peer, Stream, Transport};
+use crate::explain::diagram::{Arrow, Diagram, MEANING, Place, Sender, Weight, quoted};
+use crate::explain::socket_table::{Ends, Kernel, TcpState, fin_timeout};
 
 /// The most closed connections that are followed until the kernel, too, has done with them. With more, the
 /// oldest is let go.

@@ -5,10 +5,10 @@ use std::io;
 
 use mio::Registry;
 
-use crate::clock::{Clock, NEVER};
-use crate::endpoint::Endpoint;
-use crate::metrics::Snapshot;
-use crate::service::Notifier;
+use crate::daemon::systemd::Notifier;
+use crate::event_loop::clock::{Clock, NEVER};
+use crate::metrics::endpoint::Endpoint;
+use crate::metrics::exposition::Snapshot;
 
 /// Both of them. Where neither is, a turn costs one comparison more.
 #[derive(Debug, Default)]
@@ -31,7 +31,7 @@ impl Operators {
         self.endpoint.as_mut().map_or(Ok(()), |endpoint| endpoint.register(registry))
     }
 
-    /// Marks what an event of [`Source::Endpoint`](crate::token::Source::Endpoint) is about.
+    /// Marks what an event of [`Source::Endpoint`](crate::event_loop::token::Source::Endpoint) is about.
     pub fn note(&mut self, index: u32) {
         if let Some(endpoint) = &mut self.endpoint {
             endpoint.note(index);

@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use crate::transport::{Peer, Stream};
-use crate::verdict::Reason;
+use crate::event_loop::outcome::Reason;
+use crate::event_loop::transport::{Peer, Stream};
 
 /// One thing that a connection saw or did. The order of facts is the order of system calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

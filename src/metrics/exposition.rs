@@ -3,8 +3,8 @@
 use std::fmt::{self, Display, Write};
 use std::time::Duration;
 
-use crate::output;
-use crate::verdict::Reason;
+use crate::daemon::output;
+use crate::event_loop::outcome::Reason;
 
 /// Bytes moved and bytes that do not move, summed over connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use log::{Level, log_enabled};
 use mio::Interest;
 use mio::event::Event;
 
-use crate::token::Source;
+use crate::event_loop::token::Source;
 
 /// What one connection asks of the poller: everything, once, for life.
 ///

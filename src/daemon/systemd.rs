@@ -15,8 +15,8 @@ use std::{env, io, process};
 use listenfd::ListenFd;
 use log::warn;
 
-use crate::clock::NEVER;
-use crate::listener::Listener;
+use crate::event_loop::clock::NEVER;
+use crate::listen::listener::Listener;
 
 /// The first descriptor that is passed: SD_LISTEN_FDS_START.
 const FIRST_DESCRIPTOR: usize = 3;

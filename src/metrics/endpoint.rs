@@ -16,11 +16,11 @@ use mio::{Interest, Registry};
 use slab::Slab;
 use socket2::{Domain, Socket, Type};
 
-use crate::clock::NEVER;
-use crate::listener::{Address, BindError, ListenOptions, Listener, Verdict};
-use crate::metrics::{self, Process, Snapshot, TurnDurations};
-use crate::token::Source;
-use crate::transport::{Stream, Transport};
+use crate::event_loop::clock::NEVER;
+use crate::event_loop::token::Source;
+use crate::event_loop::transport::{Stream, Transport};
+use crate::listen::listener::{Address, BindError, ListenOptions, Listener, Verdict};
+use crate::metrics::exposition::{self, Process, Snapshot, TurnDurations};
 
 /// Exchanges at once. A scraper or two and a few probes; whoever is one too many waits in the listen queue.
 const MOST_EXCHANGES: usize = 16;
@@ -226,7 +226,7 @@ impl Page<'_> {
         self.reserve.release(); // For the files of /proc.
         let process = Process::read(self.snapshot.counters.open(), self.started);
         self.reserve.refill();
-        metrics::page(self.snapshot, self.turns, &process)
+        exposition::page(self.snapshot, self.turns, &process)
     }
 }
 
@@ -387,7 +387,7 @@ fn answer(resource: Resource, head_only: bool, page: &mut Page<'_>) -> Vec<u8> {
 }
 
 #[cfg(test)]
-#[path = "../tests/support/property.rs"]
+#[path = "../../tests/support/property.rs"]
 mod property;
 
 #[cfg(test)]
@@ -401,7 +401,7 @@ mod tests {
     use proptest::sample::{Index, select};
 
     use super::*;
-    use crate::metrics::Counters;
+    use crate::metrics::exposition::Counters;
 
     /// What a request is told when it is all there.
     fn asked(request: &[u8]) -> Option<Resource> {
