@@ -10,9 +10,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use divan::{Bencher, black_box};
 use echod::event_loop::connection::Connection;
 use echod::event_loop::observer::Silent;
-use echod::event_loop::outcome::{Reason, Turn};
+use echod::event_loop::outcome::{CloseReason, Outcome};
 use echod::event_loop::readiness::Readable;
-use echod::event_loop::scratch::Workbench;
+use echod::event_loop::scratch::Scratch;
 use echod::event_loop::transport::{Peer, Transport};
 
 /// The read buffer's usual size.
@@ -61,11 +61,11 @@ impl Write for Socket {
 }
 
 impl Transport for Socket {
-    fn short_read_is_last(&self) -> bool {
+    fn short_read_drains(&self) -> bool {
         true
     }
 
-    fn unread(&self) -> io::Result<u32> {
+    fn bytes_available(&self) -> io::Result<u32> {
         Ok(self.inbox.unwrap_or(0) as u32)
     }
 
@@ -75,12 +75,12 @@ impl Transport for Socket {
 }
 
 /// Measures the turn that follows from one event, on a fresh connection each time.
-fn turn(bencher: Bencher, socket: Socket, readable: Readable, outcome: Turn) {
-    let mut bench = Workbench::new(BUFFER_SIZE);
+fn serve(bencher: Bencher, socket: Socket, readable: Readable, expected: Outcome) {
+    let mut scratch = Scratch::new(BUFFER_SIZE);
     bencher.with_inputs(|| connection(socket)).bench_local_refs(|connection| {
-        connection.note(black_box(readable), true);
-        let turn = connection.turn(&mut bench, &mut Silent);
-        assert_eq!(turn, outcome);
+        connection.record_readiness(black_box(readable), true);
+        let outcome = connection.serve(&mut scratch, &mut Silent);
+        assert_eq!(outcome, expected);
     });
 }
 
@@ -91,35 +91,40 @@ fn connection(socket: Socket) -> Connection<Socket> {
 /// One read, one write, and it waits again: what almost every turn is.
 #[divan::bench]
 fn a_message(bencher: Bencher) {
-    turn(bencher, Socket { inbox: Some(64), room: 1000 }, Readable::UntilShort, Turn::Waits);
+    serve(bencher, Socket { inbox: Some(64), room: 1000 }, Readable::UntilShort, Outcome::Idle);
 }
 
 /// Beside a FIN or urgent data a short read is not trusted: one read more.
 #[divan::bench]
 fn a_message_read_until_blocked(bencher: Bencher) {
-    turn(bencher, Socket { inbox: Some(64), room: 1000 }, Readable::UntilBlocked, Turn::Waits);
+    serve(bencher, Socket { inbox: Some(64), room: 1000 }, Readable::UntilWouldBlock, Outcome::Idle);
 }
 
 /// An event that was nothing.
 #[divan::bench]
 fn nothing_to_read(bencher: Bencher) {
-    turn(bencher, Socket { inbox: Some(0), room: 1000 }, Readable::UntilShort, Turn::Waits);
+    serve(bencher, Socket { inbox: Some(0), room: 1000 }, Readable::UntilShort, Outcome::Idle);
 }
 
 /// More than a turn may read.
 #[divan::bench]
 fn as_much_as_a_turn_reads(bencher: Bencher) {
-    turn(bencher, Socket { inbox: Some(usize::MAX), room: usize::MAX }, Readable::UntilShort, Turn::Again);
+    serve(bencher, Socket { inbox: Some(usize::MAX), room: usize::MAX }, Readable::UntilShort, Outcome::Requeue);
 }
 
 /// The peer takes nothing: the answer is copied, and reading stops.
 #[divan::bench(args = [64, BUFFER_SIZE])]
 fn a_stall(bencher: Bencher, message: usize) {
-    turn(bencher, Socket { inbox: Some(message), room: 0 }, Readable::UntilShort, Turn::Waits);
+    serve(bencher, Socket { inbox: Some(message), room: 0 }, Readable::UntilShort, Outcome::Idle);
 }
 
 /// The peer has finished, and so do we.
 #[divan::bench]
 fn a_fin(bencher: Bencher) {
-    turn(bencher, Socket { inbox: None, room: 1000 }, Readable::UntilBlocked, Turn::Ended(Reason::Finished));
+    serve(
+        bencher,
+        Socket { inbox: None, room: 1000 },
+        Readable::UntilWouldBlock,
+        Outcome::Closed(CloseReason::Finished),
+    );
 }

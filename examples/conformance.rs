@@ -19,7 +19,7 @@ use std::time::Duration;
 use socket2::SockRef;
 
 /// How long the server may leave us waiting for a byte.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What every server should take in although nothing is read yet: the kernel's buffers alone hold as much.
 const WITHIN_LIMITS: usize = 64 * 1024;
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
                 say(&format!("WRONG   {name}\n        expected: {expected}\n        came:     {came}"));
             }
         }
-        if let Err(error) = TcpStream::connect_timeout(&address, PATIENCE) {
+        if let Err(error) = TcpStream::connect_timeout(&address, TIMEOUT) {
             say(&format!("GONE    after {name} nobody listens at {address} any more: {error}"));
             failed = failed.max(1);
             break;
@@ -197,11 +197,11 @@ fn still_there(address: SocketAddr) -> Outcome {
 // ---- a peer ----
 
 fn connect(address: SocketAddr) -> Result<TcpStream, String> {
-    let peer = TcpStream::connect_timeout(&address, PATIENCE).map_err(|error| format!("no connection: {error}"))?;
+    let peer = TcpStream::connect_timeout(&address, TIMEOUT).map_err(|error| format!("no connection: {error}"))?;
     let prepare = || {
         peer.set_nodelay(true)?;
-        peer.set_read_timeout(Some(PATIENCE))?;
-        peer.set_write_timeout(Some(PATIENCE))
+        peer.set_read_timeout(Some(TIMEOUT))?;
+        peer.set_write_timeout(Some(TIMEOUT))
     };
     prepare().map_err(|error| error.to_string())?;
     Ok(peer)
@@ -270,7 +270,7 @@ fn exchange(address: SocketAddr, message: &[u8], between: impl Fn(usize)) -> Out
 /// What an error means on the wire.
 fn spoken(error: &io::Error) -> String {
     match error.kind() {
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("nothing for {} s", PATIENCE.as_secs()),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("nothing for {} s", TIMEOUT.as_secs()),
         // After an RST, a read says the first, a write the second, shutdown(2) the third.
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::NotConnected => format!("RST ({error})"),
         _ => error.to_string(),

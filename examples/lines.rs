@@ -8,7 +8,7 @@
 //!
 //! - A read brings what the kernel has, not what the peer wrote: half a line, three lines, or both. [`Lines`] keeps
 //!   the half between reads.
-//! - What is kept is bounded. Without [`LONGEST_LINE`], a peer that never sends a newline takes all the memory there is.
+//! - What is kept is bounded. Without [`MAX_LINE_LEN`], a peer that never sends a newline takes all the memory there is.
 //! - Bytes are bytes. A line is what ends with 0x0a; nothing here asks whether it is text.
 //! - A line that the peer's FIN cuts off has not ended, so it has no answer (above: `desserts`, and nothing for `pa`).
 //!
@@ -18,8 +18,8 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use echod::daemon::monitoring::Operators;
 use echod::daemon::{limits, signals};
+use echod::event_loop::monitor::NoMonitor;
 use echod::event_loop::observer::Silent;
 use echod::event_loop::protocol::Protocol;
 use echod::event_loop::server::Server;
@@ -27,7 +27,7 @@ use echod::event_loop::settings::Settings;
 use echod::listen::listener::{Address, ListenOptions};
 
 /// The longest line that is answered, in bytes before its newline. A longer one is answered with [`TOO_LONG`].
-const LONGEST_LINE: usize = 1024;
+const MAX_LINE_LEN: usize = 1024;
 
 /// Shorter than what it stands for, so that the answer to a read never outgrows the read and one kept line.
 const TOO_LONG: &[u8] = b"(too long)\n";
@@ -35,7 +35,7 @@ const TOO_LONG: &[u8] = b"(too long)\n";
 /// Where one peer is in its line.
 #[derive(Debug, Default)]
 struct Lines {
-    /// The beginning of a line whose end is not in: at most [`LONGEST_LINE`] bytes.
+    /// The beginning of a line whose end is not in: at most [`MAX_LINE_LEN`] bytes.
     begun: Vec<u8>,
     /// The line is too long, and was answered: the rest of it is skipped.
     skipping: bool,
@@ -72,7 +72,7 @@ impl Lines {
         if self.skipping {
             return;
         }
-        if self.begun.len() + piece.len() > LONGEST_LINE {
+        if self.begun.len() + piece.len() > MAX_LINE_LEN {
             // Said now: the newline may never come.
             self.answer.extend_from_slice(TOO_LONG);
             self.begun.clear();
@@ -107,6 +107,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         buffer_size: 65536,
         busy_poll: Duration::ZERO,
     };
-    Server::<Lines>::new(settings, listeners, Operators::default(), signals)?.run(&mut Silent)?;
+    Server::<_, Lines>::new(settings, listeners, NoMonitor, signals)?.run(&mut Silent)?;
     Ok(())
 }

@@ -4,16 +4,17 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use echod::daemon::monitoring::Operators;
+use echod::daemon::monitoring::{self, Monitoring};
 use echod::daemon::options::{Exit, Options};
-use echod::daemon::output::{self, Outlet};
+use echod::daemon::output::{self, NonBlockingWriter};
 use echod::daemon::systemd::{self, Notifier};
 use echod::daemon::{limits, signals};
 use echod::event_loop::observer::Silent;
 use echod::event_loop::server::Server;
 use echod::event_loop::settings::Settings;
-use echod::explain::Narrator;
-use echod::listen::listener::{self, Listener};
+use echod::explain::Explainer;
+use echod::listen::listener::Listener;
+use echod::listen::socket::somaxconn;
 use echod::metrics::endpoint::Endpoint;
 use log::{info, warn};
 
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
     match inherited.and_then(|inherited| serve(&options, inherited)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            output::complain(format_args!("echod: {message}"));
+            output::print_error(format_args!("echod: {message}"));
             ExitCode::FAILURE
         }
     }
@@ -36,9 +37,9 @@ fn main() -> ExitCode {
 /// `--help` and `--version` go to stdout, what is wrong with the command line to stderr.
 fn say_and_exit(exit: &Exit) -> ExitCode {
     if !exit.to_stdout {
-        output::complain(&exit.message);
+        output::print_error(&exit.message);
     } else if let Err(error) = writeln!(io::stdout(), "{}", exit.message) {
-        output::complain(format_args!("echod: cannot write to stdout: {error}"));
+        output::print_error(format_args!("echod: cannot write to stdout: {error}"));
         return ExitCode::FAILURE;
     }
     ExitCode::from(exit.status)
@@ -50,11 +51,11 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     // Before we listen, so that no signal finds us unprepared once somebody knows that we do.
     let signals = signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
     let listeners = bind(options, inherited)?;
-    let operators = operators(options)?;
-    announce(&listeners, &operators).map_err(|error| format!("cannot write to stdout: {error}"))?;
+    let monitoring = monitoring(options)?;
+    announce(&listeners, &monitoring).map_err(|error| format!("cannot write to stdout: {error}"))?;
 
     let asked = options.max_connections.map(|asked| asked as usize);
-    let max_connections = limits::cap(asked, limit, listeners.len() + operators.descriptors());
+    let max_connections = limits::cap(asked, limit, listeners.len() + monitoring.descriptors());
     if let Some(asked) = asked.filter(|&asked| asked > max_connections) {
         warn!("--max-connections {asked} is lowered to {max_connections}: RLIMIT_NOFILE is {limit}");
     }
@@ -67,10 +68,10 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
         buffer_size: options.buffer_size,
         busy_poll: options.busy_poll,
     };
-    let mut server: Server = Server::new(settings, listeners, operators, signals)
+    let mut server: Server<Monitoring> = Server::new(settings, listeners, monitoring, signals)
         .map_err(|error| format!("cannot start polling: {error}"))?;
     let outcome = if options.explain {
-        let mut narrator = Narrator::new(io::stdout()).map_err(|error| format!("cannot write to stdout: {error}"))?;
+        let mut narrator = Explainer::new(io::stdout()).map_err(|error| format!("cannot write to stdout: {error}"))?;
         let outcome = server.run(&mut narrator);
         narrator.stopped();
         outcome
@@ -78,7 +79,7 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
         server.run(&mut Silent)
     };
     outcome.map_err(|error| format!("cannot go on: {error}"))?;
-    info!("stopped; {}", server.counters());
+    info!("stopped; {}", monitoring::describe(&server.counters()));
     Ok(())
 }
 
@@ -89,22 +90,22 @@ fn bind(options: &Options, inherited: Vec<Listener>) -> Result<Vec<Listener>, St
     for address in wanted {
         listeners.extend(address.bind(&options.listen_options()).map_err(|error| error.to_string())?);
     }
-    if let Some(most) = listener::somaxconn().filter(|&most| most < options.backlog) {
+    if let Some(most) = somaxconn().filter(|&most| most < options.backlog) {
         warn!("--backlog {} is lowered to {most} by the kernel (net.core.somaxconn)", options.backlog);
     }
     Ok(listeners)
 }
 
 /// Whoever looks after us, by what the command line and the environment say.
-fn operators(options: &Options) -> Result<Operators, String> {
+fn monitoring(options: &Options) -> Result<Monitoring, String> {
     let endpoint = options.metrics.map(Endpoint::bind).transpose().map_err(|error| error.to_string())?;
-    Ok(Operators { endpoint, notifier: Notifier::from_env() })
+    Ok(Monitoring { endpoint, notifier: Notifier::from_env() })
 }
 
 /// Says where we listen, a line each, before the first accept.
-fn announce(listeners: &[Listener], operators: &Operators) -> io::Result<()> {
-    let mut stdout = Outlet::new(io::stdout())?;
-    let endpoint = operators.endpoint.iter().map(Endpoint::local);
+fn announce(listeners: &[Listener], monitoring: &Monitoring) -> io::Result<()> {
+    let mut stdout = NonBlockingWriter::new(io::stdout())?;
+    let endpoint = monitoring.endpoint.iter().map(Endpoint::local);
     for url in listeners.iter().map(Listener::local).chain(endpoint) {
         stdout.announce(&format!("listening on {url}"))?;
     }

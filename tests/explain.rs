@@ -13,7 +13,7 @@ use std::thread;
 
 use rustix::event::PollFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use support::{Client, Daemon, Directory, PATIENCE, Signal, unix, wait_until};
+use support::{Client, Daemon, Directory, Signal, TIMEOUT, unix, wait_until};
 
 /// The lines of one connection, without number and time. A run of dashes or blanks is one of them, a port is `*`.
 fn story(narrative: &str, number: u32) -> Vec<String> {
@@ -282,7 +282,7 @@ fn lines_have_at_most_100_columns_and_no_colour_but_on_a_terminal() {
         let mut text = Vec::new();
         let mut talked = false;
         while !String::from_utf8_lossy(&text).contains("finished:") {
-            text.extend(told.recv_timeout(PATIENCE).expect("a narrative on the terminal"));
+            text.extend(told.recv_timeout(TIMEOUT).expect("a narrative on the terminal"));
             if !talked && String::from_utf8_lossy(&text).contains("kernel") {
                 talked = true;
                 let peer = Client::connect(&directory.join("echo.sock").as_path().into());

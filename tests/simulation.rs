@@ -23,11 +23,11 @@ use std::collections::{HashSet, VecDeque};
 use std::io::{self, Read, Write};
 use std::rc::Rc;
 
-use echod::event_loop::connection::{Connection, READS_PER_TURN};
-use echod::event_loop::observer::{Fact, Observer};
-use echod::event_loop::outcome::{Reason, Turn};
+use echod::event_loop::connection::{Connection, MAX_READS_PER_SERVE};
+use echod::event_loop::observer::{ConnectionEvent, Observer};
+use echod::event_loop::outcome::{CloseReason, Outcome};
 use echod::event_loop::readiness::Readable;
-use echod::event_loop::scratch::Workbench;
+use echod::event_loop::scratch::Scratch;
 use echod::event_loop::state::{State, TRANSITIONS};
 use echod::event_loop::transport::{Peer, Transport};
 use fastrand::Rng;
@@ -102,7 +102,7 @@ enum Step {
 const FAULTS: [Errno; 3] = [Errno::INTR, Errno::NOMEM, Errno::NOBUFS];
 
 /// As far as an event may say to read.
-const READABLE: [Readable; 3] = [Readable::No, Readable::UntilShort, Readable::UntilBlocked];
+const READABLE: [Readable; 3] = [Readable::No, Readable::UntilShort, Readable::UntilWouldBlock];
 
 impl Step {
     fn draw(rng: &mut Rng) -> Step {
@@ -125,7 +125,7 @@ impl Step {
 
 /// One connected socket, as the kernel sees it.
 #[derive(Debug)]
-struct Kernel {
+struct FakeKernel {
     /// Whether this is TCP: a short read then empties the queue, but for marks.
     tcp: bool,
     /// What the peer has sent and we have not read.
@@ -156,9 +156,9 @@ struct Kernel {
     reads: usize,
 }
 
-impl Kernel {
-    fn new(start: Start) -> Kernel {
-        Kernel {
+impl FakeKernel {
+    fn new(start: Start) -> FakeKernel {
+        FakeKernel {
             tcp: start.tcp,
             inbox: VecDeque::new(),
             read: 0,
@@ -189,7 +189,7 @@ impl Kernel {
             return;
         }
         for place in self.sent_by_peer..self.sent_by_peer + count {
-            self.inbox.push_back(Kernel::byte(place));
+            self.inbox.push_back(FakeKernel::byte(place));
         }
         self.sent_by_peer += count;
         if marked {
@@ -225,7 +225,7 @@ impl Kernel {
     fn flags(&self) -> (Readable, bool) {
         let marked = self.marks.iter().any(|&mark| mark >= self.read);
         let readable = if self.reset || self.peer_finished || marked {
-            Readable::UntilBlocked
+            Readable::UntilWouldBlock
         } else if !self.inbox.is_empty() {
             Readable::UntilShort
         } else {
@@ -277,7 +277,7 @@ impl Kernel {
 
 /// Our end of the simulated socket.
 #[derive(Clone, Debug)]
-struct Socket(Rc<RefCell<Kernel>>);
+struct Socket(Rc<RefCell<FakeKernel>>);
 
 impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -330,11 +330,11 @@ impl Write for Socket {
 }
 
 impl Transport for Socket {
-    fn short_read_is_last(&self) -> bool {
+    fn short_read_drains(&self) -> bool {
         self.0.borrow().tcp
     }
 
-    fn unread(&self) -> io::Result<u32> {
+    fn bytes_available(&self) -> io::Result<u32> {
         let kernel = self.0.borrow();
         // One more beside a FIN, now and then: whoever counts on it must still see the end.
         let fin = u32::from(kernel.peer_finished && kernel.sent_by_peer % 2 == 1);
@@ -363,19 +363,19 @@ struct Tally {
 }
 
 impl Observer for Tally {
-    fn fact(&mut self, _number: u32, fact: Fact<'_>) {
+    fn event(&mut self, _number: u32, fact: ConnectionEvent<'_>) {
         match fact {
-            Fact::Received(bytes) => self.received += bytes.len(),
-            Fact::Sent(bytes) => {
+            ConnectionEvent::Received(bytes) => self.received += bytes.len(),
+            ConnectionEvent::Sent(bytes) => {
                 assert!(!self.we_finished && !bytes.is_empty());
                 self.sent += bytes.len();
             }
-            Fact::PeerFinished => self.peer_finished = true,
-            Fact::WeFinished => {
+            ConnectionEvent::PeerClosedWrite => self.peer_finished = true,
+            ConnectionEvent::SentFin => {
                 assert!(!self.we_finished, "our FIN goes out once");
                 self.we_finished = true;
             }
-            Fact::Stalled(_) | Fact::Discarded(_) => {}
+            ConnectionEvent::Stalled(_) | ConnectionEvent::Discarded(_) => {}
         }
     }
 }
@@ -391,14 +391,14 @@ struct Before {
 
 /// A connection, the kernel below it, and the little of the server that keeps a queue.
 struct World {
-    kernel: Rc<RefCell<Kernel>>,
+    kernel: Rc<RefCell<FakeKernel>>,
     connection: Connection<Socket>,
     tally: Tally,
-    bench: Workbench,
+    scratch: Scratch,
     one_shot: bool,
     queued: bool,
     starved: bool,
-    ended: Option<Reason>,
+    ended: Option<CloseReason>,
     /// How much the peer had sent and we had not read when the drain began, and when our FIN went out.
     held_at_drain: Option<usize>,
     told_at_drain: usize,
@@ -413,12 +413,12 @@ struct World {
 impl World {
     fn new(start: Start, tell: bool) -> World {
         let one_shot = start.one_shot;
-        let kernel = Rc::new(RefCell::new(Kernel::new(start)));
+        let kernel = Rc::new(RefCell::new(FakeKernel::new(start)));
         World {
             connection: Connection::new(Socket(Rc::clone(&kernel)), Peer::Unix, 1, one_shot, 0),
             kernel,
             tally: Tally::default(),
-            bench: Workbench::new(BUFFER_SIZE),
+            scratch: Scratch::new(BUFFER_SIZE),
             one_shot,
             queued: false,
             starved: false,
@@ -448,12 +448,12 @@ impl World {
             kernel.flags()
         };
         self.say(|| format!("event: {readable:?}, writable: {writable}"));
-        self.queued |= self.connection.note(readable, writable);
+        self.queued |= self.connection.record_readiness(readable, writable);
     }
 
     fn fetch_stale(&mut self, readable: Readable, writable: bool) {
         self.say(|| format!("stale event: {readable:?}, writable: {writable}"));
-        self.queued |= self.connection.note(readable, writable);
+        self.queued |= self.connection.record_readiness(readable, writable);
     }
 
     fn drain(&mut self, more: u32) {
@@ -487,62 +487,69 @@ impl World {
             read: self.kernel.borrow().read,
         };
         let before_turn = self.connection.state();
-        let turn = self.connection.turn(&mut self.bench, &mut self.tally);
+        let turn = self.connection.serve(&mut self.scratch, &mut self.tally);
         let state = self.connection.state();
         self.ways.insert((before_turn.name(), state.name()));
-        if let Turn::Ended(reason) = turn {
-            self.ways.insert((state.name(), Reason::NAMES[reason.kind()]));
+        if let Outcome::Closed(reason) = turn {
+            self.ways.insert((state.name(), CloseReason::NAMES[reason.index()]));
         }
         self.say(|| format!("turn: {turn:?}, {state:?}"));
         self.check(turn, &before);
         match turn {
-            Turn::Waits => {}
-            Turn::Again => self.queued = true,
-            Turn::Starved => self.starved = true,
-            Turn::Ended(reason) => self.ended = Some(reason),
+            Outcome::Idle => {}
+            Outcome::Requeue => self.queued = true,
+            Outcome::OutOfMemory => self.starved = true,
+            Outcome::Closed(reason) => self.ended = Some(reason),
         }
     }
 
     /// What must hold after every turn.
-    fn check(&mut self, turn: Turn, before: &Before) {
+    fn check(&mut self, turn: Outcome, before: &Before) {
         let kernel = self.kernel.borrow();
         let connection = &self.connection;
 
         // What goes out is what came in.
         assert!(
-            kernel.outbox.iter().enumerate().all(|(place, &byte)| byte == Kernel::byte(place)),
+            kernel.outbox.iter().enumerate().all(|(place, &byte)| byte == FakeKernel::byte(place)),
             "the bytes sent are a prefix of the bytes received"
         );
         assert_eq!(self.tally.sent, kernel.outbox.len(), "the observer is told what went out");
         assert_eq!(connection.sent(), kernel.outbox.len() as u64);
-        assert_eq!(self.bench.traffic.sent, kernel.outbox.len() as u64);
-        assert_eq!(self.bench.traffic.received, self.tally.received as u64);
+        assert_eq!(self.scratch.traffic.sent, kernel.outbox.len() as u64);
+        assert_eq!(self.scratch.traffic.received, self.tally.received as u64);
         assert_eq!(connection.received(), self.tally.received as u64);
         assert_eq!(
-            self.bench.traffic.received + self.bench.traffic.discarded,
+            self.scratch.traffic.received + self.scratch.traffic.discarded,
             kernel.read as u64,
             "no byte read is unaccounted for"
         );
 
-        assert_eq!(self.bench.traffic.stalled, usize::from(connection.is_stalled()), "stalled connections are counted");
+        assert_eq!(
+            self.scratch.traffic.stalled,
+            usize::from(connection.is_stalled()),
+            "stalled connections are counted"
+        );
 
         // Bytes that move are life, whatever becomes of them; a turn that moves none is not.
         if kernel.outbox.len() > before.sent || kernel.read > before.read {
-            self.moved_at = self.bench.ms;
+            self.moved_at = self.scratch.ms;
         }
-        assert_eq!(connection.idle_for(self.bench.ms), self.bench.ms - self.moved_at);
+        assert_eq!(connection.idle_for(self.scratch.ms), self.scratch.ms - self.moved_at);
 
         // Memory and work are bounded.
         assert!(connection.pending_len() <= BUFFER_SIZE, "pending never passes the buffer");
-        assert!(kernel.reads - before.reads <= READS_PER_TURN, "reads in a turn are bounded");
+        assert!(kernel.reads - before.reads <= MAX_READS_PER_SERVE, "reads in a turn are bounded");
         // Each read comes with its answer: here write falls short at every byte in the worst case.
-        assert!(kernel.calls - before.calls <= (READS_PER_TURN + 1) * (BUFFER_SIZE + 2), "calls in a turn are bounded");
+        assert!(
+            kernel.calls - before.calls <= (MAX_READS_PER_SERVE + 1) * (BUFFER_SIZE + 2),
+            "calls in a turn are bounded"
+        );
         if kernel.outbox.len() < before.sent + before.pending {
             assert_eq!(kernel.reads, before.reads, "nothing is read while something is pending");
         }
 
         // Whoever waits will be woken.
-        if turn == Turn::Waits && !kernel.edge {
+        if turn == Outcome::Idle && !kernel.edge {
             if connection.is_stalled() {
                 assert!(kernel.wants_room, "it waits for room, of which the kernel knows nothing");
             } else {
@@ -551,7 +558,7 @@ impl World {
         }
 
         // What was held is there: nobody waits for an event to tell of it, or for more than there is.
-        if turn == Turn::Waits && !connection.is_stalled() {
+        if turn == Outcome::Idle && !connection.is_stalled() {
             let held = matches!(connection.state(), State::Draining { .. } | State::Discarding { .. });
             assert!(!held, "it waits with what was held not read, or not all of it there");
         }
@@ -576,27 +583,29 @@ impl World {
             assert!(kernel.read <= sent, "one-shot discards what waited at our FIN, and no more");
         }
 
-        let Turn::Ended(reason) = turn else { return };
+        let Outcome::Closed(reason) = turn else { return };
         match reason {
-            Reason::Finished => {
+            CloseReason::Finished => {
                 assert!(self.tally.peer_finished && self.tally.we_finished);
                 assert!(!kernel.we_finished, "the peer's FIN came first: ours is close(2)");
                 assert_eq!(kernel.outbox.len(), kernel.sent_by_peer, "everything before the peer's FIN is echoed");
             }
-            Reason::Drained => {
+            CloseReason::Drained => {
                 assert!(kernel.we_finished && self.tally.peer_finished);
                 assert!(kernel.inbox.is_empty(), "close with unread bytes sends RST");
             }
-            Reason::OneShot => {
+            CloseReason::OneShot => {
                 assert!(self.one_shot && kernel.we_finished);
                 let before = self.sent_at_finish.unwrap_or(0);
                 assert!(kernel.read >= before, "what waits at our FIN is discarded before close");
                 assert_eq!(kernel.outbox.len(), self.tally.received);
             }
-            Reason::Reset => assert!(kernel.reset, "a reset that the peer did not send"),
-            Reason::Idle | Reason::Cut | Reason::Error(_) => panic!("{reason:?} is not for the connection to say"),
+            CloseReason::Reset => assert!(kernel.reset, "a reset that the peer did not send"),
+            CloseReason::Idle | CloseReason::Cut | CloseReason::Error(_) => {
+                panic!("{reason:?} is not for the connection to say")
+            }
         }
-        if let Some(held) = self.held_at_drain.filter(|_| reason == Reason::Drained) {
+        if let Some(held) = self.held_at_drain.filter(|_| reason == CloseReason::Drained) {
             assert!(self.one_shot || kernel.outbox.len() >= held, "what the kernel held at the drain is echoed");
             assert!(held == 0 || !kernel.outbox.is_empty(), "a message that was there at the drain is answered");
         }
@@ -606,7 +615,7 @@ impl World {
         match step {
             Step::Serve => self.serve(),
             Step::Fetch => self.fetch(),
-            Step::Pass(ms) => self.bench.ms += ms,
+            Step::Pass(ms) => self.scratch.ms += ms,
             Step::PeerMakesRoom(count) => {
                 self.say(|| format!("peer makes room for {count}"));
                 self.kernel.borrow_mut().peer_reads(count);
@@ -633,7 +642,7 @@ impl World {
     }
 
     /// The peer behaves: it takes everything, and finishes when nothing more comes. Returns how it ends.
-    fn settle(&mut self) -> Reason {
+    fn settle(&mut self) -> CloseReason {
         if let Some(chance) = &mut self.kernel.borrow_mut().chance {
             chance.faults = 0;
         }
@@ -670,21 +679,21 @@ impl World {
 
 /// Runs the schedule that this seed draws, and tells how it ended and which ways it took. Panics where an invariant
 /// does not hold.
-fn run_seed(seed: u64, tell: bool) -> (Reason, HashSet<(&'static str, &'static str)>) {
+fn run_seed(seed: u64, tell: bool) -> (CloseReason, HashSet<(&'static str, &'static str)>) {
     let mut rng = Rng::with_seed(seed);
     let mut world = World::new(Start::draw(&mut rng), tell);
     for _ in 0..rng.usize(5..80) {
         if world.ended.is_some() {
             break;
         }
-        world.bench.ms += rng.u32(..3);
+        world.scratch.ms += rng.u32(..3);
         world.step(Step::draw(&mut rng));
     }
     (world.settle(), world.ways)
 }
 
 /// Runs these steps, and tells how it ended. Panics as above.
-fn run_script(start: Start, script: &[Step], tell: bool) -> Reason {
+fn run_script(start: Start, script: &[Step], tell: bool) -> CloseReason {
     let mut world = World::new(start, tell);
     for step in script {
         if world.ended.is_some() {
@@ -707,13 +716,13 @@ fn a_hundred_thousand_schedules_lose_no_byte_and_no_wake_up() {
         return;
     }
     let schedules = variable("ECHOD_SCHEDULES").unwrap_or(100_000);
-    let mut ends = [0u64; Reason::KINDS];
+    let mut ends = [0u64; CloseReason::COUNT];
     let mut ways = HashSet::new();
     for seed in 0..schedules {
         let end = std::panic::catch_unwind(|| run_seed(seed, false));
         match end {
             Ok((reason, its_ways)) => {
-                ends[reason.kind()] += 1;
+                ends[reason.index()] += 1;
                 ways.extend(its_ways);
             }
             Err(_) => {
@@ -721,9 +730,12 @@ fn a_hundred_thousand_schedules_lose_no_byte_and_no_wake_up() {
             }
         }
     }
-    println!("{schedules} schedules: {:?}", Reason::NAMES.iter().zip(ends).collect::<Vec<_>>());
-    for reason in [Reason::Finished, Reason::OneShot, Reason::Drained, Reason::Reset] {
-        assert!(ends[reason.kind()] > schedules / 1000, "{reason} hardly occurs: the schedules prove nothing about it");
+    println!("{schedules} schedules: {:?}", CloseReason::NAMES.iter().zip(ends).collect::<Vec<_>>());
+    for reason in [CloseReason::Finished, CloseReason::OneShot, CloseReason::Drained, CloseReason::Reset] {
+        assert!(
+            ends[reason.index()] > schedules / 1000,
+            "{reason} hardly occurs: the schedules prove nothing about it"
+        );
     }
     // That no other way is taken, the assertion in `Connection::enter` sees to.
     for (from, on, to) in TRANSITIONS {
@@ -759,9 +771,9 @@ fn steps() -> impl Strategy<Value = Step> {
 #[test]
 fn no_script_loses_a_byte_or_a_wake_up() {
     let scripts = variable("ECHOD_SCRIPTS").unwrap_or(20_000).try_into().expect("a number of 32 bits");
-    let ends: [Cell<u32>; Reason::KINDS] = Default::default();
+    let ends: [Cell<u32>; CloseReason::COUNT] = Default::default();
     let shortest = property::smallest_failure(scripts, &(starts(), vec(steps(), 0..100)), |(start, script)| {
-        let end = &ends[run_script(start, &script, false).kind()];
+        let end = &ends[run_script(start, &script, false).index()];
         end.update(|count| count + 1);
     });
     if let Some((start, script)) = shortest {
@@ -773,15 +785,15 @@ fn no_script_loses_a_byte_or_a_wake_up() {
         let end = run_script(start, &script, true);
         panic!("the script failed, and now it ends: {end:?}");
     }
-    println!("{scripts} scripts: {:?}", Reason::NAMES.iter().zip(ends.iter().map(Cell::get)).collect::<Vec<_>>());
-    for reason in [Reason::Finished, Reason::OneShot, Reason::Drained, Reason::Reset] {
-        let ended = ends[reason.kind()].get();
+    println!("{scripts} scripts: {:?}", CloseReason::NAMES.iter().zip(ends.iter().map(Cell::get)).collect::<Vec<_>>());
+    for reason in [CloseReason::Finished, CloseReason::OneShot, CloseReason::Drained, CloseReason::Reset] {
+        let ended = ends[reason.index()].get();
         assert!(ended > scripts / 1000, "{reason} hardly occurs: the scripts prove nothing about it");
     }
 }
 
 /// How often read(2) is called to echo five bytes over a connection like this.
-fn reads_for_five_bytes(tcp: bool, one_more_event: impl Fn(&mut Kernel)) -> usize {
+fn reads_for_five_bytes(tcp: bool, one_more_event: impl Fn(&mut FakeKernel)) -> usize {
     let mut world = World::new(Start { tcp, one_shot: false, room: 1000, chance: None }, false);
     world.kernel.borrow_mut().peer_sends(5, false);
     one_more_event(&mut world.kernel.borrow_mut());

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
-use support::{Address, Client, Daemon, Directory, PATIENCE, Random, wait_until};
+use support::{Address, Client, Daemon, Directory, Random, TIMEOUT, wait_until};
 
 const CONNECTIONS: usize = 500;
 
@@ -156,8 +156,8 @@ impl Peer {
             Err(Errno::AGAIN) => {
                 let owed = self.read < self.sent || self.finished;
                 let since = *self.waiting_since.get_or_insert_with(Instant::now);
-                if owed && since.elapsed() > PATIENCE {
-                    self.fail(format!("nothing came for {PATIENCE:?}"));
+                if owed && since.elapsed() > TIMEOUT {
+                    self.fail(format!("nothing came for {TIMEOUT:?}"));
                 }
                 if !owed {
                     self.waiting_since = None;
@@ -173,7 +173,7 @@ impl Peer {
         self.length = self.sent;
         self.finish();
         loop {
-            self.client.wait_for(PollFlags::IN, PATIENCE);
+            self.client.wait_for(PollFlags::IN, TIMEOUT);
             if let Step::Done = self.read(buffer) {
                 return;
             }

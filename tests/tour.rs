@@ -13,7 +13,7 @@ mod experiments;
 use std::fmt::Write;
 use std::fs;
 
-use echod::event_loop::outcome::Reason;
+use echod::event_loop::outcome::CloseReason;
 use echod::event_loop::state::TRANSITIONS;
 use experiments::{Experiment, read};
 
@@ -95,7 +95,7 @@ fn draw_states() -> String {
         }
     }
     for (name, x, y) in PLACES {
-        let class = if Reason::NAMES.contains(&name) { "end" } else { "state" };
+        let class = if CloseReason::NAMES.contains(&name) { "end" } else { "state" };
         let (left, top) = (x - HALF_WIDTH, y - HALF_HEIGHT);
         add(format!(r#"<rect class="{class}" x="{left}" y="{top}" width="136" height="40" rx="8"/>"#));
         add(format!(r#"<text class="ink" text-anchor="middle" font-weight="600" x="{x}" y="{}">{name}</text>"#, y + 5));
@@ -128,7 +128,7 @@ fn the_picture_of_the_loop_has_the_steps_of_run_in_their_order() {
         .filter_map(|line| line.trim_start().strip_prefix("self.").or(line.trim_start().strip_prefix("observer.")))
         .filter_map(|call| call.split('(').next()?.split('.').next_back())
         .collect();
-    steps.dedup(); // `turn_over` is one step for two who hear of it.
+    steps.dedup(); // `end_iteration` is one step for two callees.
     let picture = read(LOOP);
     let shown: Vec<&str> = picture
         .match_indices(r#"class="step""#)

@@ -86,8 +86,8 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         1,
         "src/event_loop/connection.rs",
-        "if count < most && self.readable == Readable::UntilShort",
-        "if count < most && self.readable != Readable::No",
+        "if count < limit && self.readable == Readable::UntilShort",
+        "if count < limit && self.readable != Readable::No",
         "a_fin_in_the_same_event_as_the_last_bytes_is_not_missed",
     ),
     (
@@ -107,55 +107,58 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         2,
         "src/event_loop/server.rs",
-        "Turn::Again => self.connections.again(id),",
-        "Turn::Again => {}",
+        "Outcome::Requeue => self.connections.requeue(id),",
+        "Outcome::Requeue => {}",
         "what_is_left_over_when_a_turn_is_used_up_is_served_without_a_new_edge",
     ),
     (
         2,
         "src/event_loop/connections.rs",
-        "self.ready.drain(..count);",
-        "self.ready.clear();",
+        "mem::swap(&mut self.ready, &mut self.round);",
+        "mem::swap(&mut self.ready, &mut self.round);
+        self.round.truncate(1);",
         "what_is_left_over_when_a_turn_is_used_up_is_served_without_a_new_edge",
     ),
     (
         3,
         "src/event_loop/connection.rs",
-        "for _ in 0..READS_PER_TURN {",
-        "for _ in 0..usize::MAX {",
+        "for _ in 0..MAX_READS_PER_SERVE {
+            if self.must_wait() {",
+        "for _ in 0..usize::MAX {
+            if self.must_wait() {",
         "a_peer_without_end_does_not_keep_the_loop",
     ),
     (
         4,
         "src/event_loop/connection.rs",
-        "self.readable = self.readable.max(readable);",
-        "if !self.is_stalled() { self.readable = self.readable.max(readable); }",
+        "self.readable = self.readable.merge(readable);",
+        "if !self.is_stalled() { self.readable = self.readable.merge(readable); }",
         "what_comes_while_a_connection_is_stalled_with_nothing_unread_is_not_forgotten",
     ),
     (
         5,
         "src/event_loop/server.rs",
-        "return self.connections.note(id, readable, writable);",
+        "self.connections.mark_ready(id, readable, writable);",
         "if let Some(it) = self.connections.get_mut(id) {
             let _ = self.poll.registry().reregister(&mut it.stream, event.token(), INTEREST);
         }
-        return self.connections.note(id, readable, writable);",
+        self.connections.mark_ready(id, readable, writable);",
         "an_idle_daemon_sleeps_until_something_is_due",
     ),
     (
         6,
         "src/event_loop/server.rs",
-        "return self.connections.note(id, readable, writable);",
+        "self.connections.mark_ready(id, readable, writable);",
         "if event.is_read_closed() && self.connections.get_mut(id).is_some() { drop(self.connections.remove(id)); return; }
-         return self.connections.note(id, readable, writable);",
+         self.connections.mark_ready(id, readable, writable);",
         "half_close_leaves_the_other_direction_open",
     ),
     (
         7,
         "src/event_loop/server.rs",
-        "return self.connections.note(id, readable, writable);",
+        "self.connections.mark_ready(id, readable, writable);",
         "if event.is_write_closed() { return; }
-         return self.connections.note(id, readable, writable);",
+         self.connections.mark_ready(id, readable, writable);",
         "a_unix_peer_that_only_hangs_up_leaves_no_slot_behind",
     ),
     (
@@ -163,9 +166,9 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/event_loop/connections.rs",
         "let connection = self.slab.get_mut(id.slot as usize).filter(|connection| connection.number == id.generation);",
         "let connection = self.slab.get_mut(id.slot as usize);",
-        "an_event_for_a_former_owner_of_a_slot_finds_nobody",
+        "stale_event_for_reused_slot_is_ignored",
     ),
-    (8, "src/event_loop/token.rs", "(id.generation as usize) << 32", "1 << 32", "a_slot_used_again_has_another_token"),
+    (8, "src/event_loop/token.rs", "(id.generation as usize) << 32", "1 << 32", "reused_slot_has_another_token"),
     (
         10,
         "src/event_loop/server.rs",
@@ -183,14 +186,16 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         11,
         "src/event_loop/outcome.rs",
-        "_ => Turn::Ended(Reason::Error(error.kind())),",
+        "_ => Outcome::Closed(CloseReason::Error(error.kind())),",
         "_ => panic!(\"{error}\"),",
         "an_error_of_one_connection_ends_no_other",
     ),
     (
         11,
         "src/event_loop/outcome.rs",
-        "Some(Errno::CONNRESET | Errno::PIPE | Errno::NOTCONN | Errno::CONNABORTED) => Turn::Ended(Reason::Reset),",
+        "Some(Errno::CONNRESET | Errno::PIPE | Errno::NOTCONN | Errno::CONNABORTED) => {
+                Outcome::Closed(CloseReason::Reset)
+            }",
         "",
         "a_reset_is_told_at_debug",
     ),
@@ -204,29 +209,29 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         13,
         "src/event_loop/deadlines.rs",
-        "self.arm_by(slot, now + timeout + 1);",
+        "self.arm_at(slot, now + timeout + 1);",
         "let _ = (slot, now, timeout);",
         "a_connection_that_is_half_closed_and_stalled_is_closed",
     ),
     (
         13,
         "src/event_loop/server.rs",
-        "} else if self.drained_by <= self.clock.ms() &&",
-        "} else if self.drained_by == 0 &&",
+        "} else if self.drain_deadline <= self.clock.ms()",
+        "} else if self.drain_deadline == 0",
         "the_drain_timeout_cuts_the_rest",
     ),
     (
         14,
         "src/event_loop/acceptor.rs",
-        "self.first = at + 1;",
-        "self.first = at + 1; self.listeners[at].ready = false;",
+        "self.next_listener = index + 1;",
+        "self.next_listener = index + 1; self.listeners[index].ready = false;",
         "a_burst_of_connections_in_one_event_is_accepted_to_the_last",
     ),
     (
         15,
         "src/listen/listener.rs",
-        "Errno::NETDOWN | Errno::NOPROTOOPT | Errno::HOSTDOWN | Errno::HOSTUNREACH => Verdict::Gone,",
-        "Errno::NETDOWN | Errno::NOPROTOOPT | Errno::HOSTDOWN | Errno::HOSTUNREACH => Verdict::Fatal,",
+        "Errno::NETDOWN | Errno::NOPROTOOPT | Errno::HOSTDOWN | Errno::HOSTUNREACH => AcceptError::Aborted,",
+        "Errno::NETDOWN | Errno::NOPROTOOPT | Errno::HOSTDOWN | Errno::HOSTUNREACH => AcceptError::Fatal,",
         "an_error_of_one_newcomer_is_none_of_the_listener",
     ),
     (
@@ -262,14 +267,14 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/event_loop/acceptor.rs",
         "self.budget -= 1;",
         "",
-        "a_burst_of_newcomers_is_taken_in_portions",
+        "burst_of_connections_is_accepted_in_portions",
     ),
     (
         19,
         "src/event_loop/acceptor.rs",
-        "if !mem::replace(&mut self.cap_logged, true) {",
-        "self.waiting = false;
-         if !mem::replace(&mut self.cap_logged, true) {",
+        "if !mem::replace(&mut self.limit_logged, true) {",
+        "self.any_ready = false;
+         if !mem::replace(&mut self.limit_logged, true) {",
         "at_the_cap_accepting_pauses_and_resumes_when_a_connection_ends",
     ),
     (
@@ -282,14 +287,14 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         21,
         "src/event_loop/acceptor.rs",
-        "(self.draining, self.waiting) = (true, true);",
+        "(self.draining, self.any_ready) = (true, true);",
         "self.listeners.clear();",
         "a_process_that_stops_serves_its_share_of_the_queue_first",
     ),
     (
         22,
         "src/event_loop/acceptor.rs",
-        "(self.draining, self.waiting) = (true, true);",
+        "(self.draining, self.any_ready) = (true, true);",
         "self.listeners.clear();",
         "connections_that_wait_in_the_listen_queue_at_a_stop_are_served",
     ),
@@ -312,8 +317,8 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         24,
         "src/main.rs",
-        "listener::somaxconn().filter(|&most| most < options.backlog)",
-        "listener::somaxconn().filter(|&most| most == 0)",
+        "somaxconn().filter(|&most| most < options.backlog)",
+        "somaxconn().filter(|&most| most == 0)",
         "a_backlog_that_the_kernel_caps_gets_a_warning",
     ),
     (
@@ -335,29 +340,29 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/event_loop/transport.rs",
         "Peer::Ip(address.ip().to_canonical(), address.port())",
         "Peer::Ip(address.ip(), address.port())",
-        "an_ipv4_peer_of_a_dual_stack_socket_is_shown_as_ipv4",
+        "ipv4_peer_of_dual_stack_socket_is_shown_as_ipv4",
     ),
     (
         26,
         "src/event_loop/connection.rs",
-        "State::Discarding { held: self.stream.unread().unwrap_or(0) }",
-        "State::Discarding { held: 0 }",
+        "State::Discarding { remaining: self.stream.bytes_available().unwrap_or(0) }",
+        "State::Discarding { remaining: 0 }",
         "of_a_longer_message_1024_bytes_come_back_and_then_fin_not_rst",
     ),
     (
         26,
         "src/event_loop/connection.rs",
-        "self.discard(count, bench, observer);
+        "self.discard(count, scratch, observer);
                             continue;",
-        "return Ok(Turn::Ended(Reason::Drained));",
+        "return Ok(Outcome::Closed(CloseReason::Drained));",
         "what_comes_after_our_fin_is_discarded_until_the_peers",
     ),
     (
         27,
         "src/event_loop/server.rs",
-        "return self.connections.note(id, readable, writable);",
+        "self.connections.mark_ready(id, readable, writable);",
         "if event.is_read_closed() && self.connections.get_mut(id).is_some() { drop(self.connections.remove(id)); return; }
-         return self.connections.note(id, readable, writable);",
+         self.connections.mark_ready(id, readable, writable);",
         "everything_before_the_peers_fin_is_echoed_and_then_comes_our_fin",
     ),
     (
@@ -370,30 +375,30 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         28,
         "src/event_loop/connection.rs",
-        "bench.traffic.discarded += count as u64;
-        self.last_active = bench.ms;",
-        "bench.traffic.discarded += count as u64;",
+        "scratch.traffic.discarded += count as u64;
+        self.last_active = scratch.ms;",
+        "scratch.traffic.discarded += count as u64;",
         "a_peer_that_still_sends_in_a_drain_is_not_idle_and_is_cut_at_the_drain_timeout",
     ),
     (
         29,
         "src/event_loop/connection.rs",
-        "State::Draining { held } => *held = held.saturating_sub(count as u32),",
+        "State::Draining { remaining } => *remaining = remaining.saturating_sub(count as u32),",
         "State::Draining { .. } => {}",
         "a_peer_that_keeps_sending_cannot_put_its_fin_off",
     ),
     (
         30,
         "src/daemon/limits.rs",
-        "asked.map_or(MOST_BY_DEFAULT, |asked| asked as u64)",
+        "asked.map_or(DEFAULT_MAX_CONNECTIONS, |asked| asked as u64)",
         "asked.map_or(limit, |asked| asked as u64)",
         "a_limit_of_a_container_is_not_taken_at_its_word",
     ),
     (
         31,
         "src/event_loop/connection.rs",
-        "if self.is_stalled() || (self.state, self.readable) == (State::Established, Readable::No) {",
-        "if (self.state, self.readable) == (State::Established, Readable::No) {",
+        "self.is_stalled() || self.readable == Readable::No",
+        "self.readable == Readable::No",
         "a_peer_that_does_not_read_is_not_read_from_and_blocks_itself",
     ),
     (
@@ -422,7 +427,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/event_loop/clock.rs",
         "duration.as_micros().div_ceil(1000)",
         "(duration.as_micros() / 1000)",
-        "a_short_timeout_is_rounded_up",
+        "short_timeout_is_rounded_up",
     ),
     (
         39,

@@ -7,7 +7,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const RESERVE: u64 = 16;
 
 /// The default for `--max-connections`, where descriptors allow it.
-const MOST_BY_DEFAULT: u64 = 1_000_000;
+const DEFAULT_MAX_CONNECTIONS: u64 = 1_000_000;
 
 /// Raises the soft limit of RLIMIT_NOFILE to the hard one, and returns what it is then. Nothing of ours is ever sized
 /// by it: in containers it can be 2^30.
@@ -24,7 +24,7 @@ pub fn raise_limit() -> u64 {
 /// beside `others` (listeners and the metrics' own). At least 1: the accept path copes when that is too many.
 pub fn cap(asked: Option<usize>, limit: u64, others: usize) -> usize {
     let allowed = limit.saturating_sub(RESERVE + others as u64).max(1);
-    let asked = asked.map_or(MOST_BY_DEFAULT, |asked| asked as u64);
+    let asked = asked.map_or(DEFAULT_MAX_CONNECTIONS, |asked| asked as u64);
     asked.min(allowed) as usize
 }
 

@@ -13,19 +13,20 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 use log::LevelFilter;
 
-use crate::listen::listener::{Address, ListenOptions, printable};
+use crate::listen::address::{Address, printable};
+use crate::listen::socket::ListenOptions;
 
 /// What is listened on without `--listen`.
 const DEFAULT_ADDRESS: Address = Address::Port(9999);
 
 /// The loop counts milliseconds in a u32, which wraps after 49 days: half of that can be compared.
-const LONGEST_WAIT: Duration = Duration::from_secs(24 * 24 * 60 * 60);
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 24 * 60 * 60);
 
 /// Busy polling pays for gaps of microseconds. Longer ones would be a core burnt by mistake.
-const LONGEST_BUSY_POLL: Duration = Duration::from_millis(10);
+const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 
 /// 16 MiB. A stalled connection may hold that much; a larger buffer than the kernel's is never filled.
-const LARGEST_BUFFER: u32 = 16 << 20;
+const MAX_BUFFER_SIZE: u32 = 16 << 20;
 
 /// What the user wants, every value within its bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,17 +134,17 @@ struct Arguments {
 
     /// Close a connection idle for this long; 0: never
     #[arg(long, value_name = "DURATION", default_value = "10m", allow_hyphen_values = true)]
-    #[arg(value_parser = value(|text| duration(text, LONGEST_WAIT, "24 days")))]
+    #[arg(value_parser = value(|text| duration(text, MAX_TIMEOUT, "24 days")))]
     idle_timeout: Duration,
 
     /// How long a stop waits for peers to finish
     #[arg(long, value_name = "DURATION", default_value = "5s", allow_hyphen_values = true)]
-    #[arg(value_parser = value(|text| duration(text, LONGEST_WAIT, "24 days")))]
+    #[arg(value_parser = value(|text| duration(text, MAX_TIMEOUT, "24 days")))]
     drain_timeout: Duration,
 
     /// Read buffer, the most that a stalled peer holds
     #[arg(long, value_name = "BYTES", default_value = "65536", allow_hyphen_values = true)]
-    #[arg(value_parser = value(|bytes| count(bytes, LARGEST_BUFFER)))]
+    #[arg(value_parser = value(|bytes| count(bytes, MAX_BUFFER_SIZE)))]
     buffer_size: u32,
 
     /// How many connections may wait to be accepted
@@ -157,7 +158,7 @@ struct Arguments {
 
     /// Poll this long before sleeping; at most 10ms
     #[arg(long, value_name = "DURATION", default_value = "0", allow_hyphen_values = true)]
-    #[arg(value_parser = value(|text| duration(text, LONGEST_BUSY_POLL, "10ms")))]
+    #[arg(value_parser = value(|text| duration(text, MAX_BUSY_POLL, "10ms")))]
     busy_poll: Duration,
 
     /// Serve Prometheus metrics and /healthz over HTTP
@@ -371,9 +372,9 @@ mod tests {
             ("0", Duration::ZERO),
             ("0h", Duration::ZERO),
             ("007s", Duration::from_secs(7)),
-            ("576h", LONGEST_WAIT),
+            ("576h", MAX_TIMEOUT),
         ] {
-            assert_eq!(duration(text, LONGEST_WAIT, "24 days"), Ok(expected), "{text}");
+            assert_eq!(duration(text, MAX_TIMEOUT, "24 days"), Ok(expected), "{text}");
         }
     }
 
@@ -400,7 +401,7 @@ mod tests {
             ("18446744073709551615h", "it can be 24 days at most"),
             ("99999999999999999999999us", "it can be 24 days at most"),
         ] {
-            assert_eq!(duration(text, LONGEST_WAIT, "24 days"), Err(why.into()), "{text}");
+            assert_eq!(duration(text, MAX_TIMEOUT, "24 days"), Err(why.into()), "{text}");
         }
     }
 

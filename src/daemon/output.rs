@@ -2,7 +2,7 @@
 //!
 //! A pipe whose reader has stopped fills up, and then write(2) sleeps: a single-threaded loop that
 //! logs into it stands still with all its connections. `println!` also panics when the reader is
-//! gone. So every line of the daemon goes through an [`Outlet`], which writes what the descriptor
+//! gone. So every line of the daemon goes through an [`NonBlockingWriter`], which writes what the descriptor
 //! takes at once, drops the rest of the lines, and counts them.
 
 use std::io::{self, IsTerminal, Write};
@@ -19,7 +19,7 @@ use rustix::net::SendFlags;
 
 /// The longest line, its newline included; a longer one is cut. PIPE_BUF on Linux: up to this size a
 /// pipe takes a line whole or not at all, whoever else writes to it.
-const LONGEST_LINE: usize = 4096;
+const MAX_LINE_LEN: usize = 4096;
 
 static LINES_DROPPED: AtomicU64 = AtomicU64::new(0);
 
@@ -30,9 +30,9 @@ pub fn lines_dropped() -> u64 {
 
 /// Where lines go out: one descriptor, never waited for.
 #[derive(Debug)]
-pub struct Outlet {
+pub struct NonBlockingWriter {
     descriptor: OwnedFd,
-    way: Way,
+    way: WriteMode,
     /// What is left of a line of which the kernel took a part. It goes first, so that no line is garbled.
     unwritten: Vec<u8>,
 }
@@ -41,7 +41,7 @@ pub struct Outlet {
 /// flag belongs to the open file description, which the shell and its other children share. RWF_NOWAIT
 /// is not, either: pipes know it only since Linux 6.4, terminals not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum WriteMode {
     /// A pipe or terminal, opened again: the description is ours alone and has O_NONBLOCK.
     Reopened,
     /// A pipe or terminal that cannot be opened again (another user's, no /proc, a FIFO without a reader): ask
@@ -55,27 +55,27 @@ enum Way {
     File,
 }
 
-impl Outlet {
+impl NonBlockingWriter {
     /// An outlet to what `shared` is open on. The flags of `shared` stay as they are.
-    pub fn new(shared: impl AsFd) -> io::Result<Outlet> {
+    pub fn new(shared: impl AsFd) -> io::Result<NonBlockingWriter> {
         let shared = shared.as_fd();
         let kind = FileType::from_raw_mode(rustix::fs::fstat(shared)?.st_mode);
         // What is open for reading only is not opened again: its EBADF shall be seen.
         let writable = rustix::fs::fcntl_getfl(shared)? & OFlags::RWMODE != OFlags::RDONLY;
         let duplicate = || rustix::io::fcntl_dupfd_cloexec(shared, 3);
         let (descriptor, way) = if kind == FileType::Socket {
-            (duplicate()?, Way::Socket)
+            (duplicate()?, WriteMode::Socket)
         } else if writable && (kind == FileType::Fifo || shared.is_terminal()) {
             let path = format!("/proc/self/fd/{}", shared.as_raw_fd());
             let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             match rustix::fs::open(path, flags, Mode::empty()) {
-                Ok(ours) => (ours, Way::Reopened),
-                Err(_) => (duplicate()?, Way::Polled),
+                Ok(ours) => (ours, WriteMode::Reopened),
+                Err(_) => (duplicate()?, WriteMode::Polled),
             }
         } else {
-            (duplicate()?, Way::File)
+            (duplicate()?, WriteMode::File)
         };
-        Ok(Outlet { descriptor, way, unwritten: Vec::new() })
+        Ok(NonBlockingWriter { descriptor, way, unwritten: Vec::new() })
     }
 
     /// Writes a line, whole or not at all, now or never: one that nobody takes is dropped and counted.
@@ -88,7 +88,7 @@ impl Outlet {
         taken
     }
 
-    /// As [`Outlet::write_line`], for what the daemon's start hangs on: an outlet that is broken (EPIPE,
+    /// As [`NonBlockingWriter::write_line`], for what the daemon's start hangs on: an outlet that is broken (EPIPE,
     /// ENOSPC, EIO, EBADF) is an error. One that is full is not; the line is dropped and counted.
     pub fn announce(&mut self, line: &str) -> io::Result<()> {
         match self.put(line.as_bytes()) {
@@ -103,7 +103,7 @@ impl Outlet {
     fn put(&mut self, line: &[u8]) -> io::Result<()> {
         self.push()?;
         let line = line.strip_suffix(b"\n").unwrap_or(line);
-        self.unwritten.extend_from_slice(&line[..line.len().min(LONGEST_LINE - 1)]);
+        self.unwritten.extend_from_slice(&line[..line.len().min(MAX_LINE_LEN - 1)]);
         self.unwritten.push(b'\n');
         let whole = self.unwritten.len();
         match self.push() {
@@ -129,36 +129,42 @@ impl Outlet {
     }
 
     fn write(&self) -> io::Result<usize> {
-        if self.way == Way::Polled {
+        if self.way == WriteMode::Polled {
             let mut asked = [PollFd::new(&self.descriptor, PollFlags::OUT)];
             if rustix::event::poll(&mut asked, Some(&Timespec::default()))? == 0 {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
         }
         Ok(match self.way {
-            Way::Socket => {
+            WriteMode::Socket => {
                 rustix::net::send(&self.descriptor, &self.unwritten, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?
             }
-            Way::Reopened | Way::Polled | Way::File => rustix::io::write(&self.descriptor, &self.unwritten)?,
+            WriteMode::Reopened | WriteMode::Polled | WriteMode::File => {
+                rustix::io::write(&self.descriptor, &self.unwritten)?
+            }
         })
     }
 }
 
-/// The one outlet to stderr, for the log and for [`say`]. `None`: stderr cannot be written to at all.
-fn stderr() -> MutexGuard<'static, Option<Outlet>> {
-    static STDERR: OnceLock<Mutex<Option<Outlet>>> = OnceLock::new();
-    let outlet = STDERR.get_or_init(|| Mutex::new(Outlet::new(io::stderr()).ok()));
+/// The one outlet to stderr, for the log and for [`print_stderr`]. `None`: stderr cannot be written to at all.
+fn stderr() -> MutexGuard<'static, Option<NonBlockingWriter>> {
+    static STDERR: OnceLock<Mutex<Option<NonBlockingWriter>>> = OnceLock::new();
+    let outlet = STDERR.get_or_init(|| Mutex::new(NonBlockingWriter::new(io::stderr()).ok()));
     outlet.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One line to stderr, past the log and its levels.
-pub fn say(line: impl fmt::Display) {
+pub fn print_stderr(line: impl fmt::Display) {
     write_to_stderr(line.to_string().as_bytes());
 }
 
-/// As [`say`], for what ends the daemon: in the journal it is an error.
-pub fn complain(line: impl fmt::Display) {
-    if stderr_is_the_journal() { say(format_args!("{}{line}", priority(Level::Error))) } else { say(line) }
+/// As [`print_stderr`], for what ends the daemon: in the journal it is an error.
+pub fn print_error(line: impl fmt::Display) {
+    if stderr_is_the_journal() {
+        print_stderr(format_args!("{}{line}", priority(Level::Error)))
+    } else {
+        print_stderr(line)
+    }
 }
 
 fn write_to_stderr(line: &[u8]) {
@@ -203,7 +209,7 @@ pub fn init_log(level: LevelFilter) {
         Ok(_) if !rules.trim().is_empty() => builder.parse_filters(&rules),
         tried => {
             if let Err(error) = tried {
-                say(format_args!("echod: RUST_LOG is ignored: {error}"));
+                print_stderr(format_args!("echod: RUST_LOG is ignored: {error}"));
             }
             builder.filter_level(level.min(LevelFilter::Warn)).filter_module("echod", level)
         }
@@ -255,7 +261,7 @@ mod tests {
 
     use super::*;
 
-    impl Outlet {
+    impl NonBlockingWriter {
         /// Writes lines until one is dropped; returns their number. They divide a page, so that a pipe is full
         /// to the last byte.
         fn fill(&mut self) -> usize {
@@ -279,12 +285,12 @@ mod tests {
     }
 
     /// The two ways to write to a pipe or terminal.
-    fn both_ways(shared: impl AsFd) -> [Outlet; 2] {
-        let outlet = Outlet::new(&shared).expect("an outlet");
+    fn both_ways(shared: impl AsFd) -> [NonBlockingWriter; 2] {
+        let outlet = NonBlockingWriter::new(&shared).expect("an outlet");
         let descriptor = shared.as_fd().try_clone_to_owned().expect("a descriptor");
         #[cfg(target_os = "linux")]
-        assert_eq!(outlet.way, Way::Reopened);
-        [outlet, Outlet { descriptor, way: Way::Polled, unwritten: Vec::new() }]
+        assert_eq!(outlet.way, WriteMode::Reopened);
+        [outlet, NonBlockingWriter { descriptor, way: WriteMode::Polled, unwritten: Vec::new() }]
     }
 
     fn scratch(name: &str) -> PathBuf {
@@ -312,7 +318,7 @@ mod tests {
         let (reader, writer) = io::pipe().expect("a pipe");
         let [mut reopened, mut polled] = both_ways(&writer);
         drop(reader);
-        let mut late = Outlet::new(&writer).expect("an outlet");
+        let mut late = NonBlockingWriter::new(&writer).expect("an outlet");
         for outlet in [&mut reopened, &mut polled, &mut late] {
             let before = lines_dropped();
             outlet.write_line(b"nobody reads this");
@@ -326,7 +332,7 @@ mod tests {
     fn the_descriptor_that_others_share_stays_blocking() {
         let (_reader, writer) = io::pipe().expect("a pipe");
         let before = rustix::fs::fcntl_getfl(&writer).expect("flags");
-        let mut outlet = Outlet::new(&writer).expect("an outlet");
+        let mut outlet = NonBlockingWriter::new(&writer).expect("an outlet");
         outlet.fill();
         assert_eq!(rustix::fs::fcntl_getfl(&writer).expect("flags"), before);
         assert!(!before.contains(OFlags::NONBLOCK));
@@ -337,8 +343,8 @@ mod tests {
         let (mut reader, writer) = UnixStream::pair().expect("a pair");
         // As small as can be: the kernel takes a long line in pieces, and often only the first of them.
         socket2::SockRef::from(&writer).set_send_buffer_size(1).expect("an option");
-        let mut outlet = Outlet::new(&writer).expect("an outlet");
-        assert_eq!(outlet.way, Way::Socket);
+        let mut outlet = NonBlockingWriter::new(&writer).expect("an outlet");
+        assert_eq!(outlet.way, WriteMode::Socket);
         let before = lines_dropped();
         let (mut got, mut cut) = (Vec::new(), 0);
         for n in 0..1000 {
@@ -360,7 +366,7 @@ mod tests {
     #[test]
     fn the_rest_of_a_line_that_was_cut_goes_before_the_next() {
         let (mut reader, writer) = io::pipe().expect("a pipe");
-        let mut outlet = Outlet::new(&writer).expect("an outlet");
+        let mut outlet = NonBlockingWriter::new(&writer).expect("an outlet");
         outlet.unwritten = b"st of one\n".to_vec(); // The kernel took "re".
         outlet.write_line(b"two");
         assert_eq!(read_available(&mut reader), b"st of one\ntwo\n");
@@ -377,11 +383,11 @@ mod tests {
     #[test]
     fn a_line_is_cut_at_the_bound_and_still_ends() {
         let (mut reader, writer) = io::pipe().expect("a pipe");
-        let mut outlet = Outlet::new(&writer).expect("an outlet");
-        outlet.write_line(&[b'x'; 3 * LONGEST_LINE]);
+        let mut outlet = NonBlockingWriter::new(&writer).expect("an outlet");
+        outlet.write_line(&[b'x'; 3 * MAX_LINE_LEN]);
         outlet.write_line(b"");
         outlet.write_line(b"with\n");
-        let mut expected = vec![b'x'; LONGEST_LINE - 1];
+        let mut expected = vec![b'x'; MAX_LINE_LEN - 1];
         expected.extend_from_slice(b"\n\nwith\n");
         assert!(read_available(&mut reader) == expected);
     }
@@ -392,8 +398,8 @@ mod tests {
         fs::write(&path, "before\n").expect("a file");
         let mut shared = OpenOptions::new().read(true).write(true).open(&path).expect("the file");
         shared.seek(io::SeekFrom::End(0)).expect("a file");
-        let mut outlet = Outlet::new(&shared).expect("an outlet");
-        assert_eq!(outlet.way, Way::File);
+        let mut outlet = NonBlockingWriter::new(&shared).expect("an outlet");
+        assert_eq!(outlet.way, WriteMode::File);
         outlet.write_line(b"one");
         shared.write_all(b"theirs\n").expect("room"); // As another process that the shell gave it to.
         outlet.announce("two").expect("room");
@@ -405,7 +411,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn a_full_disk_is_an_error_at_start_and_borne_later() {
         let full = OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
-        let mut outlet = Outlet::new(&full).expect("an outlet");
+        let mut outlet = NonBlockingWriter::new(&full).expect("an outlet");
         let before = lines_dropped();
         outlet.write_line(b"no room");
         assert!(lines_dropped() > before);
@@ -419,7 +425,7 @@ mod tests {
         let (reader, _writer) = io::pipe().expect("a pipe");
         let file = File::open("/dev/null").expect("/dev/null");
         for shared in [OwnedFd::from(reader), OwnedFd::from(file)] {
-            let mut outlet = Outlet::new(&shared).expect("an outlet");
+            let mut outlet = NonBlockingWriter::new(&shared).expect("an outlet");
             outlet.write_line(b"nowhere");
             assert!(outlet.announce("nowhere").is_err());
         }
@@ -433,8 +439,8 @@ mod tests {
         let master = openpt(open).expect("a terminal");
         grantpt(&master).and_then(|()| unlockpt(&master)).expect("a terminal");
         let terminal = ioctl_tiocgptpeer(&master, open).expect("a terminal");
-        let mut outlet = Outlet::new(&terminal).expect("an outlet");
-        assert_eq!(outlet.way, Way::Reopened);
+        let mut outlet = NonBlockingWriter::new(&terminal).expect("an outlet");
+        assert_eq!(outlet.way, WriteMode::Reopened);
         outlet.fill();
         assert!(!rustix::fs::fcntl_getfl(&terminal).expect("flags").contains(OFlags::NONBLOCK));
         drop(master); // The window is closed: EIO.

@@ -22,7 +22,7 @@ use crate::listen::listener::Listener;
 const FIRST_DESCRIPTOR: usize = 3;
 
 /// No more descriptors are believed in: a wrong number must not cost memory.
-const MOST_DESCRIPTORS: usize = 1024;
+const MAX_PASSED_DESCRIPTORS: usize = 1024;
 
 /// The listeners that were passed to this process, ready to be served; none where nobody passed any. To be called before
 /// anything else opens a descriptor, or that one could be mistaken for one of them. The error is one line for a person.
@@ -55,14 +55,14 @@ fn passed(listen_pid: Option<OsString>, listen_fds: Option<OsString>, our_pid: u
         return Ok(0);
     }
     let Some(given) = &listen_fds else { return Ok(0) };
-    number(&listen_fds).filter(|&count| count <= MOST_DESCRIPTORS).ok_or_else(|| {
-        format!("LISTEN_FDS is {given:?}, which is no number of descriptors from 0 to {MOST_DESCRIPTORS}")
+    number(&listen_fds).filter(|&count| count <= MAX_PASSED_DESCRIPTORS).ok_or_else(|| {
+        format!("LISTEN_FDS is {given:?}, which is no number of descriptors from 0 to {MAX_PASSED_DESCRIPTORS}")
     })
 }
 
 /// The least time between two `STATUS=` that only tell another number of connections. The contract allows 5 s; this keeps a busy
 /// daemon at one datagram in two.
-const STATUS_EVERY_MS: u64 = 2_000;
+const STATUS_INTERVAL_MS: u64 = 2_000;
 
 /// When a message is tried again that the manager's queue had no room for.
 const RETRY_MS: u64 = 100;
@@ -174,7 +174,7 @@ impl Notifier {
             _ => {}
         }
         self.told = Some(self.seen);
-        self.status_due = now + STATUS_EVERY_MS;
+        self.status_due = now + STATUS_INTERVAL_MS;
         self.watchdog_due = self.watchdog_every.map_or(NEVER, |every| now + every);
     }
 }

@@ -1,5 +1,5 @@
-//! Which newcomer comes next, and when none may come: the listeners, taken in turn, and the pause for want of
-//! descriptors or memory.
+//! Accepting connections: round-robin over the listeners, a budget per iteration, and a pause when descriptors or memory run
+//! out.
 
 use std::{io, mem};
 
@@ -7,175 +7,181 @@ use log::{debug, info, warn};
 use mio::Registry;
 
 use crate::event_loop::clock::NEVER;
-use crate::event_loop::token::Source;
+use crate::event_loop::token::EventSource;
 use crate::event_loop::transport::{Peer, Stream};
-use crate::listen::listener::{Listener, Verdict};
+use crate::listen::listener::{AcceptError, Listener};
 
-/// The most accepts in one turn: a burst of newcomers must not keep open peers waiting. An accept costs some 10 µs, so
-/// this is about half a millisecond.
-const ACCEPTS_PER_TURN: usize = 64;
+/// The maximum number of accepts in one iteration, so that a burst of new connections does not keep open ones waiting. An
+/// accept costs some 10 µs, so this is about half a millisecond.
+const MAX_ACCEPTS_PER_ITERATION: usize = 64;
 
-/// How long accepting pauses, in milliseconds, unless a connection of ours ends before. The contract says within 1 s; ten
-/// needless calls a second cannot be measured.
+/// How long accepting pauses, in milliseconds, unless a connection closes earlier. The contract allows 1 s; ten needless calls
+/// per second cannot be measured.
 const PAUSE_MS: u64 = 100;
 
-/// The listeners, and whether they may be asked.
+/// The listeners, and whether connections can be accepted from them now.
 #[derive(Debug)]
 pub struct Acceptor {
     listeners: Vec<Listener>,
-    /// False only where no listener is ready: saves looking at each.
-    waiting: bool,
-    /// Whose turn it is, so that at the cap the first one does not get every slot that falls free.
-    first: usize,
-    /// Accepts left in this turn, and how many of them failed.
+    /// Whether any listener is ready, so that an iteration without new connections does not check each of them.
+    any_ready: bool,
+    /// The round-robin position, so that at the connection limit one listener cannot take every free slot.
+    next_listener: usize,
+    /// Accepts left in this iteration, and how many of those made have failed.
     budget: usize,
     failed: usize,
     /// When the pause ends, in milliseconds; [`NEVER`] while there is none.
     resume_at: u64,
-    /// Whether a pause was logged whose end is still to be.
+    /// Whether a pause was logged whose end has not been logged yet.
     pause_logged: bool,
-    cap_logged: bool,
+    limit_logged: bool,
     draining: bool,
-    /// Accepts that failed, since the start: newcomers that were gone, and pauses.
+    /// Failed accepts since startup: aborted connections, and exhausted resources.
     pub errors: u64,
-    /// Pauses, since the start. One that is renewed is the same.
+    /// Pauses since startup. A renewed pause counts once.
     pub pauses: u64,
 }
 
 impl Acceptor {
-    /// Makes the listeners known to the poller. Connections that wait in their queues already are an event, too.
+    /// Registers the listeners with the poller. Connections that are in a backlog already cause an event, too.
     pub fn new(mut listeners: Vec<Listener>, registry: &Registry) -> io::Result<Acceptor> {
         for (listener, index) in listeners.iter_mut().zip(0..) {
             listener.index = index;
-            listener.register(registry, Source::Listener(index).into())?;
+            listener.register(registry, EventSource::Listener(index).into())?;
         }
         Ok(Acceptor {
             listeners,
-            waiting: false,
-            first: 0,
+            any_ready: false,
+            next_listener: 0,
             budget: 0,
             failed: 0,
             resume_at: NEVER,
             pause_logged: false,
-            cap_logged: false,
+            limit_logged: false,
             draining: false,
             errors: 0,
             pauses: 0,
         })
     }
 
-    /// Notes an event. A listener stays ready until its queue has been seen empty, so whatever stops us before (the
-    /// budget, the cap, a pause) needs no further event to go on. Linear in the listeners: there are a handful.
-    pub fn note(&mut self, index: u32) {
+    /// Records an event for a listener. It stays ready until its backlog has been seen empty, so whatever stops accepting
+    /// before that (the budget, the connection limit, a pause) needs no further event to continue.
+    ///
+    /// Linear in the number of listeners; there are only a handful.
+    pub fn mark_ready(&mut self, index: u32) {
         if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.index == index) {
-            listener.note();
-            self.waiting = true;
+            listener.mark_ready();
+            self.any_ready = true;
         }
     }
 
-    /// Whether asking for a newcomer makes sense now. During a pause it does not, so that a full queue does not keep
-    /// us awake.
-    pub fn has_work(&self) -> bool {
-        self.waiting && self.resume_at == NEVER
+    /// Returns whether there may be connections to accept now. During a pause there are none, so that a full backlog does not
+    /// keep the loop awake.
+    pub fn is_ready(&self) -> bool {
+        self.any_ready && self.resume_at == NEVER
     }
 
-    /// When the pause ends, in milliseconds; [`NEVER`] while there is none.
+    /// Returns when the pause ends, in milliseconds; [`NEVER`] while there is none.
     pub fn resume_at(&self) -> u64 {
         self.resume_at
     }
 
-    /// A turn begins: the budget is new, and a pause may be over. Returns whether there is anything to do.
+    /// Starts an iteration: renews the budget, and ends a pause that is over. Returns whether there is anything to do.
     #[inline(always)]
-    pub fn begin_turn(&mut self, now: u64) -> bool {
+    pub fn start_iteration(&mut self, now: u64) -> bool {
         if self.resume_at <= now {
             self.resume_at = NEVER;
         }
-        (self.budget, self.failed) = (ACCEPTS_PER_TURN, 0);
-        self.has_work() || self.draining
+        (self.budget, self.failed) = (MAX_ACCEPTS_PER_ITERATION, 0);
+        self.is_ready() || self.draining
     }
 
-    /// The next newcomer, while there is one and the budget lasts. Fails where the daemon cannot go on.
+    /// Accepts the next connection, if there is one and the budget is not used up. Returns an error if the daemon cannot
+    /// continue.
     pub fn next(&mut self, now: u64) -> io::Result<Option<(Stream, Peer)>> {
         while self.budget > 0 && self.resume_at == NEVER {
             let count = self.listeners.len();
-            let Some(at) = (0..count).map(|i| (self.first + i) % count).find(|&i| self.listeners[i].ready) else {
-                self.waiting = false;
+            let ready = (0..count).map(|i| (self.next_listener + i) % count).find(|&i| self.listeners[i].ready);
+            let Some(index) = ready else {
+                self.any_ready = false;
                 break;
             };
             self.budget -= 1;
-            match self.listeners[at].accept() {
-                Ok(newcomer) => {
-                    self.first = at + 1;
-                    return Ok(Some(newcomer));
+            match self.listeners[index].accept() {
+                Ok(accepted) => {
+                    self.next_listener = index + 1;
+                    return Ok(Some(accepted.into()));
                 }
-                Err(error) => self.sort_out(at, error, now)?,
+                Err(error) => self.handle_accept_error(index, error, now)?,
             }
         }
         if self.draining {
-            // Closed once its queue has been seen empty: close(2) resets whoever waits in it.
+            // A listener is closed once its backlog has been seen empty: close(2) resets the connections in it.
             self.listeners.retain(|listener| listener.ready);
         }
         Ok(None)
     }
 
-    /// What follows from an error of accept(2).
-    fn sort_out(&mut self, at: usize, error: io::Error, now: u64) -> io::Result<()> {
-        let verdict = Verdict::of(&error);
-        match verdict {
-            Verdict::Empty => {
-                self.listeners[at].ready = false;
+    fn handle_accept_error(&mut self, index: usize, error: io::Error, now: u64) -> io::Result<()> {
+        let class = AcceptError::classify(&error);
+        match class {
+            AcceptError::WouldBlock => {
+                self.listeners[index].ready = false;
                 if mem::take(&mut self.pause_logged) {
-                    info!("accepting again");
+                    info!("resuming accepts");
                 }
             }
-            Verdict::Retry | Verdict::Gone => {
-                self.errors += u64::from(verdict == Verdict::Gone);
+            AcceptError::Interrupted | AcceptError::Aborted => {
+                self.errors += u64::from(class == AcceptError::Aborted);
                 self.failed += 1;
-                debug!("a newcomer was gone before it was accepted: {error}");
-                if self.failed == ACCEPTS_PER_TURN {
-                    self.pause("accept", &error, now); // Or a network that is down would keep us spinning.
+                debug!("a connection was aborted before it could be accepted: {error}");
+                if self.failed == MAX_ACCEPTS_PER_ITERATION {
+                    self.pause("accept", &error, now); // A network that is down would keep the loop spinning.
                 }
             }
-            Verdict::Pause => {
+            AcceptError::ResourcesExhausted => {
                 self.errors += 1;
                 self.pause("accept", &error, now);
             }
-            Verdict::Fatal => return Err(error),
+            AcceptError::Fatal => return Err(error),
         }
         Ok(())
     }
 
-    /// Leaves off accepting for `PAUSE_MS`. One log line, however often a pause is renewed: accept(2) says EMFILE on an
-    /// empty queue, too. (That is also why a spare descriptor, closed to make room for a polite refusal, is no way out.)
+    /// Stops accepting for `PAUSE_MS`. A pause is logged once, however often it is renewed: accept(2) reports EMFILE for an
+    /// empty backlog, too. (For the same reason the "reserve file descriptor" trick does not work here.)
     pub fn pause(&mut self, attempt: &str, error: &io::Error, now: u64) {
         self.resume_at = now + PAUSE_MS;
         if !mem::replace(&mut self.pause_logged, true) {
             self.pauses += 1;
-            warn!("cannot {attempt}: {error}; accepting pauses");
+            warn!("cannot {attempt}: {error}; pausing accepts");
         }
     }
 
-    /// As many connections are open as may be. Told once: at the cap, every coming and going reaches it again.
-    pub fn at_cap(&mut self, cap: usize) {
-        if !mem::replace(&mut self.cap_logged, true) {
-            warn!("{cap} connections are open, as many as may be: newcomers will wait in the listen queue (said once)");
+    /// Logs that the connection limit has been reached. Only once: at the limit, every closed connection leads back to it.
+    pub fn on_connection_limit(&mut self, limit: usize) {
+        if !mem::replace(&mut self.limit_logged, true) {
+            warn!(
+                "connection limit ({limit}) reached; new connections wait in the backlog \
+                 (further occurrences are not logged)"
+            );
         }
     }
 
-    /// A connection of ours has ended: a descriptor is free.
+    /// Ends a pause, because one of our connections has closed and freed a descriptor.
     pub fn resume(&mut self) {
         self.resume_at = NEVER;
     }
 
-    /// The server drains: what waits in the queues is still accepted, then each listener is closed.
+    /// Starts the graceful shutdown: connections in the backlogs are still accepted, then each listener is closed.
     pub fn drain(&mut self) {
-        (self.draining, self.waiting) = (true, true);
+        (self.draining, self.any_ready) = (true, true);
         for listener in &mut self.listeners {
             listener.drain();
         }
     }
 
-    /// Whether every listener is closed.
+    /// Returns whether every listener is closed.
     pub fn is_closed(&self) -> bool {
         self.listeners.is_empty()
     }
@@ -190,156 +196,155 @@ mod tests {
     use rustix::io::Errno;
 
     use super::*;
-    use crate::listen::listener::{Address, ListenOptions};
+    use crate::listen::address::Address;
+    use crate::listen::socket::ListenOptions;
 
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const TIMEOUT: Duration = Duration::from_secs(10);
 
-    /// An acceptor over one listener that has been told of its newcomers, and those.
-    fn with_newcomers(count: usize) -> (Acceptor, Poll, Vec<TcpStream>) {
+    /// Returns an acceptor over one listener that has been notified of `count` pending connections, and their clients.
+    fn with_pending(count: usize) -> (Acceptor, Poll, Vec<TcpStream>) {
         let options = ListenOptions { backlog: 1024, reuse_port: false };
-        let listeners = "127.0.0.1:0"
-            .parse::<Address>()
-            .and_then(|address| address.bind(&options).map_err(|error| error.to_string()));
-        let listeners = listeners.expect("a listener");
+        let address: Address = "127.0.0.1:0".parse().expect("address");
+        let listeners = address.bind(&options).expect("listener");
         let address = listeners[0].local();
-        let address = address.strip_prefix("tcp://").and_then(|address| address.parse().ok()).expect("TCP");
-        let mut poll = Poll::new().expect("a poller");
-        let mut acceptor = Acceptor::new(listeners, poll.registry()).expect("registered");
-        let connect = || TcpStream::connect_timeout(&address, PATIENCE);
-        let newcomers = (0..count).map(|_| connect().expect("room in the queue")).collect();
+        let address = address.strip_prefix("tcp://").and_then(|address| address.parse().ok()).expect("TCP address");
+        let mut poll = Poll::new().expect("poller");
+        let mut acceptor = Acceptor::new(listeners, poll.registry()).expect("registration");
+        let connect = || TcpStream::connect_timeout(&address, TIMEOUT);
+        let clients = (0..count).map(|_| connect().expect("connection")).collect();
         let mut events = Events::with_capacity(8);
-        let patience = if count > 0 { PATIENCE } else { Duration::ZERO };
-        poll.poll(&mut events, Some(patience)).expect("a poller in order");
+        let timeout = if count > 0 { TIMEOUT } else { Duration::ZERO };
+        poll.poll(&mut events, Some(timeout)).expect("poll");
         for event in &events {
-            if let Source::Listener(index) = event.token().into() {
-                acceptor.note(index);
+            if let EventSource::Listener(index) = event.token().into() {
+                acceptor.mark_ready(index);
             }
         }
-        (acceptor, poll, newcomers)
+        (acceptor, poll, clients)
     }
 
-    /// An acceptor over two listeners, both told of by an event, with so many newcomers; and what must not be dropped.
+    /// Returns an acceptor over two ready listeners with this many pending connections, and what must not be dropped.
     fn with_two_listeners(first: usize, second: usize) -> (Acceptor, impl Sized) {
-        let (mut acceptor, poll, clients) = with_newcomers(first);
-        let (mut other, other_poll, others) = with_newcomers(second);
+        let (mut acceptor, poll, clients) = with_pending(first);
+        let (mut other, other_poll, others) = with_pending(second);
         acceptor.listeners.append(&mut other.listeners);
         acceptor.listeners[1].index = 1;
-        acceptor.note(1);
+        acceptor.mark_ready(1);
         (acceptor, (poll, clients, other_poll, others))
     }
 
-    /// One turn's newcomers.
-    fn turn(acceptor: &mut Acceptor, now: u64) -> usize {
+    /// Returns how many connections one iteration accepts.
+    fn iteration(acceptor: &mut Acceptor, now: u64) -> usize {
         let mut count = 0;
-        acceptor.begin_turn(now);
-        while acceptor.next(now).expect("a listener in order").is_some() {
+        acceptor.start_iteration(now);
+        while acceptor.next(now).expect("no fatal error").is_some() {
             count += 1;
         }
         count
     }
 
     #[test]
-    fn a_burst_of_newcomers_is_taken_in_portions() {
-        let (mut acceptor, _poll, _newcomers) = with_newcomers(2 * ACCEPTS_PER_TURN + 10);
-        assert_eq!(turn(&mut acceptor, 0), ACCEPTS_PER_TURN, "open connections come in between");
-        assert!(acceptor.has_work(), "who still waits is not forgotten: no further event tells of them");
-        assert_eq!(turn(&mut acceptor, 0), ACCEPTS_PER_TURN);
-        assert_eq!(turn(&mut acceptor, 0), 10);
-        assert!(!acceptor.has_work(), "the queue has been seen empty");
-        assert_eq!(turn(&mut acceptor, 0), 0);
+    fn burst_of_connections_is_accepted_in_portions() {
+        let (mut acceptor, _poll, _clients) = with_pending(2 * MAX_ACCEPTS_PER_ITERATION + 10);
+        assert_eq!(iteration(&mut acceptor, 0), MAX_ACCEPTS_PER_ITERATION, "open connections are served in between");
+        assert!(acceptor.is_ready(), "no further event reports the connections that are left");
+        assert_eq!(iteration(&mut acceptor, 0), MAX_ACCEPTS_PER_ITERATION);
+        assert_eq!(iteration(&mut acceptor, 0), 10);
+        assert!(!acceptor.is_ready(), "the backlog has been seen empty");
+        assert_eq!(iteration(&mut acceptor, 0), 0);
     }
 
     #[test]
-    fn a_pause_ends_at_its_time_or_when_a_connection_ends() {
-        let (mut acceptor, _poll, _newcomers) = with_newcomers(3);
+    fn pause_ends_at_its_time_or_when_a_connection_closes() {
+        let (mut acceptor, _poll, _clients) = with_pending(3);
         let error = io::Error::from(Errno::MFILE);
         acceptor.pause("accept", &error, 1000);
         assert_eq!(acceptor.resume_at(), 1000 + PAUSE_MS);
-        assert!(!acceptor.has_work(), "who waits does not keep the loop awake");
-        assert!(!acceptor.begin_turn(1000 + PAUSE_MS - 1));
-        assert!(acceptor.next(1000 + PAUSE_MS - 1).expect("no error").is_none(), "it is a pause");
-        assert!(acceptor.begin_turn(1000 + PAUSE_MS));
-        assert!(acceptor.next(1000 + PAUSE_MS).expect("no error").is_some());
+        assert!(!acceptor.is_ready(), "pending connections do not keep the loop awake");
+        assert!(!acceptor.start_iteration(1000 + PAUSE_MS - 1));
+        assert!(acceptor.next(1000 + PAUSE_MS - 1).expect("no fatal error").is_none(), "the pause is not over");
+        assert!(acceptor.start_iteration(1000 + PAUSE_MS));
+        assert!(acceptor.next(1000 + PAUSE_MS).expect("no fatal error").is_some());
 
         acceptor.pause("accept", &error, 2000);
         acceptor.resume();
         assert_eq!(acceptor.resume_at(), NEVER);
-        assert_eq!(turn(&mut acceptor, 2000), 2);
+        assert_eq!(iteration(&mut acceptor, 2000), 2);
     }
 
     #[test]
-    fn listeners_are_taken_in_turn() {
+    fn listeners_are_served_in_rotation() {
         let (mut acceptor, _clients) = with_two_listeners(2, 2);
         let mut order = Vec::new();
-        acceptor.begin_turn(0);
-        while let Some((stream, _)) = acceptor.next(0).expect("listeners in order") {
-            let Stream::Tcp(stream) = stream else { panic!("TCP") };
-            order.push(stream.local_addr().expect("an address").port());
+        acceptor.start_iteration(0);
+        while let Some((stream, _)) = acceptor.next(0).expect("no fatal error") {
+            let Stream::Tcp(stream) = stream else { panic!("expected TCP, got {stream:?}") };
+            order.push(stream.local_addr().expect("address").port());
         }
         assert_eq!(order.len(), 4);
         assert!(order[0] != order[1] && order[0] == order[2] && order[1] == order[3], "{order:?}");
     }
 
     #[test]
-    fn a_listener_whose_queue_is_empty_holds_up_nobody() {
+    fn listener_with_empty_backlog_does_not_block_others() {
         let (mut acceptor, _clients) = with_two_listeners(0, 2);
-        assert_eq!(turn(&mut acceptor, 0), 2);
+        assert_eq!(iteration(&mut acceptor, 0), 2);
     }
 
     #[test]
-    fn newcomers_that_are_gone_are_counted_and_too_many_in_one_turn_are_a_pause() {
-        let (mut acceptor, _poll, _nobody) = with_newcomers(0);
-        let gone = || io::Error::from(Errno::CONNABORTED);
-        acceptor.begin_turn(0);
-        for _ in 1..ACCEPTS_PER_TURN {
-            acceptor.sort_out(0, gone(), 0).expect("no end");
+    fn aborted_connections_are_counted_and_many_cause_a_pause() {
+        let (mut acceptor, _poll, _clients) = with_pending(0);
+        let aborted = || io::Error::from(Errno::CONNABORTED);
+        acceptor.start_iteration(0);
+        for _ in 1..MAX_ACCEPTS_PER_ITERATION {
+            acceptor.handle_accept_error(0, aborted(), 0).expect("no fatal error");
         }
-        assert_eq!((acceptor.errors, acceptor.resume_at()), (ACCEPTS_PER_TURN as u64 - 1, NEVER));
-        acceptor.sort_out(0, Errno::INTR.into(), 0).expect("no end");
-        assert_eq!(acceptor.errors, ACCEPTS_PER_TURN as u64 - 1, "a signal is nobody who is gone");
-        assert_eq!((acceptor.resume_at(), acceptor.pauses), (PAUSE_MS, 1), "but it would spin as well");
+        assert_eq!((acceptor.errors, acceptor.resume_at()), (MAX_ACCEPTS_PER_ITERATION as u64 - 1, NEVER));
+        acceptor.handle_accept_error(0, Errno::INTR.into(), 0).expect("no fatal error");
+        assert_eq!(acceptor.errors, MAX_ACCEPTS_PER_ITERATION as u64 - 1, "an interrupted call is not an error");
+        assert_eq!((acceptor.resume_at(), acceptor.pauses), (PAUSE_MS, 1), "but repeating it forever would spin");
 
-        acceptor.begin_turn(PAUSE_MS);
-        acceptor.sort_out(0, gone(), PAUSE_MS).expect("no end");
-        assert_eq!(acceptor.resume_at(), NEVER, "each turn counts anew");
+        acceptor.start_iteration(PAUSE_MS);
+        acceptor.handle_accept_error(0, aborted(), PAUSE_MS).expect("no fatal error");
+        assert_eq!(acceptor.resume_at(), NEVER, "each iteration counts its own failures");
     }
 
     #[test]
-    fn a_pause_that_is_renewed_is_one_pause_of_several_errors() {
-        let (mut acceptor, _poll, _nobody) = with_newcomers(0);
+    fn renewed_pause_counts_once_with_several_errors() {
+        let (mut acceptor, _poll, _clients) = with_pending(0);
         let mut time = 0;
         let mut fail = |acceptor: &mut Acceptor, errno: Errno| {
             time += PAUSE_MS;
-            acceptor.begin_turn(time);
-            acceptor.sort_out(0, errno.into(), time)
+            acceptor.start_iteration(time);
+            acceptor.handle_accept_error(0, errno.into(), time)
         };
         for errors in 1..=3 {
-            fail(&mut acceptor, Errno::MFILE).expect("no end");
+            fail(&mut acceptor, Errno::MFILE).expect("no fatal error");
             assert_eq!((acceptor.errors, acceptor.pauses), (errors, 1));
         }
-        fail(&mut acceptor, Errno::AGAIN).expect("no end");
-        fail(&mut acceptor, Errno::MFILE).expect("no end");
-        assert_eq!((acceptor.errors, acceptor.pauses), (4, 2), "its end has been seen in between");
-        assert!(fail(&mut acceptor, Errno::BADF).is_err(), "the daemon cannot go on");
+        fail(&mut acceptor, Errno::AGAIN).expect("no fatal error");
+        fail(&mut acceptor, Errno::MFILE).expect("no fatal error");
+        assert_eq!((acceptor.errors, acceptor.pauses), (4, 2), "the end of the first pause was seen in between");
+        assert!(fail(&mut acceptor, Errno::BADF).is_err(), "the daemon cannot continue");
     }
 
     #[test]
-    fn a_drained_listener_is_closed_once_its_queue_is_empty() {
-        let (mut acceptor, _poll, newcomers) = with_newcomers(3);
+    fn drained_listener_is_closed_when_its_backlog_is_empty() {
+        let (mut acceptor, _poll, clients) = with_pending(3);
         acceptor.drain();
-        acceptor.begin_turn(0);
-        assert!(acceptor.next(0).expect("no error").is_some());
-        assert!(!acceptor.is_closed(), "two still wait in its queue");
-        assert_eq!(turn(&mut acceptor, 0), 2);
+        acceptor.start_iteration(0);
+        assert!(acceptor.next(0).expect("no fatal error").is_some());
+        assert!(!acceptor.is_closed(), "two connections are still in its backlog");
+        assert_eq!(iteration(&mut acceptor, 0), 2);
         assert!(acceptor.is_closed());
-        drop(newcomers);
+        drop(clients);
     }
 
     #[test]
-    fn an_event_for_no_listener_of_ours_wakes_nobody() {
-        let (mut acceptor, _poll, _newcomers) = with_newcomers(0);
-        acceptor.waiting = false;
-        acceptor.note(7);
-        assert!(!acceptor.has_work());
+    fn event_for_an_unknown_listener_is_ignored() {
+        let (mut acceptor, _poll, _clients) = with_pending(0);
+        acceptor.any_ready = false;
+        acceptor.mark_ready(7);
+        assert!(!acceptor.is_ready());
     }
 }

@@ -1,64 +1,68 @@
-//! One stream's state machine: what comes in goes out, and both ends finish in good order.
+//! The per-connection state machine: echo, half-close, and orderly shutdown.
 //!
-//! A connection opens nothing, reads no clock, logs nothing and knows no poller: [`Connection::turn`]
-//! is given a buffer and the conditions, does a bounded amount of work on its [`Transport`], and says
-//! how that ended. The server acts on the verdict. So the same code runs over the kernel's sockets and,
-//! in `tests/simulation.rs`, over simulated ones.
+//! A [`Connection`] does no setup, reads no clock, logs nothing, and does not know about the poller. [`Connection::serve`]
+//! is lent a scratch buffer, does a bounded amount of work on its [`Transport`], and returns an [`Outcome`] on which the
+//! server acts. So the same code runs over the kernel's sockets and, in `tests/simulation.rs`, over simulated ones.
 //!
-//! Two facts stand beside the states of [`State`]: *readable*, what readiness we were told of and have
-//! not used up, and *stalled*, that the peer has not taken all we owe it. While it is stalled nothing
-//! is read: that is all the flow control there is, and TCP's window tells the peer.
+//! Two things are kept beside the [`State`]. *Readable* is readiness that was reported but not yet consumed. *Stalled* means
+//! that the peer does not read: output is pending. While a connection is stalled, nothing is read from it. This is all
+//! the backpressure needed: the peer sees it as a closed TCP receive window.
+//!
+//! On first reading, `serve` and `echo` are enough. `drive` and what follows it are for half-close, one-shot mode and graceful
+//! shutdown.
 
 use std::io;
 
-use crate::event_loop::observer::{Fact, Observer};
-use crate::event_loop::outcome::{Reason, Turn};
-use crate::event_loop::pending::{Pending, stall};
+use crate::event_loop::observer::{ConnectionEvent, Observer};
+use crate::event_loop::outcome::{CloseReason, Outcome};
+use crate::event_loop::pending::Pending;
 use crate::event_loop::protocol::{Echo, Protocol};
 use crate::event_loop::readiness::Readable;
-use crate::event_loop::scratch::Workbench;
-use crate::event_loop::state::{Cause, State};
-use crate::event_loop::transport::{Peer, Transport, write_until_blocked};
+use crate::event_loop::scratch::Scratch;
+use crate::event_loop::state::{ShutdownCause, State};
+use crate::event_loop::transport::{Peer, Transport, write_until_would_block};
 
-/// The most reads that one connection gets in one turn of the loop.
+/// The maximum number of reads from one connection each time it is served.
 ///
-/// Without a bound, a peer on a fast path is fed for ever and everybody else waits (with 64 KiB a
-/// read, four are some 60 µs of work). With one read, every 64 KiB cost a turn of the loop; from
-/// four on, more give nothing that can be measured.
-pub const READS_PER_TURN: usize = 4;
+/// Without a limit, one fast peer could monopolize the loop: four reads of 64 KiB are some 60 µs of work. With a single
+/// read, every 64 KiB would cost an iteration of the loop; more than four bring no measurable gain.
+pub const MAX_READS_PER_SERVE: usize = 4;
 
-/// The longest message that `--one-shot` answers, in bytes: the `recv(1024)` of the tutorial.
-pub const ONE_SHOT_BYTES: usize = 1024;
+/// The longest message that `--one-shot` echoes, in bytes: the `recv(1024)` of the tutorial's server.
+pub const MAX_ONE_SHOT_BYTES: usize = 1024;
 
-/// A connection: its stream, its state, and what it owes.
+/// A connection: its stream, its state, and its pending output.
 ///
-/// One cache line, and nothing elsewhere while it is idle. That is why the pending answer is a boxed box, why
-/// the peer is no `SocketAddr`, why the stamp has 32 bits, and why the bytes sent are computed.
+/// It fits in one cache line and owns no heap memory while idle. That is why the pending output is an
+/// `Option<Box<Pending>>`, the peer is not a `SocketAddr`, the timestamp has 32 bits, and the number of bytes sent is derived.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Connection<T, P = Echo> {
-    /// The stream, to look at.
+    /// The stream, for callers that inspect it.
     pub stream: T,
-    /// What is owed and was not taken: the connection is stalled.
+    /// Output that could not be written yet: the connection is stalled.
     pending: Option<Box<Pending>>,
-    /// Bytes read to be answered.
+    /// Bytes read that are echoed.
     received: u64,
     state: State,
-    /// Its number in the log; also its generation in the token.
+    /// The connection's number in the log, and its generation in the token.
     pub number: u32,
-    /// When a byte last moved, in the milliseconds of [`Workbench::ms`].
+    /// When a byte last moved, as [`Scratch::ms`].
     last_active: u32,
-    /// Who is at the other end.
+    /// The remote end.
     pub peer: Peer,
     readable: Readable,
-    /// For the server: whether the ready queue holds this connection. Kept here since it costs nothing here.
-    pub queued: bool,
+    /// Whether the connection is in the ready queue. Managed by [`Connections`]; stored here because it fits into padding.
+    ///
+    /// [`Connections`]: crate::event_loop::connections::Connections
+    pub(super) queued: bool,
     protocol: P,
 }
 
 impl<T: Transport, P: Protocol> Connection<T, P> {
-    /// A connection just accepted, for a stream or for one message. It is not readable before an event says so:
-    /// registering with the poller brings one.
+    /// Creates a connection for a stream that was just accepted at the time `ms`.
+    ///
+    /// It counts as not readable until an event arrives. Registering with the poller triggers one if data is waiting.
     pub fn new(stream: T, peer: Peer, number: u32, one_shot: bool, ms: u32) -> Self {
         Connection {
             stream,
@@ -74,221 +78,271 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
         }
     }
 
-    /// Notes what an event says, and runs nothing. Returns whether a turn would have something to do.
+    /// Records readiness from an event without doing any I/O. Returns whether the connection has work to do.
     ///
-    /// `writable` matters only to a stalled connection. It is not kept: a flush that fell short has
-    /// seen WouldBlock, so the edge that says "room" is still to come.
-    pub fn note(&mut self, readable: Readable, writable: bool) -> bool {
-        self.readable = self.readable.max(readable);
+    /// `writable` matters only to a stalled connection, and is not kept: a partial flush ended in `WouldBlock`, so another
+    /// writable event is still to come.
+    pub fn record_readiness(&mut self, readable: Readable, writable: bool) -> bool {
+        self.readable = self.readable.merge(readable);
         if self.is_stalled() { writable } else { self.readable != Readable::No }
     }
 
-    /// The server drains: answer what the kernel holds at this moment, then finish. Returns whether
-    /// anything changes: a connection that is finishing already goes on as it was.
-    pub fn drain(&mut self) -> bool {
-        // FIONREAD cannot fail on a socket. If it did: until the queue is seen empty.
-        let held = self.stream.unread().unwrap_or(u32::MAX);
-        let next = match self.state {
-            State::Established => State::Draining { held },
-            State::OneMessage if held == 0 => State::Finishing(Cause::Drained),
-            State::OneMessage => State::OneMessage, // It is there, and after it we finish anyway.
-            _ => return false,
-        };
-        self.enter(next);
-        self.readable = Readable::UntilBlocked;
-        true
-    }
-
-    /// Does what can be done now, within [`READS_PER_TURN`].
+    /// Does what can be done now, within [`MAX_READS_PER_SERVE`].
     #[inline]
-    pub fn turn(&mut self, bench: &mut Workbench, observer: &mut impl Observer) -> Turn {
-        let turn = self.work(bench, observer).unwrap_or_else(|error| Turn::of(&error));
-        debug_assert!(self.state.may_end_in(turn), "{turn:?} in {:?}", self.state);
-        debug_assert!(turn != Turn::Waits || self.is_stalled() || self.readable == Readable::No);
-        turn
+    pub fn serve(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> Outcome {
+        let is_plain = self.state == State::Established && !self.is_stalled();
+        let result = if is_plain { self.echo(scratch, observer) } else { self.drive(scratch, observer) };
+        // `?` below passes on system errors, which are classified in one place.
+        let outcome = result.unwrap_or_else(|error| Outcome::from_io_error(&error));
+        debug_assert!(self.state.allows(outcome), "{outcome:?} in {:?}", self.state);
+        debug_assert!(outcome != Outcome::Idle || self.must_wait(), "{:?} would sleep through its work", self.state);
+        outcome
     }
 
-    /// The state machine. `?` passes on what [`Turn::of`] sorts.
-    fn work(&mut self, bench: &mut Workbench, observer: &mut impl Observer) -> io::Result<Turn> {
-        // First what is owed. While the peer does not take it, nothing is read from it.
-        if self.is_stalled() {
-            self.flush(bench, observer)?;
-            if self.is_stalled() {
-                return Ok(Turn::Waits);
+    /// The plain echo, for an established connection without pending output: read, answer, until there is nothing more to
+    /// read or the peer does not read.
+    #[inline]
+    fn echo(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> io::Result<Outcome> {
+        for _ in 0..MAX_READS_PER_SERVE {
+            if self.must_wait() {
+                return Ok(Outcome::Idle);
+            }
+            match self.read(scratch, scratch.buffer.len())? {
+                Some(0) => {
+                    observer.event(self.number, ConnectionEvent::PeerClosedWrite);
+                    self.enter(State::CloseWait);
+                    return self.drive(scratch, observer);
+                }
+                Some(count) => self.answer(count, scratch, observer)?,
+                None => {}
             }
         }
-        for _ in 0..READS_PER_TURN {
-            let most = match self.state {
-                State::Established | State::FinWait => bench.buffer.len(),
-                State::OneMessage => ONE_SHOT_BYTES,
-                State::Draining { held: 0 } => {
-                    self.enter(State::Finishing(Cause::Drained));
-                    continue;
+        Ok(if self.must_wait() { Outcome::Idle } else { Outcome::Requeue })
+    }
+
+    /// Reads at most `limit` bytes into the scratch buffer. Returns how many, 0 at the end of the peer's stream, or `None` if
+    /// the receive queue is empty.
+    #[inline]
+    fn read(&mut self, scratch: &mut Scratch, limit: usize) -> io::Result<Option<usize>> {
+        match self.stream.read(&mut scratch.buffer[..limit]) {
+            // The only reliable end of stream: the flags of an event are hints.
+            Ok(0) => Ok(Some(0)),
+            Ok(count) => {
+                // A short read means that the receive queue is empty (epoll(7), Q9), which saves the read that would return
+                // WouldBlock. Not next to a FIN or urgent data: those end a read early with more data behind it, and
+                // the event has asked to read `UntilWouldBlock`.
+                if count < limit && self.readable == Readable::UntilShort && self.stream.short_read_drains() {
+                    self.readable = Readable::No;
                 }
+                Ok(Some(count))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = Readable::No;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Answers the first `count` bytes of the scratch buffer. What the socket does not accept becomes pending.
+    #[inline]
+    fn answer(&mut self, count: usize, scratch: &mut Scratch, observer: &mut impl Observer) -> io::Result<()> {
+        let received = &scratch.buffer[..count];
+        observer.event(self.number, ConnectionEvent::Received(received));
+        scratch.traffic.received += received.len() as u64;
+        self.received += received.len() as u64;
+        self.last_active = scratch.ms;
+        let answer = self.protocol.answer(received);
+        if answer.is_empty() {
+            return Ok(()); // Never true for echo, and the compiler knows: `count` is not 0.
+        }
+        let (count, result) = write_until_would_block(&mut self.stream, answer);
+        scratch.traffic.sent += count as u64;
+        if count == answer.len() {
+            observer.event(self.number, ConnectionEvent::Sent(answer));
+            return result;
+        }
+        scratch.traffic.stalled += 1;
+        self.pending = Some(Pending::from_partial_write(self.number, answer, count, observer));
+        result
+    }
+
+    /// Returns whether there is nothing to do until the next event: nothing to read, or nothing may be read.
+    fn must_wait(&self) -> bool {
+        self.is_stalled() || self.readable == Readable::No
+    }
+
+    // ---- everything but the plain echo ----
+
+    /// The complete state machine: flushes pending output, then does what the state asks for.
+    #[inline(never)]
+    fn drive(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> io::Result<Outcome> {
+        // Output goes first. While the peer does not read it, nothing is read from the peer.
+        if self.is_stalled() {
+            self.flush(scratch, observer)?;
+            if self.is_stalled() {
+                return Ok(Outcome::Idle);
+            }
+        }
+        for _ in 0..MAX_READS_PER_SERVE {
+            let limit = match self.state {
+                State::Established => return self.echo(scratch, observer),
                 State::CloseWait => {
-                    // No shutdown(2) first: with nothing unread, close(2) is our FIN.
-                    observer.fact(self.number, Fact::WeFinished);
-                    return Ok(Turn::Ended(Reason::Finished));
+                    // No shutdown(2) first: nothing is unread, so close(2) sends our FIN.
+                    observer.event(self.number, ConnectionEvent::SentFin);
+                    return Ok(Outcome::Closed(CloseReason::Finished));
+                }
+                State::OneMessage => MAX_ONE_SHOT_BYTES,
+                State::Draining { remaining: 0 } => {
+                    self.enter(State::Finishing(ShutdownCause::Drained));
+                    continue;
                 }
                 State::Finishing(cause) => {
-                    self.finish(cause, observer)?;
+                    self.send_fin(cause, observer)?;
                     continue;
                 }
-                State::Discarding { held: 0 } => return Ok(Turn::Ended(Reason::OneShot)),
-                State::Draining { held } | State::Discarding { held } => held as usize,
+                State::FinWait => scratch.buffer.len(),
+                State::Discarding { remaining: 0 } => return Ok(Outcome::Closed(CloseReason::OneShot)),
+                State::Draining { remaining } | State::Discarding { remaining } => remaining as usize,
             };
             if self.readable == Readable::No {
-                return Ok(Turn::Waits);
+                return Ok(Outcome::Idle);
             }
-            let most = most.min(bench.buffer.len());
-            match self.stream.read(&mut bench.buffer[..most]) {
-                Ok(0) => {
-                    // The only end of file there is: the flags of an event are hints.
-                    observer.fact(self.number, Fact::PeerFinished);
+            match self.read(scratch, limit.min(scratch.buffer.len()))? {
+                Some(0) => {
+                    observer.event(self.number, ConnectionEvent::PeerClosedWrite);
                     match self.state {
-                        State::FinWait => return Ok(Turn::Ended(Reason::Drained)),
-                        State::Discarding { .. } => return Ok(Turn::Ended(Reason::OneShot)),
+                        State::FinWait => return Ok(Outcome::Closed(CloseReason::Drained)),
+                        State::Discarding { .. } => return Ok(Outcome::Closed(CloseReason::OneShot)),
                         _ => self.enter(State::CloseWait),
                     }
                 }
-                Ok(count) => {
-                    // A short read empties the queue (epoll(7), Q9), and saves the read that would say
-                    // WouldBlock. Not so beside a FIN or urgent data: those end a read early with more
-                    // behind, and the event has said `UntilBlocked`.
-                    if count < most && self.readable == Readable::UntilShort && self.stream.short_read_is_last() {
-                        self.readable = Readable::No;
-                    }
+                Some(count) => {
                     match &mut self.state {
-                        State::OneMessage => self.enter(State::Finishing(Cause::OneShot)),
-                        State::Draining { held } => *held = held.saturating_sub(count as u32),
                         State::FinWait | State::Discarding { .. } => {
-                            self.discard(count, bench, observer);
+                            self.discard(count, scratch, observer);
                             continue;
                         }
+                        State::OneMessage => self.enter(State::Finishing(ShutdownCause::OneShot)),
+                        State::Draining { remaining } => *remaining = remaining.saturating_sub(count as u32),
                         State::Established | State::CloseWait | State::Finishing(_) => {}
                     }
-                    self.answer(count, bench, observer)?;
-                    // Where most turns end. (Said here, although the next round would come to it.)
-                    if self.is_stalled() || (self.state, self.readable) == (State::Established, Readable::No) {
-                        return Ok(Turn::Waits);
+                    self.answer(count, scratch, observer)?;
+                    if self.is_stalled() {
+                        return Ok(Outcome::Idle);
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.readable = Readable::No;
-                    // All that was held has been read, and maybe (urgent marks) in fewer bytes than we were told.
-                    if let State::Draining { held } | State::Discarding { held } = &mut self.state {
-                        *held = 0;
+                // The receive buffer is empty. Urgent marks can make FIONREAD report more bytes than can be read.
+                None => {
+                    if let State::Draining { remaining } | State::Discarding { remaining } = &mut self.state {
+                        *remaining = 0;
                     }
                 }
-                Err(error) => return Err(error),
             }
         }
-        Ok(Turn::Again)
+        Ok(Outcome::Requeue)
     }
 
-    /// Tries to get rid of what is pending.
-    ///
-    /// Not inlined: it and its like would make the compiler keep every counter on the stack, 20 instructions an
-    /// echo.
+    /// Writes as much pending output as the socket accepts.
     #[inline(never)]
-    fn flush(&mut self, bench: &mut Workbench, observer: &mut impl Observer) -> io::Result<()> {
+    fn flush(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> io::Result<()> {
         let Some(pending) = &mut self.pending else { return Ok(()) };
-        let (count, outcome) = write_until_blocked(&mut self.stream, pending.rest());
+        let (count, result) = write_until_would_block(&mut self.stream, pending.remaining());
         if count > 0 {
-            observer.fact(self.number, Fact::Sent(&pending.rest()[..count]));
-            bench.traffic.sent += count as u64;
-            self.last_active = bench.ms;
+            observer.event(self.number, ConnectionEvent::Sent(&pending.remaining()[..count]));
+            scratch.traffic.sent += count as u64;
+            self.last_active = scratch.ms;
             pending.advance(count);
         }
-        if pending.rest().is_empty() {
+        if pending.remaining().is_empty() {
             self.pending = None;
-            bench.traffic.stalled -= 1;
+            scratch.traffic.stalled -= 1;
         }
-        outcome
+        result
     }
 
-    /// Answers the first `count` bytes of the buffer. What the peer does not take at once becomes pending.
-    fn answer(&mut self, count: usize, bench: &mut Workbench, observer: &mut impl Observer) -> io::Result<()> {
-        let received = &bench.buffer[..count];
-        observer.fact(self.number, Fact::Received(received));
-        bench.traffic.received += received.len() as u64;
-        self.received += received.len() as u64;
-        self.last_active = bench.ms;
-        let answer = self.protocol.answer(received);
-        if answer.is_empty() {
-            return Ok(()); // Never with echo, and the compiler knows: a read of 0 bytes does not come here.
-        }
-        let (count, outcome) = write_until_blocked(&mut self.stream, answer);
-        bench.traffic.sent += count as u64;
-        if count == answer.len() {
-            observer.fact(self.number, Fact::Sent(answer));
-            return outcome;
-        }
-        bench.traffic.stalled += 1;
-        self.pending = Some(stall(self.number, answer, count, observer));
-        outcome
-    }
-
-    /// Sends our FIN, ahead of the peer's.
+    /// Sends our FIN before the peer has sent its own.
     #[inline(never)]
-    fn finish(&mut self, cause: Cause, observer: &mut impl Observer) -> io::Result<()> {
+    fn send_fin(&mut self, cause: ShutdownCause, observer: &mut impl Observer) -> io::Result<()> {
         self.stream.shutdown_write()?;
-        observer.fact(self.number, Fact::WeFinished);
+        observer.event(self.number, ConnectionEvent::SentFin);
         match cause {
-            Cause::Drained => self.enter(State::FinWait),
-            Cause::OneShot => {
-                // What the peer sent beside its message, and only that: whoever sends on gets RST.
-                self.readable = Readable::UntilBlocked;
-                self.enter(State::Discarding { held: self.stream.unread().unwrap_or(0) });
+            ShutdownCause::Drained => self.enter(State::FinWait),
+            ShutdownCause::OneShot => {
+                // Only data that has already arrived is discarded; a peer that keeps sending gets an RST.
+                self.readable = Readable::UntilWouldBlock;
+                self.enter(State::Discarding { remaining: self.stream.bytes_available().unwrap_or(0) });
             }
         }
         Ok(())
     }
 
-    /// Every change of state but the counting down of what is held.
+    /// Drops the first `count` bytes of the scratch buffer, because our FIN has been sent.
+    #[inline(never)]
+    fn discard(&mut self, count: usize, scratch: &mut Scratch, observer: &mut impl Observer) {
+        scratch.traffic.discarded += count as u64;
+        self.last_active = scratch.ms;
+        observer.event(self.number, ConnectionEvent::Discarded(count));
+        if let State::Discarding { remaining } = &mut self.state {
+            *remaining = remaining.saturating_sub(count as u32);
+        }
+    }
+
+    /// Starts the graceful shutdown of this connection: what is in the receive buffer now is still echoed, then our FIN is
+    /// sent. Returns whether this changes anything: a connection that is closing already continues as it was.
+    pub fn drain(&mut self) -> bool {
+        // FIONREAD cannot fail on a socket. If it did, we would read until the queue is empty.
+        let remaining = self.stream.bytes_available().unwrap_or(u32::MAX);
+        let next = match self.state {
+            State::Established => State::Draining { remaining },
+            State::OneMessage if remaining == 0 => State::Finishing(ShutdownCause::Drained),
+            State::OneMessage => State::OneMessage, // The message has arrived, and our FIN follows it anyway.
+            _ => return false,
+        };
+        self.enter(next);
+        self.readable = Readable::UntilWouldBlock;
+        true
+    }
+
+    /// Changes the state. All changes go through here, except decrementing `remaining`.
     fn enter(&mut self, next: State) {
         debug_assert!(self.state.may_become(next), "from {:?} to {next:?}", self.state);
         self.state = next;
     }
 
-    /// Drops the first `count` bytes of the buffer.
-    #[inline(never)]
-    fn discard(&mut self, count: usize, bench: &mut Workbench, observer: &mut impl Observer) {
-        bench.traffic.discarded += count as u64;
-        self.last_active = bench.ms;
-        observer.fact(self.number, Fact::Discarded(count));
-        if let State::Discarding { held } = &mut self.state {
-            *held = held.saturating_sub(count as u32);
-        }
-    }
+    // ---- queries ----
 
-    /// Whether it has an answer pending that the peer does not take.
+    /// Returns whether output is pending that the peer does not read.
     pub fn is_stalled(&self) -> bool {
         self.pending.is_some()
     }
 
-    /// Bytes pending.
+    /// Returns the number of bytes pending.
     pub fn pending_len(&self) -> usize {
-        self.pending.as_ref().map_or(0, |pending| pending.rest().len())
+        self.pending.as_ref().map_or(0, |pending| pending.remaining().len())
     }
 
-    /// Bytes read to be answered, since it was opened.
+    /// Returns the number of bytes read that are echoed, since the connection was opened.
     pub fn received(&self) -> u64 {
         self.received
     }
 
-    /// Bytes of answers that the kernel took, since it was opened.
+    /// Returns the number of bytes that the socket has accepted, since the connection was opened.
     pub fn sent(&self) -> u64 {
         self.protocol.answered(self.received) - self.pending_len() as u64
     }
 
-    /// For how many milliseconds no byte has moved, in either direction and whatever became of it.
+    /// Returns for how many milliseconds no byte has moved in either direction, discarded ones included.
     pub fn idle_for(&self, now: u32) -> u32 {
         now.wrapping_sub(self.last_active)
     }
 
-    /// Where it is in its life.
+    /// Returns the state.
     pub fn state(&self) -> State {
         self.state
     }
 }
+
+// Performance notes. `serve`, `echo`, `read` and `answer` are inlined into the server's loop, so that an echo saves registers
+// once. `drive`, `flush`, `send_fin` and `discard` are kept out of line: inlined, they would make the compiler keep every
+// counter on the stack, which costs 20 instructions per echo.

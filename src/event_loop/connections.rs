@@ -1,4 +1,4 @@
-//! Where connections live, and which of them have work: the slab, the ready queue, and those that wait for memory.
+//! Connection storage: the slab, the ready queue, and the connections that wait for kernel memory.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -13,30 +13,36 @@ use crate::event_loop::state::State;
 use crate::event_loop::token::ConnectionId;
 use crate::event_loop::transport::Stream;
 
-/// Slots reserved at start, 64 bytes each: address space, not memory, until connections come.
-const SLOTS_RESERVED: usize = 65_536;
+/// Slots reserved at startup, 64 bytes each. This is address space, not memory, until connections arrive.
+const RESERVED_SLOTS: usize = 65_536;
 
-/// How long a connection waits, in milliseconds, for which the kernel had no memory.
-const STARVED_MS: u64 = 100;
+/// How long a connection waits, in milliseconds, after the kernel had no memory for it.
+const RETRY_INTERVAL_MS: u64 = 100;
 
-/// Every open connection, found by its [`ConnectionId`].
+/// All open connections, addressed by [`ConnectionId`], and the queue of those that have work to do.
+///
+/// A connection is in the ready queue at most once: its `queued` flag belongs to this type. An iteration of the loop serves
+/// exactly the connections that are queued when it starts ([`start_round`](Connections::start_round),
+/// [`next_ready`](Connections::next_ready)). Those that become ready in the meantime are served in the next one, so every
+/// iteration terminates.
 #[derive(Debug)]
 pub struct Connections<P = Echo> {
     slab: Slab<Connection<Stream, P>>,
-    /// Connections with work to do, each at most once (its `queued` flag). One that ended meanwhile is skipped.
-    /// A turn serves those who are queued when it begins. Whoever becomes ready meanwhile stands behind them and is
-    /// served in the next turn: so a turn ends. (A ring would do, at twice the instructions.)
-    pub(crate) ready: Vec<ConnectionId>,
-    /// Connections for which the kernel had no memory, and when they try again, in milliseconds.
-    starved: VecDeque<(u64, ConnectionId)>,
-    /// Turns of a connection that ended with work left, or were interrupted, since the start.
-    pub spent_budgets: u64,
-    /// The number of the last connection.
+    /// Connections with work to do, for the next round.
+    ready: Vec<ConnectionId>,
+    /// The connections of the current round, and how many of them have been handed out.
+    round: Vec<ConnectionId>,
+    handed_out: usize,
+    /// Connections for which the kernel had no memory, with the time of their retry in milliseconds, earliest first.
+    out_of_memory: VecDeque<(u64, ConnectionId)>,
+    /// Times that a connection used up its budget, or was interrupted, since startup.
+    pub budget_exhausted: u64,
+    /// The number of the latest connection.
     last_number: u32,
 }
 
-// What an idle connection costs, where mio's streams have no debugging aids in them. A slab entry is this
-// enum; the free-list link must find room in it.
+// The cost of an idle connection, in builds in which mio's streams contain no debugging aids. A slab entry is like this
+// enum: the free-list link must fit into the connection's padding.
 #[cfg(not(debug_assertions))]
 const _: () = {
     #[allow(dead_code)]
@@ -49,68 +55,61 @@ const _: () = {
 };
 
 impl<P: Protocol> Connections<P> {
-    /// No connections, and room for so many.
+    /// Creates an empty storage for up to `slots` connections.
     pub fn with_capacity(slots: usize) -> Self {
         Connections {
-            slab: Slab::with_capacity(slots.min(SLOTS_RESERVED)),
+            slab: Slab::with_capacity(slots.min(RESERVED_SLOTS)),
             ready: Vec::new(),
-            starved: VecDeque::new(),
-            spent_budgets: 0,
+            round: Vec::new(),
+            handed_out: 0,
+            out_of_memory: VecDeque::new(),
+            budget_exhausted: 0,
             last_number: 0,
         }
     }
 
-    /// How many are open.
-    pub fn len(&self) -> usize {
-        self.slab.len()
-    }
+    // ---- the ready queue ----
 
-    /// Whether none is open.
-    pub fn is_empty(&self) -> bool {
-        self.slab.is_empty()
-    }
-
-    /// The connection that `id` means, unless it has ended: then its slot is empty, or another's.
-    pub fn get_mut(&mut self, id: ConnectionId) -> Option<&mut Connection<Stream, P>> {
-        self.slab.get_mut(id.slot as usize).filter(|connection| connection.number == id.generation)
-    }
-
-    /// Who lives in this slot now.
-    pub fn at(&self, slot: u32) -> Option<ConnectionId> {
-        self.slab.get(slot as usize).map(|connection| ConnectionId { slot, generation: connection.number })
-    }
-
-    /// All that are open now.
-    pub fn ids(&self) -> Vec<ConnectionId> {
-        self.slab.iter().filter_map(|(slot, _)| self.at(slot as u32)).collect()
-    }
-
-    /// The id that the next connection will have. Its number is spent, whether or not it is inserted.
-    pub fn next_id(&mut self) -> ConnectionId {
-        self.last_number = self.last_number.wrapping_add(1).max(1);
-        ConnectionId { slot: self.slab.vacant_key() as u32, generation: self.last_number }
-    }
-
-    /// Opens a connection under the id that was given out last.
-    pub fn insert(&mut self, id: ConnectionId, connection: Connection<Stream, P>) {
-        let slot = self.slab.insert(connection);
-        debug_assert_eq!((slot, self.slab[slot].number), (id.slot as usize, id.generation));
-    }
-
-    /// Takes a connection out. It must be open.
-    pub fn remove(&mut self, id: ConnectionId) -> Connection<Stream, P> {
-        self.slab.remove(id.slot as usize)
-    }
-
-    /// Marks what an event says, and queues the connection if a turn would have something to do.
-    pub fn note(&mut self, id: ConnectionId, readable: Readable, writable: bool) {
+    /// Records readiness from an event, and queues the connection if it has work to do. An event for a connection that has
+    /// been closed in the meantime is ignored.
+    pub fn mark_ready(&mut self, id: ConnectionId, readable: Readable, writable: bool) {
         let connection = self.slab.get_mut(id.slot as usize).filter(|connection| connection.number == id.generation);
         if let Some(connection) = connection
-            && connection.note(readable, writable)
+            && connection.record_readiness(readable, writable)
             && !mem::replace(&mut connection.queued, true)
         {
             self.ready.push(id);
         }
+    }
+
+    /// Returns whether a connection is queued.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Starts a round: [`next_ready`](Connections::next_ready) hands out the connections that are queued now.
+    #[inline]
+    pub fn start_round(&mut self) {
+        debug_assert_eq!(self.handed_out, self.round.len(), "the previous round was not finished");
+        self.round.clear();
+        self.handed_out = 0;
+        mem::swap(&mut self.ready, &mut self.round);
+    }
+
+    /// Takes the next connection of this round out of the queue. Connections that have been closed in the meantime are
+    /// skipped.
+    #[inline]
+    pub fn next_ready(&mut self) -> Option<(ConnectionId, &mut Connection<Stream, P>)> {
+        while let Some(&id) = self.round.get(self.handed_out) {
+            self.handed_out += 1;
+            // The second lookup is for the borrow checker; the compiler merges the two.
+            if self.get_mut(id).is_some() {
+                let connection = &mut self.slab[id.slot as usize];
+                connection.queued = false;
+                return Some((id, connection));
+            }
+        }
+        None
     }
 
     /// Queues a connection, unless it is queued already.
@@ -120,61 +119,96 @@ impl<P: Protocol> Connections<P> {
         }
     }
 
-    /// Queues a connection whose budget was spent with work left.
-    pub fn again(&mut self, id: ConnectionId) {
-        self.spent_budgets += 1;
+    /// Queues a connection that used up its budget and has work left.
+    pub fn requeue(&mut self, id: ConnectionId) {
+        self.budget_exhausted += 1;
         self.enqueue(id);
     }
 
-    /// Has a connection answer what the kernel holds for it, and then finish.
+    // ---- retries ----
+
+    /// Schedules a retry for a connection that ran into ENOBUFS or ENOMEM at the time `now`. Returns when it is due, in
+    /// milliseconds.
+    pub fn retry_later(&mut self, id: ConnectionId, now: u64) -> u64 {
+        let retry_at = now + RETRY_INTERVAL_MS;
+        self.out_of_memory.push_back((retry_at, id));
+        retry_at
+    }
+
+    /// Returns when the next retry is due, in milliseconds, or [`NEVER`].
+    pub fn next_retry(&self) -> u64 {
+        self.out_of_memory.front().map_or(NEVER, |&(retry_at, _)| retry_at)
+    }
+
+    /// Queues the connections whose retry is due.
+    pub fn requeue_due_retries(&mut self, now: u64) {
+        while let Some(&(retry_at, id)) = self.out_of_memory.front()
+            && retry_at <= now
+        {
+            self.out_of_memory.pop_front();
+            self.enqueue(id);
+        }
+    }
+
+    // ---- storage ----
+
+    /// Returns the number of open connections.
+    pub fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    /// Returns whether no connection is open.
+    pub fn is_empty(&self) -> bool {
+        self.slab.is_empty()
+    }
+
+    /// Returns the connection with this id, unless it has been closed. Its slot may have been reused.
+    pub fn get_mut(&mut self, id: ConnectionId) -> Option<&mut Connection<Stream, P>> {
+        self.slab.get_mut(id.slot as usize).filter(|connection| connection.number == id.generation)
+    }
+
+    /// Returns the connection currently in `slot`, if any.
+    pub fn id_at(&self, slot: u32) -> Option<ConnectionId> {
+        self.slab.get(slot as usize).map(|connection| ConnectionId { slot, generation: connection.number })
+    }
+
+    /// Returns the ids of all open connections.
+    pub fn ids(&self) -> Vec<ConnectionId> {
+        self.slab.iter().filter_map(|(slot, _)| self.id_at(slot as u32)).collect()
+    }
+
+    /// Reserves the id of the next connection. Its number is used up, whether or not the connection is inserted.
+    pub fn next_id(&mut self) -> ConnectionId {
+        self.last_number = self.last_number.wrapping_add(1).max(1);
+        ConnectionId { slot: self.slab.vacant_key() as u32, generation: self.last_number }
+    }
+
+    /// Inserts a connection under the id that was reserved last.
+    pub fn insert(&mut self, id: ConnectionId, connection: Connection<Stream, P>) {
+        let slot = self.slab.insert(connection);
+        debug_assert_eq!((slot, self.slab[slot].number), (id.slot as usize, id.generation));
+    }
+
+    /// Removes a connection, which must be open, and returns it.
+    pub fn remove(&mut self, id: ConnectionId) -> Connection<Stream, P> {
+        self.slab.remove(id.slot as usize)
+    }
+
+    // ---- graceful shutdown ----
+
+    /// Starts the graceful shutdown of a connection.
     pub fn drain(&mut self, id: ConnectionId) {
         if self.get_mut(id).is_some_and(Connection::drain) {
             self.enqueue(id);
         }
     }
 
-    /// Whether anybody is about to answer what was held when the drain began, or to finish. That ends by itself, since no
-    /// more is owed than was held; only in `FinWait` it is the peer who decides.
-    /// Linear in the connections, and asked only when the drain timeout has passed.
-    pub fn are_answering(&self) -> bool {
+    /// Returns whether any connection still has drained data to echo or a FIN to send. This ends by itself, because no more is
+    /// echoed than was in the receive buffer when the drain began; only in `FinWait` it is up to the peer.
+    ///
+    /// Linear in the number of connections, and called only after the drain timeout.
+    pub fn any_draining_output(&self) -> bool {
         self.slab.iter().any(|(_, connection)| connection.queued && connection.state() != State::FinWait)
-    }
-
-    /// Keeps a connection for which there is no memory until a later time, which it returns.
-    pub fn starve(&mut self, id: ConnectionId, now: u64) -> u64 {
-        let due = now + STARVED_MS;
-        self.starved.push_back((due, id));
-        due
-    }
-
-    /// When the next of those is due, in milliseconds, or [`NEVER`].
-    pub fn next_starved(&self) -> u64 {
-        self.starved.front().map_or(NEVER, |&(due, _)| due)
-    }
-
-    /// Queues those whose memory may be there by now.
-    pub fn retry_starved(&mut self, now: u64) {
-        while let Some(&(due, id)) = self.starved.front()
-            && due <= now
-        {
-            self.starved.pop_front();
-            self.enqueue(id);
-        }
-    }
-
-    /// Whether somebody is queued.
-    pub fn has_work(&self) -> bool {
-        !self.ready.is_empty()
-    }
-
-    /// The first `count` of the queue have been served. Most turns leave nobody behind, and nothing has to be moved.
-    #[inline]
-    pub fn forget_served(&mut self, count: usize) {
-        if count == self.ready.len() {
-            self.ready.clear();
-        } else {
-            self.ready.drain(..count);
-        }
     }
 }
 
@@ -186,106 +220,126 @@ mod tests {
     use crate::event_loop::transport::Peer;
 
     fn open(connections: &mut Connections) -> ConnectionId {
-        let (stream, _) = UnixStream::pair().expect("a socket pair");
+        let (stream, _) = UnixStream::pair().expect("socket pair");
         let id = connections.next_id();
         connections.insert(id, Connection::new(Stream::Unix(stream), Peer::Unix, id.generation, false, 0));
         id
     }
 
+    /// Returns the ids that one round hands out.
+    fn round(connections: &mut Connections) -> Vec<ConnectionId> {
+        connections.start_round();
+        std::iter::from_fn(|| connections.next_ready().map(|(id, _)| id)).collect()
+    }
+
     #[test]
-    fn an_event_for_a_former_owner_of_a_slot_finds_nobody() {
+    fn stale_event_for_reused_slot_is_ignored() {
         let mut connections = Connections::with_capacity(1);
         let first = open(&mut connections);
         connections.remove(first);
         let second = open(&mut connections);
-        assert_eq!(first.slot, second.slot, "the slot is used again");
+        assert_eq!(first.slot, second.slot, "the slot is reused");
 
-        connections.note(first, Readable::UntilBlocked, true);
-        assert!(!connections.has_work(), "a stale event wakes the new owner of the slot");
+        connections.mark_ready(first, Readable::UntilWouldBlock, true);
+        assert!(!connections.has_ready(), "a stale event wakes the new connection in the slot");
         assert!(connections.get_mut(first).is_none());
         assert!(connections.get_mut(ConnectionId { slot: 9, generation: 1 }).is_none());
 
-        connections.note(second, Readable::UntilBlocked, true);
+        connections.mark_ready(second, Readable::UntilWouldBlock, true);
         assert_eq!(connections.ready, [second]);
     }
 
     #[test]
-    fn a_connection_is_queued_once() {
+    fn connection_is_queued_once() {
         let mut connections = Connections::with_capacity(1);
         let id = open(&mut connections);
         connections.enqueue(id);
         connections.enqueue(id);
-        connections.note(id, Readable::UntilBlocked, true);
+        connections.mark_ready(id, Readable::UntilWouldBlock, true);
         assert_eq!(connections.ready, [id]);
-        assert!(connections.has_work(), "or the loop would sleep over it");
+        assert!(connections.has_ready(), "the loop must not sleep");
     }
 
     #[test]
-    fn who_finds_no_memory_is_queued_again_after_a_while_and_not_before() {
-        let mut connections = Connections::with_capacity(1);
-        let id = open(&mut connections);
-        assert_eq!(connections.starve(id, 1000), 1000 + STARVED_MS);
-        assert_eq!(connections.next_starved(), 1000 + STARVED_MS);
-        connections.retry_starved(1000 + STARVED_MS - 1);
-        assert!(!connections.has_work());
-        connections.retry_starved(1000 + STARVED_MS);
-        assert_eq!(connections.ready, [id]);
-        assert_eq!(connections.next_starved(), NEVER);
-    }
-
-    #[test]
-    fn who_becomes_ready_in_a_turn_is_served_in_the_next_one() {
+    fn closed_connection_is_not_handed_out() {
         let mut connections = Connections::with_capacity(2);
         let (first, second) = (open(&mut connections), open(&mut connections));
         connections.enqueue(first);
         connections.enqueue(second);
-        connections.get_mut(first).expect("open").queued = false;
-        connections.enqueue(first);
-        connections.forget_served(2);
-        assert_eq!(connections.ready, [first], "a turn that feeds itself would never end");
-        connections.forget_served(1);
-        assert!(!connections.has_work());
+        connections.remove(first);
+        let reused = open(&mut connections);
+        assert_eq!(reused.slot, first.slot, "the slot is reused");
+        assert_eq!(round(&mut connections), [second]);
+        assert!(!connections.has_ready());
     }
 
     #[test]
-    fn numbers_are_never_0_which_stands_for_the_fixed_sources() {
+    fn out_of_memory_connection_is_retried_after_delay() {
+        let mut connections = Connections::with_capacity(1);
+        let id = open(&mut connections);
+        assert_eq!(connections.retry_later(id, 1000), 1000 + RETRY_INTERVAL_MS);
+        assert_eq!(connections.next_retry(), 1000 + RETRY_INTERVAL_MS);
+        connections.requeue_due_retries(1000 + RETRY_INTERVAL_MS - 1);
+        assert!(!connections.has_ready());
+        connections.requeue_due_retries(1000 + RETRY_INTERVAL_MS);
+        assert_eq!(connections.ready, [id]);
+        assert_eq!(connections.next_retry(), NEVER);
+    }
+
+    #[test]
+    fn connections_becoming_ready_mid_iteration_wait_for_the_next() {
+        let mut connections = Connections::with_capacity(2);
+        let (first, second) = (open(&mut connections), open(&mut connections));
+        connections.enqueue(first);
+        connections.enqueue(second);
+        connections.start_round();
+        assert_eq!(connections.next_ready().map(|(id, _)| id), Some(first));
+        connections.enqueue(first);
+        assert_eq!(connections.next_ready().map(|(id, _)| id), Some(second));
+        assert!(connections.next_ready().is_none(), "an iteration that feeds itself would never end");
+        assert_eq!(round(&mut connections), [first]);
+        assert!(!connections.has_ready());
+    }
+
+    #[test]
+    fn connection_numbers_are_never_zero() {
         let mut connections: Connections = Connections::with_capacity(1);
         connections.last_number = u32::MAX;
         assert_eq!(connections.next_id().generation, 1);
     }
 
     #[test]
-    fn whoever_is_open_is_counted_and_found() {
+    fn open_connections_are_counted_and_found() {
         let mut connections = Connections::with_capacity(1);
         assert!((connections.len(), connections.is_empty()) == (0, true) && connections.ids().is_empty());
         let (first, second) = (open(&mut connections), open(&mut connections));
         assert_eq!((connections.len(), connections.is_empty()), (2, false));
         assert_eq!(connections.ids(), [first, second]);
         connections.remove(first);
-        assert_eq!((connections.at(first.slot), connections.at(second.slot)), (None, Some(second)));
+        assert_eq!((connections.id_at(first.slot), connections.id_at(second.slot)), (None, Some(second)));
         assert_eq!(connections.ids(), [second]);
     }
 
     #[test]
-    fn who_has_spent_its_budget_is_counted_and_queued() {
+    fn exhausted_budget_is_counted_and_queued() {
         let mut connections = Connections::with_capacity(1);
         let id = open(&mut connections);
-        connections.again(id);
-        assert_eq!(connections.spent_budgets, 1);
+        connections.requeue(id);
+        assert_eq!(connections.budget_exhausted, 1);
         assert_eq!(connections.ready, [id]);
-        connections.again(id);
-        assert_eq!(connections.spent_budgets, 2);
+        connections.requeue(id);
+        assert_eq!(connections.budget_exhausted, 2);
     }
 
     #[test]
-    fn who_drains_is_queued_and_answers_until_its_turn_is_over() {
+    fn draining_connection_is_queued_until_it_is_served() {
         let mut connections = Connections::with_capacity(2);
         let (first, second) = (open(&mut connections), open(&mut connections));
         connections.drain(first);
-        assert!(connections.are_answering());
-        connections.get_mut(first).expect("open").queued = false;
-        assert!(!connections.are_answering(), "it waits for its peer: the end of a drain does not wait for that");
+        assert!(connections.any_draining_output());
+        assert_eq!(round(&mut connections), [first]);
+        assert!(!connections.any_draining_output(), "it waits for its peer, which must not delay the end of a drain");
         connections.drain(second);
-        assert_eq!(connections.ready, [first, second]);
+        assert_eq!(connections.ready, [second]);
     }
 }

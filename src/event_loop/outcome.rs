@@ -1,84 +1,87 @@
-//! How a turn of a connection came out: go on, wait, or end, and why.
+//! The outcome of serving a connection once, and the reasons for which connections close.
 
 use std::{fmt, io};
 
 use rustix::io::Errno;
 
-/// What a turn came to, and so what the server does next.
+/// What the server does next with a connection that it has just served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum Outcome {
     /// Nothing to do until the next event.
-    Waits,
-    /// The budget is spent with work left: it is run again without waiting for an event.
-    Again,
-    /// The kernel has no memory at the moment (ENOBUFS, ENOMEM). No event will say that it has
-    /// again, so this is tried again after a while. Nothing is lost.
-    Starved,
-    /// It is over: the slot is freed.
-    Ended(Reason),
+    Idle,
+    /// The budget is used up and work is left: serve it again without waiting for an event.
+    Requeue,
+    /// The kernel is out of memory at the moment (ENOBUFS, ENOMEM). No event will report that this has changed, so the
+    /// server retries later. Nothing is lost.
+    OutOfMemory,
+    /// The connection has ended: close it and free its slot.
+    Closed(CloseReason),
 }
 
-impl Turn {
-    /// What an error of read(2), write(2) or shutdown(2) means for the connection. `WouldBlock` is
-    /// an answer and does not come here.
-    pub fn of(error: &io::Error) -> Turn {
+impl Outcome {
+    /// Classifies an error of read(2), write(2) or shutdown(2) by what the server does next.
+    ///
+    /// `WouldBlock` is an answer, not an error; the state machine handles it itself.
+    pub fn from_io_error(error: &io::Error) -> Outcome {
         match Errno::from_io_error(error) {
-            // A signal came in between: the call is made again.
-            Some(Errno::INTR) => Turn::Again,
-            // The peer's RST. It has come before: we write, or we shut down. Other systems' word for it.
-            Some(Errno::CONNRESET | Errno::PIPE | Errno::NOTCONN | Errno::CONNABORTED) => Turn::Ended(Reason::Reset),
-            Some(Errno::NOBUFS | Errno::NOMEM) => Turn::Starved,
-            // ETIMEDOUT, EHOSTUNREACH and whatever else: this connection only.
-            _ => Turn::Ended(Reason::Error(error.kind())),
+            // A signal arrived during the call: repeat it.
+            Some(Errno::INTR) => Outcome::Requeue,
+            // The peer's RST, or a write or shutdown after it. ECONNABORTED is what some BSDs report instead.
+            Some(Errno::CONNRESET | Errno::PIPE | Errno::NOTCONN | Errno::CONNABORTED) => {
+                Outcome::Closed(CloseReason::Reset)
+            }
+            Some(Errno::NOBUFS | Errno::NOMEM) => Outcome::OutOfMemory,
+            // ETIMEDOUT, EHOSTUNREACH and everything else ends this connection only.
+            _ => Outcome::Closed(CloseReason::Error(error.kind())),
         }
     }
 }
 
-/// How a connection ended. The names are those of the metrics and the log.
+/// Why a connection was closed, under the names of the metrics and the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// The peer's FIN came first, everything before it was answered, ours followed.
+pub enum CloseReason {
+    /// The peer sent its FIN first; everything before it was echoed, and our FIN followed.
     Finished,
-    /// `--one-shot`: one message answered, our FIN first.
+    /// `--one-shot`: one message was echoed, and our FIN went first.
     OneShot,
-    /// The server drained: our FIN first, then the peer's.
+    /// Graceful shutdown: our FIN went first, then the peer's arrived.
     Drained,
-    /// The peer reset it, or is gone.
+    /// The peer reset the connection or disappeared.
     Reset,
     /// No byte moved for `--idle-timeout`.
     Idle,
-    /// The drain timeout or a second signal cut it.
+    /// The drain timeout or a second signal closed it forcibly.
     Cut,
     /// The system reported another error.
     Error(io::ErrorKind),
 }
 
-impl Reason {
-    /// How many kinds of reasons there are.
-    pub const KINDS: usize = 7;
-    /// The kinds' names, by [`Reason::kind`].
-    pub const NAMES: [&'static str; Reason::KINDS] =
+impl CloseReason {
+    /// The number of reasons, not counting the kinds of [`CloseReason::Error`] apart.
+    pub const COUNT: usize = 7;
+    /// The names of the reasons, indexed by [`CloseReason::index`].
+    pub const NAMES: [&'static str; CloseReason::COUNT] =
         ["finished", "one_shot", "drained", "reset", "idle", "cut", "error"];
 
-    /// The place of this reason in [`Reason::NAMES`].
-    pub fn kind(self) -> usize {
+    /// Returns the index of this reason in [`CloseReason::NAMES`].
+    pub fn index(self) -> usize {
         match self {
-            Reason::Finished => 0,
-            Reason::OneShot => 1,
-            Reason::Drained => 2,
-            Reason::Reset => 3,
-            Reason::Idle => 4,
-            Reason::Cut => 5,
-            Reason::Error(_) => 6,
+            CloseReason::Finished => 0,
+            CloseReason::OneShot => 1,
+            CloseReason::Drained => 2,
+            CloseReason::Reset => 3,
+            CloseReason::Idle => 4,
+            CloseReason::Cut => 5,
+            CloseReason::Error(_) => 6,
         }
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(Reason::NAMES[self.kind()])?;
+        f.write_str(CloseReason::NAMES[self.index()])?;
         match self {
-            Reason::Error(kind) => write!(f, " ({kind})"),
+            CloseReason::Error(kind) => write!(f, " ({kind})"),
             _ => Ok(()),
         }
     }
@@ -89,31 +92,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_are_sorted_by_what_the_server_does_next() {
-        for (errno, turn) in [
-            (Errno::INTR, Turn::Again),
-            (Errno::CONNRESET, Turn::Ended(Reason::Reset)),
-            (Errno::PIPE, Turn::Ended(Reason::Reset)),
-            (Errno::NOTCONN, Turn::Ended(Reason::Reset)),
-            (Errno::NOBUFS, Turn::Starved),
-            (Errno::NOMEM, Turn::Starved),
-            (Errno::TIMEDOUT, Turn::Ended(Reason::Error(io::ErrorKind::TimedOut))),
-            (Errno::HOSTUNREACH, Turn::Ended(Reason::Error(io::ErrorKind::HostUnreachable))),
+    fn errors_are_classified_by_what_the_server_does_next() {
+        for (errno, outcome) in [
+            (Errno::INTR, Outcome::Requeue),
+            (Errno::CONNRESET, Outcome::Closed(CloseReason::Reset)),
+            (Errno::PIPE, Outcome::Closed(CloseReason::Reset)),
+            (Errno::NOTCONN, Outcome::Closed(CloseReason::Reset)),
+            (Errno::CONNABORTED, Outcome::Closed(CloseReason::Reset)),
+            (Errno::NOBUFS, Outcome::OutOfMemory),
+            (Errno::NOMEM, Outcome::OutOfMemory),
+            (Errno::TIMEDOUT, Outcome::Closed(CloseReason::Error(io::ErrorKind::TimedOut))),
+            (Errno::HOSTUNREACH, Outcome::Closed(CloseReason::Error(io::ErrorKind::HostUnreachable))),
         ] {
-            assert_eq!(Turn::of(&errno.into()), turn, "{errno:?}");
+            assert_eq!(Outcome::from_io_error(&errno.into()), outcome, "{errno:?}");
         }
-        let no_errno = io::Error::from(io::ErrorKind::WriteZero);
-        assert_eq!(Turn::of(&no_errno), Turn::Ended(Reason::Error(io::ErrorKind::WriteZero)));
+        let without_errno = io::Error::from(io::ErrorKind::WriteZero);
+        let expected = Outcome::Closed(CloseReason::Error(io::ErrorKind::WriteZero));
+        assert_eq!(Outcome::from_io_error(&without_errno), expected);
     }
 
     #[test]
-    fn every_reason_has_its_own_name() {
-        let error = Reason::Error(io::ErrorKind::TimedOut);
+    fn every_close_reason_has_its_own_name() {
+        let error = CloseReason::Error(io::ErrorKind::TimedOut);
         assert_eq!(error.to_string(), "error (timed out)");
-        let all = [Reason::Finished, Reason::OneShot, Reason::Drained, Reason::Reset, Reason::Idle, Reason::Cut, error];
-        for (kind, reason) in all.iter().enumerate() {
-            assert_eq!(reason.kind(), kind);
-            assert!(reason.to_string().starts_with(Reason::NAMES[kind]));
+        let all = [
+            CloseReason::Finished,
+            CloseReason::OneShot,
+            CloseReason::Drained,
+            CloseReason::Reset,
+            CloseReason::Idle,
+            CloseReason::Cut,
+            error,
+        ];
+        for (index, reason) in all.iter().enumerate() {
+            assert_eq!(reason.index(), index);
+            assert!(reason.to_string().starts_with(CloseReason::NAMES[index]));
         }
     }
 }

@@ -1,41 +1,40 @@
-//! What a connection owes and its peer has not taken.
+//! Output that could not be written yet.
 
-use crate::event_loop::observer::{Fact, Observer};
+use crate::event_loop::observer::{ConnectionEvent, Observer};
 
-/// An answer, or what is left of one.
+/// The part of an answer that the socket did not accept. A connection that has one is *stalled*.
 #[derive(Debug)]
 pub struct Pending {
-    /// Exactly what was left when the write fell short: no spare room.
+    /// Exactly what was left when the first write fell short, without spare capacity.
     bytes: Box<[u8]>,
-    /// How many of `bytes` have gone out since.
+    /// How many of `bytes` have been written since.
     written: usize,
 }
 
 impl Pending {
-    /// Keeps a copy. Cheaper than a buffer of its own for every peer that owes us a byte, and it costs a connection
-    /// that owes nothing only the pointer.
+    /// Copies the unwritten rest. A connection without pending output pays only for a pointer.
     pub fn new(rest: &[u8]) -> Box<Pending> {
         Box::new(Pending { bytes: rest.into(), written: 0 })
     }
 
-    /// What is still to go out.
-    pub fn rest(&self) -> &[u8] {
+    /// Keeps all of an answer but its first `count` bytes, which have been written, and reports both parts to the observer.
+    #[inline(never)]
+    pub fn from_partial_write(number: u32, answer: &[u8], count: usize, observer: &mut impl Observer) -> Box<Pending> {
+        let (sent, rest) = answer.split_at(count);
+        if !sent.is_empty() {
+            observer.event(number, ConnectionEvent::Sent(sent));
+        }
+        observer.event(number, ConnectionEvent::Stalled(rest.len()));
+        Pending::new(rest)
+    }
+
+    /// Returns the bytes still to be written.
+    pub fn remaining(&self) -> &[u8] {
         &self.bytes[self.written..]
     }
 
-    /// So many more bytes have gone out, at most all of the rest.
+    /// Records that `count` more bytes have been written, at most all that remain.
     pub fn advance(&mut self, count: usize) {
         self.written += count;
     }
-}
-
-/// Keeps what the peer has not taken of an answer: all but the first `count` bytes, which it has.
-#[inline(never)]
-pub fn stall(number: u32, answer: &[u8], count: usize, observer: &mut impl Observer) -> Box<Pending> {
-    let (sent, rest) = answer.split_at(count);
-    if !sent.is_empty() {
-        observer.fact(number, Fact::Sent(sent));
-    }
-    observer.fact(number, Fact::Stalled(rest.len()));
-    Pending::new(rest)
 }

@@ -1,20 +1,20 @@
-//! What a connection says back.
+//! The protocol spoken over a connection.
 //!
-//! The loop and the state machine are not married to echo: they move bytes, keep order and finish
-//! in order, whatever the answer is. [`Echo`] is the daemon's protocol; an example speaks another.
+//! The event loop and the state machine are protocol-agnostic: they move bytes, keep their order and close cleanly, whatever
+//! the answer is. The daemon uses [`Echo`]; `examples/lines.rs` implements another protocol.
 
-/// Turns what came in into what goes out. One value per connection, made as the connection opens.
+/// Turns received bytes into an answer. Each connection has its own value, created when the connection opens.
 pub trait Protocol: Default {
-    /// The answer to these bytes, which are read in whatever pieces the kernel delivers. Empty is
-    /// allowed: nothing to say yet. The answer is what a stalled connection holds in memory, so its size
-    /// must be bounded.
+    /// Returns the answer to these bytes, which arrive in whatever pieces the kernel delivers. An empty answer is allowed.
+    ///
+    /// A stalled connection keeps its answer in memory, so the size must be bounded.
     fn answer<'a>(&'a mut self, received: &'a [u8]) -> &'a [u8];
 
-    /// How many bytes of answers there were in all, for so many received.
+    /// Returns the total length of all answers to the first `received` bytes.
     fn answered(&self, received: u64) -> u64;
 }
 
-/// RFC 862: the same bytes, in the same order. It has no state, and costs no copy.
+/// RFC 862: the same bytes, in the same order. It has no state and copies nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Echo;
 

@@ -1,45 +1,56 @@
-//! Edge-triggered readiness: what a connection asks of the poller, and what it makes of an event.
+//! Edge-triggered readiness: which events a connection registers for, and how it interprets them.
 //!
-//! mio is edge-triggered: an event says that something *has become* ready, once. Whoever does not use it up, and
-//! does not remember it either, waits for ever.
+//! mio is edge-triggered: an event reports once that something *has become* ready. If you neither consume the readiness nor
+//! remember it, you wait forever.
 
 use log::{Level, log_enabled};
 use mio::Interest;
 use mio::event::Event;
 
-use crate::event_loop::token::Source;
+use crate::event_loop::token::EventSource;
 
-/// What one connection asks of the poller: everything, once, for life.
+/// The interests of a connection, registered once and kept until it is closed.
 ///
-/// No reregister: asking again for WRITABLE re-arms the edge on an idle socket, and the loop spins. No deregister: close(2)
-/// does it, epoll(7), Q6. Against READABLE alone this makes no difference beyond noise. PRIORITY tells of urgent data,
-/// beside which a short read proves nothing; where there is none, no short read is trusted.
+/// It is never reregistered: that would re-arm the writable edge on an idle socket, and the loop would spin. It is never
+/// deregistered either: close(2) does that (epoll(7), Q6). Compared with READABLE alone, WRITABLE costs nothing that can be
+/// measured. PRIORITY reports urgent data, next to which a short read does not mean that the queue is empty; platforms
+/// without it do not trust short reads.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::PRIORITY);
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
-/// What we know of the kernel's receive queue. An edge comes once, so this is kept through stalls and
-/// spent budgets, until the kernel itself says that there is nothing more.
+/// What is known about the receive queue, and how far to read.
+///
+/// An edge is reported once, so this is kept through stalls and exhausted budgets, until the kernel itself reports that the
+/// queue is empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Readable {
-    /// Nothing to read until the next event.
+    /// There is nothing to read until the next event.
     No,
-    /// Read on; a short read says that the queue is empty (epoll(7), Q9), which saves the read that
-    /// would say WouldBlock. Trusted only on transports where it holds.
+    /// Read until a short read, which means that the queue is empty (epoll(7), Q9). Saves the read that would return
+    /// WouldBlock. Only trusted on transports for which it holds.
     UntilShort,
-    /// Read on until WouldBlock or end of file. A FIN, an error or urgent data ends a read early, with
-    /// more behind it and no new edge.
-    UntilBlocked,
+    /// Read until WouldBlock or the end of the stream. A FIN, an error or urgent data ends a read early, with more data
+    /// behind it and no new edge.
+    UntilWouldBlock,
 }
 
-/// What an event says to a connection: how far to read, and whether to try writing. Flags are hints; read(2)
-/// and write(2) tell the truth. So every flag but "writable" makes us ask, also HUP or ERR alone: a Unix peer
-/// closes that way, and whoever waits for "readable" there leaks the slot.
+impl Readable {
+    /// Returns the more cautious of two: reading further than necessary costs a call, stopping early costs the connection.
+    pub fn merge(self, other: Readable) -> Readable {
+        self.max(other)
+    }
+}
+
+/// Interprets an event for a connection: how far to read, and whether to try to write.
+///
+/// Flags are hints; only read(2) and write(2) are reliable. So every flag other than "writable" makes the connection read, and
+/// so does HUP or ERR alone: a Unix peer closes that way, and a loop that waits for "readable" there leaks the slot.
 pub fn readiness(event: &Event) -> (Readable, bool) {
     let broken = event.is_error() || event.is_write_closed();
     let readable = if broken || event.is_read_closed() || event.is_priority() {
-        Readable::UntilBlocked
+        Readable::UntilWouldBlock
     } else if event.is_readable() {
         Readable::UntilShort
     } else {
@@ -48,18 +59,18 @@ pub fn readiness(event: &Event) -> (Readable, bool) {
     (readable, broken || event.is_writable())
 }
 
-/// Tells an event, at the level `trace`.
+/// Logs an event at trace level.
 #[inline(always)]
 pub fn trace(event: &Event) {
     if log_enabled!(Level::Trace) {
-        tell(event);
+        log_event(event);
     }
 }
 
-/// Not in the loop, where its text would take registers from events that are not told.
+/// Formats the event. Out of line, because its formatting would take registers from events that are not logged.
 #[inline(never)]
-fn tell(event: &Event) {
-    log::trace!("{:?}: {event:?}", Source::from(event.token()));
+fn log_event(event: &Event) {
+    log::trace!("{:?}: {event:?}", EventSource::from(event.token()));
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -74,51 +85,51 @@ mod tests {
 
     use super::*;
 
-    /// What one event says of all that has happened to this stream.
-    fn told(stream: &mut impl Source) -> (Readable, bool) {
-        let mut poll = Poll::new().expect("a poller");
-        poll.registry().register(stream, Token(0), INTEREST).expect("registered");
+    /// Returns how the first event for a stream is interpreted.
+    fn first_readiness(stream: &mut impl Source) -> (Readable, bool) {
+        let mut poll = Poll::new().expect("poller");
+        poll.registry().register(stream, Token(0), INTEREST).expect("registration");
         let mut events = Events::with_capacity(4);
-        poll.poll(&mut events, Some(Duration::from_secs(10))).expect("events");
-        readiness(events.iter().next().expect("an event"))
+        poll.poll(&mut events, Some(Duration::from_secs(10))).expect("poll");
+        readiness(events.iter().next().expect("an event within 10 s"))
     }
 
-    /// A TCP connection: our end, and the peer's.
+    /// Returns our end and the peer's end of a TCP connection.
     fn connected() -> (TcpStream, std::net::TcpStream) {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
-        let peer = std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
-        let (ours, _) = listener.accept().expect("accepted");
-        ours.set_nonblocking(true).expect("non-blocking");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listener");
+        let peer = std::net::TcpStream::connect(listener.local_addr().expect("address")).expect("connection");
+        let (ours, _) = listener.accept().expect("accepted stream");
+        ours.set_nonblocking(true).expect("non-blocking stream");
         (TcpStream::from_std(ours), peer)
     }
 
     #[test]
-    fn a_short_read_is_trusted_only_where_nothing_stands_behind_the_bytes() {
+    fn short_read_is_trusted_only_without_fin_or_urgent_data() {
         let (mut ours, _peer) = connected();
-        assert_eq!(told(&mut ours), (Readable::No, true), "room, and nothing to read");
+        assert_eq!(first_readiness(&mut ours), (Readable::No, true), "room to write, nothing to read");
 
         let (mut ours, mut peer) = connected();
-        peer.write_all(b"bytes").expect("sent");
-        assert_eq!(told(&mut ours), (Readable::UntilShort, true));
+        peer.write_all(b"bytes").expect("send");
+        assert_eq!(first_readiness(&mut ours), (Readable::UntilShort, true));
 
         let (mut ours, peer) = connected();
-        peer.shutdown(Shutdown::Write).expect("a FIN");
-        assert_eq!(told(&mut ours), (Readable::UntilBlocked, true));
+        peer.shutdown(Shutdown::Write).expect("FIN");
+        assert_eq!(first_readiness(&mut ours), (Readable::UntilWouldBlock, true));
 
         let (mut ours, peer) = connected();
-        rustix::net::send(&peer, b"!", rustix::net::SendFlags::OOB).expect("an urgent byte");
-        assert_eq!(told(&mut ours), (Readable::UntilBlocked, true));
+        rustix::net::send(&peer, b"!", rustix::net::SendFlags::OOB).expect("urgent byte");
+        assert_eq!(first_readiness(&mut ours), (Readable::UntilWouldBlock, true));
     }
 
     #[test]
-    fn a_peer_that_hangs_up_or_resets_makes_us_ask() {
-        let (mut ours, peer) = UnixStream::pair().expect("a pair");
+    fn hangup_and_reset_make_the_connection_read() {
+        let (mut ours, peer) = UnixStream::pair().expect("socket pair");
         drop(peer);
-        assert_eq!(told(&mut ours), (Readable::UntilBlocked, true));
+        assert_eq!(first_readiness(&mut ours), (Readable::UntilWouldBlock, true));
 
         let (mut ours, peer) = connected();
         socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
         drop(peer);
-        assert_eq!(told(&mut ours), (Readable::UntilBlocked, true));
+        assert_eq!(first_readiness(&mut ours), (Readable::UntilWouldBlock, true));
     }
 }

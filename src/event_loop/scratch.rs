@@ -1,21 +1,21 @@
-//! What connections are served with. (A craftsman's bench, not a benchmark.)
+//! The state that all connections share while they are served: the read buffer, the current time, and the traffic counters.
 
-use crate::metrics::exposition::Traffic;
+use crate::event_loop::counters::Traffic;
 
-/// What every connection works with in its turn, one after the other.
+/// The scratch buffer and what goes with it, lent to one connection after the other.
 #[derive(Debug)]
-pub struct Workbench {
-    /// Every read goes here, and where the peer takes it, straight out of here again. At least 1 byte.
+pub struct Scratch {
+    /// The buffer for reads, at least 1 byte. The echo is written directly from it.
     pub buffer: Box<[u8]>,
-    /// Milliseconds since the loop started. Wraps after 49 days; only differences count.
+    /// The current time in milliseconds since the loop started. Wraps after 49 days; only differences are used.
     pub ms: u32,
-    /// Where bytes are counted.
+    /// The counters of bytes and of stalled connections.
     pub traffic: Traffic,
 }
 
-impl Workbench {
-    /// A bench with a buffer of so many bytes, at least 1.
-    pub fn new(buffer_size: usize) -> Workbench {
-        Workbench { buffer: vec![0; buffer_size].into(), ms: 0, traffic: Traffic::default() }
+impl Scratch {
+    /// Creates a scratch buffer of `buffer_size` bytes, at least 1.
+    pub fn new(buffer_size: usize) -> Scratch {
+        Scratch { buffer: vec![0; buffer_size].into(), ms: 0, traffic: Traffic::default() }
     }
 }

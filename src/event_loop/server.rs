@@ -1,9 +1,12 @@
-//! The loop: wait, note, serve, and what is due beside it: signals, newcomers, deadlines, operators.
+//! The event loop. Each iteration waits for events, records readiness, serves ready connections, and then, only if something is
+//! due, handles signals, accepts, expires idle connections and updates monitoring.
 //!
-//! Noting and serving apart is the main idea. An event only sets a mark; work happens in one place,
-//! at our pace, bounded per turn. So fairness, stale events, drain and "left over from last turn" need
-//! no code of their own: all of them are entries in one queue of ready connections, at most one per
-//! connection, and while it is not empty the wait takes no time.
+//! The main idea is to separate recording from serving. An event only sets a mark; I/O happens in one place, with a bounded
+//! amount of work per iteration. So fairness, stale events, graceful shutdown and leftover work need no code of their own: all
+//! of them are entries in one ready queue, at most one per connection, and while it is not empty the wait takes no time.
+//!
+//! On first reading, ignore the parameters `M` (a [`Monitor`]: metrics and service manager), `P` (the [`Protocol`]) and
+//! `observer` (`--explain`).
 
 use std::time::Duration;
 use std::{io, mem};
@@ -15,260 +18,230 @@ use signal_hook::consts::SIGUSR1;
 use signal_hook::low_level::signal_name;
 use signal_hook_mio::v1_0::Signals;
 
-use crate::daemon::monitoring::Operators;
-use crate::daemon::output;
 use crate::event_loop::acceptor::Acceptor;
 use crate::event_loop::clock::{Clock, NEVER, millis};
 use crate::event_loop::connection::Connection;
 use crate::event_loop::connections::Connections;
+use crate::event_loop::counters::{Counters, Snapshot};
 use crate::event_loop::deadlines::Deadlines;
+use crate::event_loop::monitor::{Monitor, NoMonitor};
 use crate::event_loop::observer::Observer;
-use crate::event_loop::outcome::{Reason, Turn};
+use crate::event_loop::outcome::{CloseReason, Outcome};
 use crate::event_loop::protocol::{Echo, Protocol};
 use crate::event_loop::readiness::{self, INTEREST, Readable, readiness};
-use crate::event_loop::scratch::Workbench;
+use crate::event_loop::scratch::Scratch;
 use crate::event_loop::settings::Settings;
-use crate::event_loop::token::{ConnectionId, Source};
+use crate::event_loop::token::{ConnectionId, EventSource};
 use crate::event_loop::transport::{Peer, Stream};
 use crate::listen::listener::Listener;
-use crate::metrics::exposition::{Counters, Snapshot};
 
-/// How many events one wait can bring. With 16, a busy server spends 5 % more on waiting; from 128 on
-/// there is no difference. epoll(7) hands out in turn what did not fit, so nobody is forgotten.
-const EVENTS_PER_WAIT: usize = 1024;
+/// The maximum number of events that one wait returns. With 16, a busy server spends 5 % more on waiting; above 128 there is no
+/// difference. epoll(7) returns the events that did not fit in rotation, so no connection is starved.
+const MAX_EVENTS_PER_POLL: usize = 1024;
 
-/// The most deadlines handled in one turn: a million peers may fall idle in the same millisecond.
-const EXPIRIES_PER_TURN: usize = 1024;
+/// The maximum number of timers handled in one iteration: a million connections may become idle in the same millisecond.
+const MAX_EXPIRIES_PER_ITERATION: usize = 1024;
 
-/// The daemon's state, one field for each kind of thing that the loop serves.
-pub struct Server<P = Echo> {
+/// The server: one field for each kind of thing that the loop serves.
+pub struct Server<M = NoMonitor, P = Echo> {
     settings: Settings,
     poll: Poll,
     signals: Signals,
-    signalled: bool,
+    /// Whether an event has reported signals that have not been handled yet.
+    signal_pending: bool,
     acceptor: Acceptor,
     connections: Connections<P>,
     deadlines: Deadlines,
-    operators: Operators,
-    bench: Workbench,
+    monitor: M,
+    scratch: Scratch,
     counters: Counters,
     clock: Clock,
-    /// When there is something to do beside serving, in milliseconds; 0 is at once. Whatever makes something due earlier
-    /// than was planned (an event, an end, want of memory) sets it to 0. So a turn that only echoes makes one comparison for
-    /// signals, newcomers, deadlines, operators and a drain's end together.
-    due: u64,
-    /// When the last event came, and for how long polling goes on after it, in nanoseconds.
+    /// When the loop has work to do besides serving, in milliseconds; 0 means at once, [`NEVER`] means not at all.
+    ///
+    /// `schedule` computes it at the end of the slow part of an iteration. `on_event`, `close` and `serve` lower it when they
+    /// create such work. So an iteration that only echoes makes a single comparison for signals, new connections, timers,
+    /// monitoring and the end of a drain together.
+    wake_at: u64,
+    /// When the last event arrived, and for how long polling continues after it, in nanoseconds.
     last_event: u64,
     busy_poll: u64,
-    /// When the drain ends, in milliseconds; [`NEVER`] while there is none.
-    drained_by: u64,
+    /// When the graceful shutdown ends, in milliseconds; [`NEVER`] while there is none.
+    drain_deadline: u64,
+    /// Whether the loop has finished.
     stopped: bool,
 }
 
-impl<P: Protocol> Server<P> {
-    /// A server over these listeners, operators and signals, all of which the poller gets to know here.
-    pub fn new(
-        settings: Settings,
-        listeners: Vec<Listener>,
-        operators: Operators,
-        signals: Signals,
-    ) -> io::Result<Self> {
+impl<M: Monitor, P: Protocol> Server<M, P> {
+    /// Creates a server and registers its listeners, its monitor and the signal pipe with the poller.
+    pub fn new(settings: Settings, listeners: Vec<Listener>, monitor: M, signals: Signals) -> io::Result<Self> {
         let poll = Poll::new()?;
         let mut server = Server {
             acceptor: Acceptor::new(listeners, poll.registry())?,
             poll,
             signals,
-            signalled: false,
+            signal_pending: false,
             connections: Connections::with_capacity(settings.max_connections),
             deadlines: Deadlines::new(settings.idle_timeout.map(millis)),
-            operators,
-            bench: Workbench::new(settings.buffer_size),
+            monitor,
+            scratch: Scratch::new(settings.buffer_size),
             counters: Counters::default(),
             clock: Clock::start(),
-            due: 0,
+            wake_at: 0,
             last_event: 0,
             busy_poll: settings.busy_poll.as_nanos() as u64,
-            drained_by: NEVER,
+            drain_deadline: NEVER,
             stopped: false,
             settings,
         };
-        server.poll.registry().register(&mut server.signals, Source::Signals.into(), Interest::READABLE)?;
-        server.operators.register(server.poll.registry())?;
+        server.poll.registry().register(&mut server.signals, EventSource::Signals.into(), Interest::READABLE)?;
+        server.monitor.register(server.poll.registry())?;
         Ok(server)
     }
 
-    /// Serves until a signal has stopped it. Fails only where the loop itself cannot go on: the poller or a
-    /// listener is broken. What goes wrong on a connection ends that connection.
+    /// Runs the loop until a signal has stopped it. Returns an error only if the loop itself cannot continue: the poller or a
+    /// listener is broken. An error on a connection ends that connection.
     pub fn run(&mut self, observer: &mut impl Observer) -> io::Result<()> {
-        let mut events = Events::with_capacity(EVENTS_PER_WAIT);
+        let mut events = Events::with_capacity(MAX_EVENTS_PER_POLL);
         while !self.stopped {
-            self.wait(&mut events, observer.due())?;
+            self.wait(&mut events, observer.next_wakeup())?;
             for event in &events {
-                self.note(event);
+                self.on_event(event);
             }
             self.serve(observer);
-            if self.due <= self.clock.ms() {
-                self.heed_signals(observer)?;
-                self.accept(observer)?; // Newcomers after open peers: slots just freed are theirs.
-                self.expire(observer); // Deadlines last: bytes that came in this turn count as life.
-                self.report();
-                self.plan();
+            if self.wake_at <= self.clock.ms() {
+                self.handle_signals(observer)?;
+                self.accept(observer)?; // New connections after open ones: slots that were just freed are theirs.
+                self.expire(observer); // Timers last: bytes that moved in this iteration count as activity.
+                self.update_monitor();
+                self.schedule();
             }
-            observer.turn_over();
-            self.operators.turn_over(&self.clock);
+            observer.end_iteration();
+            self.monitor.end_iteration(&self.clock);
         }
         Ok(())
     }
 
-    /// What was counted so far.
-    pub fn counters(&self) -> Counters {
-        let (accept_errors, accept_pauses) = (self.acceptor.errors, self.acceptor.pauses);
-        let spent_budgets = self.connections.spent_budgets;
-        Counters { traffic: self.bench.traffic, accept_errors, accept_pauses, spent_budgets, ..self.counters }
-    }
-
     // ---- wait ----
 
-    /// Waits for events, or until something is due. The clock is read here, once a turn.
-    ///
-    /// Inlined, as [`Server::timeout`] and [`Server::note`] are: `run` exists twice, for
-    /// [`Silent`](crate::event_loop::observer::Silent) and for the narrator, and of what both share the compiler would make calls.
+    /// Waits for events, or until something is due. Reads the clock once per iteration.
     #[inline(always)]
-    fn wait(&mut self, events: &mut Events, observer_due: Option<Duration>) -> io::Result<()> {
-        let timeout = [self.timeout(), observer_due].into_iter().flatten().min();
+    fn wait(&mut self, events: &mut Events, observer_wakeup: Option<Duration>) -> io::Result<()> {
+        let timeout = [self.timeout(), observer_wakeup].into_iter().flatten().min();
         match self.poll.poll(events, timeout) {
             Ok(()) => {}
-            // A signal handler ran. mio has cleared `events`, so this is an empty turn.
+            // A signal handler ran. mio has cleared `events`, so this iteration has none.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
         self.clock.tick();
-        self.bench.ms = self.clock.ms() as u32;
-        self.counters.turns += 1;
+        self.scratch.ms = self.clock.ms() as u32;
+        self.counters.iterations += 1;
         if !events.is_empty() {
             self.last_event = self.clock.nanos();
         }
         Ok(())
     }
 
-    /// How long there is nothing to do. mio rounds up to a whole millisecond, and we compare deadlines, never count
-    /// sleeps: so nothing spins just before a deadline, and nothing is early.
+    /// Returns how long the loop may sleep. mio rounds timeouts up to a whole millisecond and we compare against deadlines, so
+    /// the loop never wakes early and never spins just before a deadline.
     #[inline(always)]
     fn timeout(&self) -> Option<Duration> {
-        debug_assert!(self.due <= self.next_due(), "something is due and would be slept through");
-        if self.connections.has_work() || self.clock.nanos() - self.last_event < self.busy_poll {
+        debug_assert!(self.wake_at <= self.next_deadline(), "the loop would sleep through a deadline");
+        if self.connections.has_ready() || self.clock.nanos() - self.last_event < self.busy_poll {
             return Some(Duration::ZERO);
         }
-        (self.due < NEVER).then(|| Duration::from_millis(self.due.saturating_sub(self.clock.ms())))
+        (self.wake_at < NEVER).then(|| Duration::from_millis(self.wake_at.saturating_sub(self.clock.ms())))
     }
 
-    // ---- note ----
+    // ---- on_event ----
 
-    /// Marks what an event is about. Nothing is read, written or accepted here.
+    /// Records what an event is about. Nothing is read, written or accepted here.
     #[inline(always)]
-    fn note(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         readiness::trace(event);
-        match Source::from(event.token()) {
-            Source::Connection(id) => {
+        match EventSource::from(event.token()) {
+            EventSource::Connection(id) => {
                 let (readable, writable) = readiness(event);
-                return self.connections.note(id, readable, writable);
+                self.connections.mark_ready(id, readable, writable);
             }
-            Source::Signals => self.signalled = true,
-            Source::Listener(index) => self.acceptor.note(index),
-            Source::Endpoint(index) => self.operators.note(index),
+            EventSource::Signals => (self.signal_pending, self.wake_at) = (true, 0),
+            EventSource::Listener(index) => {
+                self.acceptor.mark_ready(index);
+                self.wake_at = 0;
+            }
+            EventSource::Monitor(index) => {
+                self.monitor.on_event(index);
+                self.wake_at = 0;
+            }
         }
-        self.due = 0;
     }
 
-    // ---- signals ----
+    // ---- serve ----
 
-    /// SIGUSR1 tells the counters. Any other signal begins a drain; one more stops at once.
-    fn heed_signals(&mut self, observer: &mut impl Observer) -> io::Result<()> {
-        if !mem::take(&mut self.signalled) {
+    /// Serves every ready connection once, within its budget. A connection with work left is queued for the next iteration.
+    #[inline(never)]
+    fn serve(&mut self, observer: &mut impl Observer) {
+        self.connections.start_round();
+        while let Some((id, connection)) = self.connections.next_ready() {
+            match connection.serve(&mut self.scratch, observer) {
+                Outcome::Idle => {}
+                Outcome::Requeue => self.connections.requeue(id),
+                Outcome::OutOfMemory => {
+                    self.wake_at = self.wake_at.min(self.connections.retry_later(id, self.clock.ms()));
+                }
+                Outcome::Closed(reason) => self.close(id, reason, observer),
+            }
+        }
+    }
+
+    /// Closes a connection. All connections end here.
+    #[inline(never)]
+    fn close(&mut self, id: ConnectionId, reason: CloseReason, observer: &mut impl Observer) {
+        let connection = self.connections.remove(id);
+        self.counters.closed[reason.index()] += 1;
+        self.scratch.traffic.stalled -= usize::from(connection.is_stalled());
+        let (peer, bytes_in, bytes_out) = (connection.peer, connection.received(), connection.sent());
+        debug!("connection {} from {peer} closed: {reason}, {bytes_in} bytes in, {bytes_out} bytes out", id.generation);
+        observer.closed(id.generation, reason, &connection.stream);
+        drop(connection); // close(2), which also removes it from the poller.
+        // A slot and a descriptor are free: accept again, and check whether a drain is complete.
+        self.acceptor.resume();
+        self.wake_at = 0;
+    }
+
+    // ---- handle_signals ----
+
+    /// Handles the signals that have arrived. SIGUSR1 prints the counters. Any other signal starts a graceful shutdown; a
+    /// second one exits immediately.
+    fn handle_signals(&mut self, observer: &mut impl Observer) -> io::Result<()> {
+        if !mem::take(&mut self.signal_pending) {
             return Ok(());
         }
-        // Two of a kind that come at once are one: the kernel keeps a bit for each, not a queue.
-        let pending: Vec<i32> = self.signals.pending().collect();
-        for signal in pending {
+        // Identical pending signals coalesce: the kernel keeps one bit per signal, not a queue.
+        let signals: Vec<i32> = self.signals.pending().collect();
+        for signal in signals {
             let name = signal_name(signal).unwrap_or("a signal");
             if signal == SIGUSR1 {
-                output::say(format_args!("echod: {}", self.counters()));
-            } else if self.drained_by == NEVER {
-                info!("{name}: draining, open connections: {}", self.connections.len());
+                let counters = self.counters();
+                self.monitor.print_counters(&counters);
+            } else if self.drain_deadline == NEVER {
+                info!("{name} received: shutting down gracefully ({} connections open)", self.connections.len());
                 self.drain(observer)?;
             } else {
-                info!("{name}: the second signal, stopping at once");
-                self.cut(observer);
+                info!("{name} received again: exiting immediately");
+                self.close_all(observer);
                 self.stopped = true;
             }
         }
         Ok(())
     }
 
-    /// Begins to drain: no more newcomers but those that wait already, and every connection answers what the kernel
-    /// holds for it, finishes, and waits for its peer to do the same.
-    fn drain(&mut self, observer: &mut impl Observer) -> io::Result<()> {
-        observer.draining();
-        self.drained_by = self.clock.ms() + millis(self.settings.drain_timeout);
-        self.acceptor.drain();
-        for id in self.connections.ids() {
-            self.connections.drain(id);
-        }
-        // Before the first FIN goes out: a peer that sees it and connects again is to be refused, not taken into a
-        // queue that is about to be closed and reset. No more can wait than the backlog.
-        while self.can_accept() {
-            self.accept(observer)?;
-        }
-        Ok(())
-    }
-
-    // ---- serve ----
-
-    /// Runs every ready connection once, within its budget. Who has work left goes to the end of the queue.
-    ///
-    /// A function of its own, with [`Server::turn`] in it: so the registers that a turn needs are saved once for all.
-    #[inline(never)]
-    fn serve(&mut self, observer: &mut impl Observer) {
-        let count = self.connections.ready.len();
-        for place in 0..count {
-            let Some(&id) = self.connections.ready.get(place) else { break };
-            self.turn(id, observer);
-        }
-        self.connections.forget_served(count);
-    }
-
-    /// One turn of one connection, and what follows from it. A connection that has ended meanwhile has none.
-    fn turn(&mut self, id: ConnectionId, observer: &mut impl Observer) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        connection.queued = false;
-        match connection.turn(&mut self.bench, observer) {
-            Turn::Waits => {}
-            Turn::Again => self.connections.again(id),
-            Turn::Starved => self.due = self.due.min(self.connections.starve(id, self.clock.ms())),
-            Turn::Ended(reason) => self.close(id, reason, observer),
-        }
-    }
-
-    /// The one way in which a connection ends. Not inlined, or the usual turn would keep what only this needs.
-    #[inline(never)]
-    fn close(&mut self, id: ConnectionId, reason: Reason, observer: &mut impl Observer) {
-        let connection = self.connections.remove(id);
-        self.counters.closed[reason.kind()] += 1;
-        self.bench.traffic.stalled -= usize::from(connection.is_stalled());
-        let (peer, bytes_in, bytes_out) = (connection.peer, connection.received(), connection.sent());
-        debug!("connection {} from {peer} ended: {reason}, {bytes_in} bytes in, {bytes_out} bytes out", id.generation);
-        observer.ended(id.generation, reason, &connection.stream);
-        drop(connection); // close(2), which also takes it out of the poller.
-        self.acceptor.resume();
-        self.due = 0; // For a newcomer there is room, and maybe this was the last one.
-    }
-
     // ---- accept ----
 
-    /// Takes in newcomers, as far as the cap and the acceptor's budget go.
+    /// Accepts new connections, up to the connection limit and the acceptor's budget.
     fn accept(&mut self, observer: &mut impl Observer) -> io::Result<()> {
         let now = self.clock.ms();
-        if !self.acceptor.begin_turn(now) {
+        if !self.acceptor.start_iteration(now) {
             return Ok(());
         }
         while self.has_room()
@@ -277,17 +250,17 @@ impl<P: Protocol> Server<P> {
             self.open(stream, peer, observer);
         }
         if !self.has_room() {
-            self.acceptor.at_cap(self.settings.max_connections);
+            self.acceptor.on_connection_limit(self.settings.max_connections);
         }
         Ok(())
     }
 
-    /// Makes a newcomer a connection. Nothing is read yet: registering brings an event that says what is there, so a
-    /// read before it would be a guess.
+    /// Turns an accepted stream into a connection. Does not read yet: registration itself triggers an event if data is
+    /// waiting.
     fn open(&mut self, mut stream: Stream, peer: Peer, observer: &mut impl Observer) {
         let (now, id) = (self.clock.ms(), self.connections.next_id());
-        if let Err(error) = self.poll.registry().register(&mut stream, Source::Connection(id).into(), INTEREST) {
-            // Out of memory or of epoll watches. The newcomer is closed, the others go on.
+        if let Err(error) = self.poll.registry().register(&mut stream, EventSource::Connection(id).into(), INTEREST) {
+            // Out of memory or of epoll watches. This connection is closed; the others continue.
             self.acceptor.errors += 1;
             self.acceptor.pause("register a connection", &error, now);
             return;
@@ -297,88 +270,131 @@ impl<P: Protocol> Server<P> {
         let connection = Connection::new(stream, peer, id.generation, self.settings.one_shot, now as u32);
         self.connections.insert(id, connection);
         self.counters.accepted += 1;
-        if self.drained_by != NEVER {
+        if self.drain_deadline != NEVER {
             self.connections.drain(id);
         }
         self.deadlines.arm(id.slot, now);
     }
 
-    /// Whether the cap allows one more. A drain owes an end in good order to all who wait, and those are bounded by the
-    /// backlog, so the cap does not hold it up.
+    /// Returns whether the connection limit allows one more. During a drain the limit is ignored: everything in the backlog
+    /// must be closed cleanly, and the backlog itself bounds how many there can be.
     fn has_room(&self) -> bool {
-        self.connections.len() < self.settings.max_connections || self.drained_by != NEVER
+        self.connections.len() < self.settings.max_connections || self.drain_deadline != NEVER
     }
 
-    /// Whether newcomers wait and there is room. At the cap or in a pause, a full listen queue does not keep us awake.
+    /// Returns whether connections may be waiting and there is room for them. At the limit or in a pause, a full backlog does
+    /// not keep the loop awake.
     fn can_accept(&self) -> bool {
-        self.has_room() && self.acceptor.has_work()
+        self.has_room() && self.acceptor.is_ready()
     }
 
     // ---- expire ----
 
-    /// Closes what has been idle for too long, and sees whether a drain is over.
+    /// Closes connections that have been idle for too long, and ends a drain that is complete.
     fn expire(&mut self, observer: &mut impl Observer) {
         let now = self.clock.ms();
-        self.connections.retry_starved(now);
-        let due: Vec<u32> = (0..EXPIRIES_PER_TURN).map_while(|_| self.deadlines.pop_due(now)).collect();
-        let mut idle: Vec<ConnectionId> = due.into_iter().filter_map(|slot| self.look(slot, now)).collect();
+        self.connections.requeue_due_retries(now);
+        let expired: Vec<u32> =
+            (0..MAX_EXPIRIES_PER_ITERATION).map_while(|_| self.deadlines.pop_expired(now)).collect();
+        let mut idle: Vec<ConnectionId> = expired.into_iter().filter_map(|slot| self.check_idle(slot, now)).collect();
         if !idle.is_empty() {
-            // The kernel is asked once more. After a stop (SIGSTOP), or with more events than one wait brings, there may
-            // be bytes of which we have not heard. (Whoever has work left has a second turn by this.)
-            idle.iter().for_each(|&id| self.connections.note(id, Readable::UntilBlocked, true));
+            // Each of them is served once more before it is closed. After SIGSTOP, or with more events than one wait returns,
+            // there may be data of which we have not been notified yet.
+            idle.iter().for_each(|&id| self.connections.mark_ready(id, Readable::UntilWouldBlock, true));
             self.serve(observer);
-            idle.retain(|id| self.look(id.slot, now).is_some());
-            idle.into_iter().for_each(|id| self.close(id, Reason::Idle, observer));
+            idle.retain(|id| self.check_idle(id.slot, now).is_some());
+            idle.into_iter().for_each(|id| self.close(id, CloseReason::Idle, observer));
         }
         self.end_drain(observer);
     }
 
-    /// Looks at who lives in this slot. Returns it if it has been idle for too long; if not, it is looked at again when it
-    /// would be.
-    fn look(&mut self, slot: u32, now: u64) -> Option<ConnectionId> {
-        let id = self.connections.at(slot)?;
+    /// Returns the connection in `slot` if it has exceeded the idle timeout; otherwise re-arms its timer.
+    fn check_idle(&mut self, slot: u32, now: u64) -> Option<ConnectionId> {
+        let id = self.connections.id_at(slot)?;
         let idle = self.connections.get_mut(id)?.idle_for(now as u32);
-        self.deadlines.look(slot, now, idle).then_some(id)
+        self.deadlines.expired_or_rearm(slot, now, idle).then_some(id)
     }
 
-    /// The operators' part of a turn.
-    fn report(&mut self) {
+    // ---- update_monitor ----
+
+    /// Lets the monitor do what is due: notify the service manager, answer metrics requests.
+    fn update_monitor(&mut self) {
         let accept_paused = !self.has_room() || self.acceptor.resume_at() < NEVER;
-        let state = Snapshot { counters: self.counters(), accept_paused, draining: self.drained_by < NEVER };
-        self.operators.turn(self.clock.ms(), self.poll.registry(), &state);
+        let draining = self.drain_deadline < NEVER;
+        let snapshot = Snapshot { counters: self.counters(), accept_paused, draining };
+        self.monitor.update(self.clock.ms(), self.poll.registry(), &snapshot);
     }
 
-    /// Finds out when there will be something to do beside serving.
-    fn plan(&mut self) {
-        self.due = self.next_due();
+    /// Returns everything counted so far.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            traffic: self.scratch.traffic,
+            accept_errors: self.acceptor.errors,
+            accept_pauses: self.acceptor.pauses,
+            budget_exhausted: self.connections.budget_exhausted,
+            ..self.counters
+        }
     }
 
-    /// When that is, as far as is known now.
-    fn next_due(&self) -> u64 {
-        let (starved, operators) = (self.connections.next_starved(), self.operators.next_deadline());
-        let due = [self.deadlines.next(), starved, self.acceptor.resume_at(), self.drained_by, operators];
-        if self.can_accept() { 0 } else { due.into_iter().fold(NEVER, u64::min) }
+    // ---- schedule ----
+
+    /// Decides when the next work besides serving is due.
+    fn schedule(&mut self) {
+        self.wake_at = self.next_deadline();
     }
 
-    // ---- the end ----
+    /// Computes when that is, as far as is known now.
+    fn next_deadline(&self) -> u64 {
+        let (retry, monitor) = (self.connections.next_retry(), self.monitor.next_deadline());
+        let deadlines = [self.deadlines.next(), retry, self.acceptor.resume_at(), self.drain_deadline, monitor];
+        if self.can_accept() { 0 } else { deadlines.into_iter().fold(NEVER, u64::min) }
+    }
 
-    /// Ends a drain that is over. Even at its timeout, what the kernel held is answered as far as peers take it at once;
-    /// only with a drain timeout near 0 is any of it left.
+    // ---- graceful shutdown ----
+
+    /// Starts the graceful shutdown. No more connections are accepted than are in the backlog already. Every connection echoes
+    /// what is in its receive buffer, sends its FIN, and waits for its peer to close.
+    fn drain(&mut self, observer: &mut impl Observer) -> io::Result<()> {
+        observer.draining();
+        self.drain_deadline = self.clock.ms() + millis(self.settings.drain_timeout);
+        self.acceptor.drain();
+        for id in self.connections.ids() {
+            self.connections.drain(id);
+        }
+        // The listeners are closed before the first FIN is sent: a peer that sees the FIN and reconnects must be refused, not
+        // be queued in a backlog that is about to be reset. The backlog bounds this loop.
+        while self.can_accept() {
+            self.accept(observer)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a drain that is complete or has timed out. Even at the timeout, data that was in a receive buffer is echoed as far
+    /// as its peer reads at once; only with a drain timeout near 0 is any of it left.
     fn end_drain(&mut self, observer: &mut impl Observer) {
         if self.acceptor.is_closed() && self.connections.is_empty() {
             self.stopped = true;
-        } else if self.drained_by <= self.clock.ms() && !self.can_accept() && !self.connections.are_answering() {
-            info!("the drain timeout has passed, open connections: {}", self.connections.len());
-            // Cutting frees descriptors, maybe for some who still wait in a queue: they have their turn, too.
+        } else if self.drain_deadline <= self.clock.ms()
+            && !self.can_accept()
+            && !self.connections.any_draining_output()
+        {
+            // Closing connections frees descriptors, possibly for others that are still in the backlog. So the loop stops only
+            // if there was nothing to close; otherwise it runs one more iteration.
             self.stopped = self.connections.is_empty();
-            self.cut(observer);
+            info!("drain timeout expired; closing {} remaining connections", self.connections.len());
+            self.close_all(observer);
         }
     }
 
-    /// Cuts every connection, in whatever state it is.
-    fn cut(&mut self, observer: &mut impl Observer) {
+    /// Closes every connection forcibly, whatever its state.
+    fn close_all(&mut self, observer: &mut impl Observer) {
         for id in self.connections.ids() {
-            self.close(id, Reason::Cut, observer);
+            self.close(id, CloseReason::Cut, observer);
         }
     }
 }
+
+// Performance notes. `run` is compiled twice, with and without `--explain`. `wait`, `timeout` and `on_event` are forced inline,
+// because the compiler would otherwise turn what both share into calls. `serve` is kept out of line, with the connection's own
+// `serve` inlined into it, so that registers are saved once per iteration instead of once per connection. `close` is kept out
+// of line so that serving needs fewer registers.

@@ -1,20 +1,20 @@
-//! What a server is told to do: the command line's meaning, without its words.
+//! The server's configuration, independent of how it was specified.
 
 use std::time::Duration;
 
-/// What a server is told to do.
+/// The configuration of a [`Server`](crate::event_loop::server::Server).
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Answer one message, then close first.
+    /// Echo one message, then close first.
     pub one_shot: bool,
-    /// Connections open at once, at least 1.
+    /// The connection limit, at least 1.
     pub max_connections: usize,
-    /// `None`: for ever. At most 24 days.
+    /// Close a connection on which no byte moved for this long, at most 24 days. `None` disables the timeout.
     pub idle_timeout: Option<Duration>,
-    /// How long a drain waits for peers.
+    /// How long a graceful shutdown waits for peers to close.
     pub drain_timeout: Duration,
-    /// Bytes of the shared read buffer, at least 1.
+    /// The size of the scratch buffer in bytes, at least 1.
     pub buffer_size: usize,
-    /// How long to go on polling after an event before sleeping.
+    /// How long to keep polling after an event before blocking in the poller.
     pub busy_poll: Duration,
 }

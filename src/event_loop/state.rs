@@ -1,99 +1,100 @@
-//! The words for where a connection stands, and the table of the ways between them.
+//! The states of a connection, and the table of the transitions between them.
 
-use crate::event_loop::outcome::{Reason, Turn};
+use crate::event_loop::outcome::{CloseReason, Outcome};
 
-/// Where a connection is in its life, in the words of RFC 9293, 3.3.2.
+/// Where a connection is in its life. Names are those of RFC 9293, 3.3.2, where it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Open both ways.
+    /// Open in both directions.
     Established,
-    /// Open both ways, in one-shot mode: one read of at most 1024 bytes will be answered. Then we finish.
+    /// The peer's FIN has been read. Unsent output is written, then our FIN follows. Nothing is read.
+    CloseWait,
+    /// One-shot mode, open in both directions: one read of at most 1024 bytes will be echoed, then we send our FIN.
     OneMessage,
-    /// Open both ways, but the server drains: `held` more bytes, which the kernel held when the drain
-    /// began, are read and answered. Then we finish. A count, so that a peer that keeps sending cannot
-    /// put its FIN off.
+    /// Graceful shutdown, open in both directions: `remaining` more bytes, which were in the receive buffer when the
+    /// shutdown began, are read and echoed. Then we send our FIN. It is a count so that a peer that keeps sending cannot
+    /// delay the FIN.
     Draining {
         /// Bytes still to be read.
-        held: u32,
+        remaining: u32,
     },
-    /// The peer's FIN is in; what we owe is going out, then our FIN. Nothing is read.
-    CloseWait,
-    /// We finish first: what we owe is going out, then our FIN. Nothing is read.
-    Finishing(Cause),
-    /// Our FIN is out, the peer's is not in (RFC 9293: FIN-WAIT-1 and -2). Nothing is pending. What
-    /// still arrives is read and dropped, because closing with unread bytes sends RST, and an RST
-    /// can destroy what the peer has not read yet.
+    /// We close our side first: unsent output is written, then our FIN follows. Nothing is read.
+    Finishing(ShutdownCause),
+    /// Our FIN is sent, the peer's has not been read (RFC 9293: FIN-WAIT-1 and FIN-WAIT-2). No output is pending. What
+    /// still arrives is read and discarded, because closing with unread bytes sends RST, and an RST can destroy what the
+    /// peer has not read yet.
     FinWait,
-    /// As `FinWait`, but in one-shot mode, which waits for nobody: what the kernel held at our FIN,
-    /// `held` more bytes, is read and dropped, then we close.
+    /// As `FinWait`, but in one-shot mode, which does not wait for the peer: the `remaining` bytes that were in the receive
+    /// buffer when our FIN was sent are read and discarded, then the connection is closed.
     Discarding {
         /// Bytes still to be read.
-        held: u32,
+        remaining: u32,
     },
 }
 
-/// Why our FIN goes out before the peer's.
+/// Why we close our side first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// The one message of `--one-shot` is answered.
+pub enum ShutdownCause {
+    /// The one message of `--one-shot` has been echoed.
     OneShot,
-    /// The server drains.
+    /// The server shuts down gracefully.
     Drained,
 }
 
-/// Every way from a state to another, or to the end, that a connection takes by itself: from, on what, to. An end is named
-/// by its [`Reason`]. The picture in the tour is drawn from this table, debug builds hold every step against it, and
-/// `tests/simulation.rs` sees each of them taken.
+/// Every transition that a connection makes by itself, as (from, event, to). An end is named by its [`CloseReason`].
 ///
-/// Beside these, an RST ends a connection in any state (`reset`), and so does another error (`error`); and the server may end
+/// The picture in the tour is drawn from this table, debug builds assert every transition against it, and
+/// `tests/simulation.rs` fails unless all of them occur.
+///
+/// In addition, an RST ends a connection in any state (`reset`), and so does any other error (`error`). The server may close
 /// it from outside (`idle`, `cut`).
 pub const TRANSITIONS: [(&str, &str, &str); 13] = [
     ("Established", "FIN read", "CloseWait"),
-    ("Established", "the server drains", "Draining"),
-    ("OneMessage", "FIN read", "CloseWait"),
-    ("OneMessage", "the message is read", "Finishing"),
-    ("OneMessage", "drain, nothing is held", "Finishing"),
-    ("Draining", "FIN read", "CloseWait"),
-    ("Draining", "all that was held is read", "Finishing"),
+    ("Established", "shutdown begins", "Draining"),
     ("CloseWait", "our FIN, by close(2)", "finished"),
-    ("Finishing", "our FIN; draining", "FinWait"),
+    ("OneMessage", "FIN read", "CloseWait"),
+    ("OneMessage", "message read", "Finishing"),
+    ("OneMessage", "shutdown, nothing to read", "Finishing"),
+    ("Draining", "FIN read", "CloseWait"),
+    ("Draining", "remaining bytes read", "Finishing"),
+    ("Finishing", "our FIN; shutdown", "FinWait"),
     ("Finishing", "our FIN; one-shot", "Discarding"),
     ("FinWait", "FIN read", "drained"),
-    ("Discarding", "all that was held is read", "one_shot"),
+    ("Discarding", "remaining bytes read", "one_shot"),
     ("Discarding", "FIN read", "one_shot"),
 ];
 
 impl State {
-    /// Its name in [`TRANSITIONS`].
+    /// Returns the name of this state in [`TRANSITIONS`].
     pub fn name(self) -> &'static str {
         match self {
             State::Established => "Established",
+            State::CloseWait => "CloseWait",
             State::OneMessage => "OneMessage",
             State::Draining { .. } => "Draining",
-            State::CloseWait => "CloseWait",
             State::Finishing(_) => "Finishing",
             State::FinWait => "FinWait",
             State::Discarding { .. } => "Discarding",
         }
     }
 
-    /// Whether the table has a way to there.
+    /// Returns whether the table allows the transition to `next`.
     pub fn may_become(self, next: State) -> bool {
-        self.name() == next.name() || leads(self.name(), next.name())
+        self.name() == next.name() || is_transition(self.name(), next.name())
     }
 
-    /// Whether a turn may come out like this here.
-    pub fn may_end_in(self, turn: Turn) -> bool {
-        match turn {
-            Turn::Ended(Reason::Reset | Reason::Error(_)) => true,
-            Turn::Ended(reason) => leads(self.name(), Reason::NAMES[reason.kind()]),
-            Turn::Waits | Turn::Again | Turn::Starved => true,
+    /// Returns whether serving a connection in this state may have this outcome.
+    pub fn allows(self, outcome: Outcome) -> bool {
+        match outcome {
+            Outcome::Closed(CloseReason::Reset | CloseReason::Error(_)) => true,
+            Outcome::Closed(reason) => is_transition(self.name(), CloseReason::NAMES[reason.index()]),
+            Outcome::Idle | Outcome::Requeue | Outcome::OutOfMemory => true,
         }
     }
 }
 
-fn leads(from: &str, to: &str) -> bool {
-    TRANSITIONS.iter().any(|way| (way.0, way.2) == (from, to))
+fn is_transition(from: &str, to: &str) -> bool {
+    TRANSITIONS.iter().any(|transition| (transition.0, transition.2) == (from, to))
 }
 
 #[cfg(test)]
@@ -103,27 +104,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_ways_of_the_table_are_open() {
-        assert!(State::Established.may_become(State::Established), "to stay is no step");
-        assert!(State::Draining { held: 5 }.may_become(State::Draining { held: 3 }));
+    fn only_transitions_of_the_table_are_allowed() {
+        assert!(State::Established.may_become(State::Established), "staying is not a transition");
+        assert!(State::Draining { remaining: 5 }.may_become(State::Draining { remaining: 3 }));
         assert!(State::Established.may_become(State::CloseWait));
-        assert!(!State::CloseWait.may_become(State::Established), "no way leads back");
-        assert!(!State::Established.may_become(State::FinWait), "not before what we owe is out");
+        assert!(!State::CloseWait.may_become(State::Established), "no transition leads back");
+        assert!(!State::Established.may_become(State::FinWait), "unsent output goes before our FIN");
     }
 
     #[test]
-    fn each_state_has_its_own_ends_and_an_error_may_come_in_any() {
-        assert!(State::CloseWait.may_end_in(Turn::Ended(Reason::Finished)));
-        assert!(!State::Established.may_end_in(Turn::Ended(Reason::Finished)), "no FIN has been read");
-        assert!(!State::CloseWait.may_end_in(Turn::Ended(Reason::Drained)));
-        for turn in [
-            Turn::Waits,
-            Turn::Again,
-            Turn::Starved,
-            Turn::Ended(Reason::Reset),
-            Turn::Ended(Reason::Error(ErrorKind::TimedOut)),
+    fn each_state_has_its_own_ends_and_may_fail() {
+        assert!(State::CloseWait.allows(Outcome::Closed(CloseReason::Finished)));
+        assert!(!State::Established.allows(Outcome::Closed(CloseReason::Finished)), "no FIN has been read");
+        assert!(!State::CloseWait.allows(Outcome::Closed(CloseReason::Drained)));
+        for outcome in [
+            Outcome::Idle,
+            Outcome::Requeue,
+            Outcome::OutOfMemory,
+            Outcome::Closed(CloseReason::Reset),
+            Outcome::Closed(CloseReason::Error(ErrorKind::TimedOut)),
         ] {
-            assert!(State::Established.may_end_in(turn), "{turn:?}");
+            assert!(State::Established.allows(outcome), "{outcome:?}");
         }
     }
 }

@@ -1,70 +1,69 @@
-//! What a readiness event is about: [`Source`], packed into and out of a [`mio::Token`].
+//! What a readiness event is about: [`EventSource`], packed into a [`mio::Token`] and unpacked from it.
 //!
-//! A token is a number that we hand to the poller and that comes back with every event. A slab key
-//! alone is not enough for it: connection A ends, its slot is used again for B, and an event that
-//! was meant for A still waits in the batch at hand. So a token carries the slot *and* the number of
-//! the connection that it was made for, and whoever finds another number in the slot drops the event.
-//! (Events are hints, so a stale one would be a spurious wake-up and no more; but then a reader of
-//! the log would see B woken by A.)
+//! A token is a number that we hand to the poller and that comes back with every event. A slab key alone is not enough:
+//! connection A ends, its slot is reused for B, and an event that was meant for A is still in the current batch. So a token
+//! carries the slot *and* the number of the connection for which it was made, and an event whose generation does not match the
+//! slot is ignored. (Events are hints, so a stale one would only be a spurious wakeup; but a reader of the log would see B
+//! woken by A.)
 
 use mio::Token;
 
 // A token holds two halves of 32 bits.
 const _: () = assert!(usize::BITS >= 64, "echod packs slot and generation into one usize");
 
-/// The slot of a connection in the slab and its generation, which is also its number in the log.
+/// The slot of a connection in the slab, and its generation, which is also its number in the log.
 ///
-/// Generations start at 1 and are taken in turn; 0 is kept for the fixed sources. They wrap after
-/// 2^32 - 1 connections: two that share one would have to meet in a single batch of events.
+/// Generations are consecutive and start at 1; 0 is reserved for the other event sources. They wrap after 2^32 - 1 connections:
+/// two that share one would have to meet in a single batch of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionId {
-    /// Key in the slab.
+    /// The key in the slab.
     pub slot: u32,
-    /// Number of the connection, never 0.
+    /// The number of the connection, never 0.
     pub generation: u32,
 }
 
-/// Whatever the loop can be woken by. One variant per kind; each kind has its own field in the server.
+/// An event source that the loop waits on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// SIGTERM and its kin, through the self-pipe of signal-hook.
+pub enum EventSource {
+    /// SIGTERM and the other signals, through the self-pipe of signal-hook.
     Signals,
     /// The listener with this index.
     Listener(u32),
-    /// The HTTP endpoint of `--metrics`: 0 is its listener, others are its exchanges.
-    Endpoint(u32),
+    /// A socket of the [`Monitor`](crate::event_loop::monitor::Monitor), by its own index.
+    Monitor(u32),
     /// An echo connection.
     Connection(ConnectionId),
 }
 
-/// With generation 0, the lower half tells the fixed sources apart: two bits of kind, 30 of index.
+/// With generation 0, the lower half distinguishes the other sources: two bits of kind, 30 bits of index.
 const KIND_SHIFT: u32 = 30;
 const INDEX_MASK: u32 = (1 << KIND_SHIFT) - 1;
 const SIGNALS: u32 = 0;
 const LISTENER: u32 = 1;
-const ENDPOINT: u32 = 2;
+const MONITOR: u32 = 2;
 
-impl From<Source> for Token {
-    fn from(source: Source) -> Token {
+impl From<EventSource> for Token {
+    fn from(source: EventSource) -> Token {
         let fixed = |kind: u32, index: u32| (kind << KIND_SHIFT | index & INDEX_MASK) as usize;
         Token(match source {
-            Source::Signals => fixed(SIGNALS, 0),
-            Source::Listener(index) => fixed(LISTENER, index),
-            Source::Endpoint(index) => fixed(ENDPOINT, index),
-            Source::Connection(id) => (id.generation as usize) << 32 | id.slot as usize,
+            EventSource::Signals => fixed(SIGNALS, 0),
+            EventSource::Listener(index) => fixed(LISTENER, index),
+            EventSource::Monitor(index) => fixed(MONITOR, index),
+            EventSource::Connection(id) => (id.generation as usize) << 32 | id.slot as usize,
         })
     }
 }
 
-impl From<Token> for Source {
-    fn from(Token(token): Token) -> Source {
+impl From<Token> for EventSource {
+    fn from(Token(token): Token) -> EventSource {
         let (generation, low) = ((token >> 32) as u32, token as u32);
         let index = low & INDEX_MASK;
         match (generation, low >> KIND_SHIFT) {
-            (0, SIGNALS) => Source::Signals,
-            (0, LISTENER) => Source::Listener(index),
-            (0, _) => Source::Endpoint(index),
-            _ => Source::Connection(ConnectionId { slot: low, generation }),
+            (0, SIGNALS) => EventSource::Signals,
+            (0, LISTENER) => EventSource::Listener(index),
+            (0, _) => EventSource::Monitor(index),
+            _ => EventSource::Connection(ConnectionId { slot: low, generation }),
         }
     }
 }
@@ -74,26 +73,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_source_survives_the_way_through_the_poller() {
-        let most = u32::MAX;
+    fn source_survives_the_round_trip_through_a_token() {
+        let max = u32::MAX;
         for source in [
-            Source::Signals,
-            Source::Listener(0),
-            Source::Listener(7),
-            Source::Endpoint(0),
-            Source::Endpoint(17),
-            Source::Connection(ConnectionId { slot: 0, generation: 1 }),
-            Source::Connection(ConnectionId { slot: most, generation: 1 }),
-            Source::Connection(ConnectionId { slot: 3, generation: most }),
-            Source::Connection(ConnectionId { slot: most, generation: most }),
+            EventSource::Signals,
+            EventSource::Listener(0),
+            EventSource::Listener(7),
+            EventSource::Monitor(0),
+            EventSource::Monitor(17),
+            EventSource::Connection(ConnectionId { slot: 0, generation: 1 }),
+            EventSource::Connection(ConnectionId { slot: max, generation: 1 }),
+            EventSource::Connection(ConnectionId { slot: 3, generation: max }),
+            EventSource::Connection(ConnectionId { slot: max, generation: max }),
         ] {
-            assert_eq!(Source::from(Token::from(source)), source);
+            assert_eq!(EventSource::from(Token::from(source)), source);
         }
     }
 
     #[test]
-    fn a_slot_used_again_has_another_token() {
-        let token = |generation| Token::from(Source::Connection(ConnectionId { slot: 5, generation }));
+    fn reused_slot_has_another_token() {
+        let token = |generation| Token::from(EventSource::Connection(ConnectionId { slot: 5, generation }));
         assert_ne!(token(1), token(2));
     }
 }

@@ -1,9 +1,8 @@
-//! The seam between a connection and the world: a byte stream that can be finished.
+//! The I/O abstraction that connections run on: a non-blocking byte stream with a write-side shutdown.
 //!
-//! [`Transport`] has two implementations: [`Stream`], a socket of the kernel, and the simulated
-//! socket of `tests/simulation.rs`, under which the state machine runs a hundred thousand random
-//! schedules. `read` and `write` are non-blocking: they say [`io::ErrorKind::WouldBlock`] instead of
-//! waiting.
+//! [`Transport`] has two implementations: [`Stream`], a socket of the kernel, and the simulated socket of
+//! `tests/simulation.rs`, on which the state machine runs a hundred thousand random schedules. `read` and `write` are
+//! non-blocking: they return [`io::ErrorKind::WouldBlock`] instead of waiting.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr};
@@ -13,32 +12,35 @@ use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 
+use crate::listen::listener::Accepted;
+
 /// A non-blocking byte stream, as a connection needs it.
 pub trait Transport: Read + Write {
-    /// Whether a read that returns less than was asked for has emptied the kernel's queue, as on TCP
-    /// (epoll(7), Q9). Not so on a Unix socket, where ancillary data (SCM_RIGHTS) ends a read early
-    /// with more behind it and no new edge.
-    fn short_read_is_last(&self) -> bool;
+    /// Returns whether a read that returns less than was asked for has emptied the receive queue, as on TCP (epoll(7), Q9).
+    /// This does not hold for Unix sockets, on which ancillary data (SCM_RIGHTS) ends a read early, with more data behind it
+    /// and no new edge.
+    fn short_read_drains(&self) -> bool;
 
-    /// How many bytes the kernel holds for us to read at this moment: ioctl(2), FIONREAD.
-    fn unread(&self) -> io::Result<u32>;
+    /// Returns the number of bytes in the receive queue: ioctl(2), FIONREAD.
+    fn bytes_available(&self) -> io::Result<u32>;
 
     /// Sends our FIN after everything written so far: shutdown(2) with SHUT_WR.
     fn shutdown_write(&mut self) -> io::Result<()>;
 }
 
-/// Writes until all is out or the kernel takes no more. Returns how many bytes went, and `Ok` also for WouldBlock.
+/// Writes until everything is written or the socket would block. Returns the number of bytes written; `WouldBlock` is not an
+/// error.
 #[inline]
-pub fn write_until_blocked(stream: &mut impl Transport, bytes: &[u8]) -> (usize, io::Result<()>) {
+pub fn write_until_would_block(stream: &mut impl Transport, bytes: &[u8]) -> (usize, io::Result<()>) {
     match stream.write(bytes) {
         Ok(count) if count == bytes.len() => (count, Ok(())),
-        first => write_on(stream, bytes, first),
+        first => continue_writing(stream, bytes, first),
     }
 }
 
-/// As above, after a first write that did not take everything.
+/// Continues after a first write that did not write everything.
 #[cold]
-fn write_on(stream: &mut impl Transport, bytes: &[u8], first: io::Result<usize>) -> (usize, io::Result<()>) {
+fn continue_writing(stream: &mut impl Transport, bytes: &[u8], first: io::Result<usize>) -> (usize, io::Result<()>) {
     let (mut written, mut result) = (0, first);
     loop {
         match result {
@@ -54,13 +56,22 @@ fn write_on(stream: &mut impl Transport, bytes: &[u8], first: io::Result<usize>)
     }
 }
 
-/// A connected socket of the kernel.
+/// A connected socket.
 #[derive(Debug)]
 pub enum Stream {
-    /// TCP, over IPv4 or IPv6.
+    /// TCP over IPv4 or IPv6.
     Tcp(TcpStream),
     /// AF_UNIX, SOCK_STREAM.
     Unix(UnixStream),
+}
+
+impl From<Accepted> for (Stream, Peer) {
+    fn from(accepted: Accepted) -> (Stream, Peer) {
+        match accepted {
+            Accepted::Tcp(stream, peer) => (Stream::Tcp(stream), peer.into()),
+            Accepted::Unix(stream) => (Stream::Unix(stream), Peer::Unix),
+        }
+    }
 }
 
 impl Read for Stream {
@@ -83,23 +94,23 @@ impl Write for Stream {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(()) // What write(2) took is with the kernel.
+        Ok(()) // There is no buffer in user space.
     }
 }
 
 impl Transport for Stream {
-    fn short_read_is_last(&self) -> bool {
-        // epoll(7) and kqueue(2) promise it; other pollers do not.
+    fn short_read_drains(&self) -> bool {
+        // Documented for epoll(7) and kqueue(2), but not for other pollers.
         cfg!(any(target_os = "linux", target_os = "android", target_vendor = "apple", target_os = "freebsd"))
             && matches!(self, Stream::Tcp(_))
     }
 
-    fn unread(&self) -> io::Result<u32> {
-        let held = match self {
+    fn bytes_available(&self) -> io::Result<u32> {
+        let count = match self {
             Stream::Tcp(stream) => rustix::io::ioctl_fionread(stream),
             Stream::Unix(stream) => rustix::io::ioctl_fionread(stream),
         }?;
-        Ok(u32::try_from(held).unwrap_or(u32::MAX))
+        Ok(u32::try_from(count).unwrap_or(u32::MAX))
     }
 
     fn shutdown_write(&mut self) -> io::Result<()> {
@@ -133,14 +144,14 @@ impl Source for Stream {
     }
 }
 
-/// Who is at the other end. Kept for the log, because getpeername(2) fails after a reset.
+/// The remote end. Kept for the log, because getpeername(2) fails after a reset.
 ///
-/// 20 bytes where a [`SocketAddr`] has 32: flow label and scope of IPv6 are left out.
+/// It has 20 bytes instead of the 32 of a [`SocketAddr`], without the flow label and the scope of IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// An IP address and a port. An IPv4 peer of a dual-stack socket is IPv4 here.
+    /// An IP address and a port. An IPv4 peer of a dual-stack socket is represented as IPv4.
     Ip(IpAddr, u16),
-    /// A Unix socket's other end, which as a rule has no name.
+    /// A Unix-socket peer, which usually has no address.
     Unix,
 }
 
@@ -166,42 +177,46 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ipv4_peer_of_a_dual_stack_socket_is_shown_as_ipv4() {
-        let mapped: SocketAddr = "[::ffff:192.0.2.7]:4711".parse().expect("an address");
+    fn ipv4_peer_of_dual_stack_socket_is_shown_as_ipv4() {
+        let mapped: SocketAddr = "[::ffff:192.0.2.7]:4711".parse().expect("address");
         assert_eq!(Peer::from(mapped).to_string(), "192.0.2.7:4711");
-        let v6: SocketAddr = "[2001:db8::1]:80".parse().expect("an address");
+        let v6: SocketAddr = "[2001:db8::1]:80".parse().expect("address");
         assert_eq!(Peer::from(v6).to_string(), "[2001:db8::1]:80");
     }
 
     #[test]
-    fn the_poller_tells_of_a_stream_of_either_kind() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
-        let _peer = std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
-        let tcp = listener.accept().expect("accepted").0;
-        let (unix, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
-        tcp.set_nonblocking(true).and(unix.set_nonblocking(true)).expect("sockets");
+    fn streams_of_both_kinds_deliver_events() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listener");
+        let _peer = std::net::TcpStream::connect(listener.local_addr().expect("address")).expect("connection");
+        let tcp = listener.accept().expect("accepted stream").0;
+        let (unix, _other) = std::os::unix::net::UnixStream::pair().expect("socket pair");
+        tcp.set_nonblocking(true).and(unix.set_nonblocking(true)).expect("non-blocking streams");
         for mut stream in [Stream::Tcp(TcpStream::from_std(tcp)), Stream::Unix(UnixStream::from_std(unix))] {
-            let mut poll = mio::Poll::new().expect("a poller");
-            poll.registry().register(&mut stream, Token(7), Interest::WRITABLE).expect("registered");
+            let mut poll = mio::Poll::new().expect("poller");
+            poll.registry().register(&mut stream, Token(7), Interest::WRITABLE).expect("registration");
             let mut events = mio::Events::with_capacity(4);
-            poll.poll(&mut events, Some(std::time::Duration::from_secs(10))).expect("events");
-            assert_eq!(events.iter().next().map(|event| event.token()), Some(Token(7)), "{stream:?} has room");
+            poll.poll(&mut events, Some(std::time::Duration::from_secs(10))).expect("poll");
+            assert_eq!(
+                events.iter().next().map(|event| event.token()),
+                Some(Token(7)),
+                "{stream:?} should be writable"
+            );
         }
     }
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_stream_knows_what_a_short_read_is_worth_and_what_the_kernel_holds() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
-        let mut peer = std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
-        let tcp = Stream::Tcp(TcpStream::from_std(listener.accept().expect("accepted").0));
-        let (unix, mut other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    fn stream_reports_short_read_semantics_and_available_bytes() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listener");
+        let mut peer = std::net::TcpStream::connect(listener.local_addr().expect("address")).expect("connection");
+        let tcp = Stream::Tcp(TcpStream::from_std(listener.accept().expect("accepted stream").0));
+        let (unix, mut other) = std::os::unix::net::UnixStream::pair().expect("socket pair");
         let unix = Stream::Unix(UnixStream::from_std(unix));
-        assert!(tcp.short_read_is_last() && !unix.short_read_is_last());
+        assert!(tcp.short_read_drains() && !unix.short_read_drains());
 
-        assert_eq!((tcp.unread().expect("FIONREAD"), unix.unread().expect("FIONREAD")), (0, 0));
-        peer.write_all(b"hello").expect("sent"); // On loopback, what is sent has arrived.
-        other.write_all(b"hello").expect("sent");
-        assert_eq!((tcp.unread().expect("FIONREAD"), unix.unread().expect("FIONREAD")), (5, 5));
+        assert_eq!((tcp.bytes_available().expect("FIONREAD"), unix.bytes_available().expect("FIONREAD")), (0, 0));
+        peer.write_all(b"hello").expect("send"); // On loopback, what is sent has arrived.
+        other.write_all(b"hello").expect("send");
+        assert_eq!((tcp.bytes_available().expect("FIONREAD"), unix.bytes_available().expect("FIONREAD")), (5, 5));
     }
 }

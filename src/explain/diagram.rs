@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use std::{env, mem};
 
-use crate::daemon::output::Outlet;
+use crate::daemon::output::NonBlockingWriter;
 
 /// Lines told in a second, when it goes on for long: already more than a reader can follow, and under 1 % of
 /// a processor (a line costs some 5 µs, most of it write(2)).
@@ -30,7 +30,7 @@ pub const MEANING: usize = 27;
 /// One diagram, on one outlet, for all connections.
 #[derive(Debug)]
 pub struct Diagram {
-    outlet: Outlet,
+    outlet: NonBlockingWriter,
     colour: bool,
     /// How many lines may be written now.
     left: u32,
@@ -43,7 +43,7 @@ pub struct Diagram {
 
 /// Where an arrow starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sender {
+pub enum Side {
     /// It points to the right.
     Client,
     /// It points to the left.
@@ -54,7 +54,7 @@ pub enum Sender {
 #[derive(Clone, Copy, Debug)]
 pub struct Arrow<'a> {
     /// Where it starts.
-    pub from: Sender,
+    pub from: Side,
     /// Whether it is drawn dashed: nobody saw it, it must have been.
     pub inferred: bool,
     /// What is written on it.
@@ -85,7 +85,7 @@ impl Diagram {
         let unset = |name| env::var_os(name).is_none_or(|value| value.is_empty());
         let dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
         let colour = shared.is_terminal() && unset("NO_COLOR") && !dumb;
-        let outlet = Outlet::new(shared)?;
+        let outlet = NonBlockingWriter::new(shared)?;
         Ok(Diagram {
             outlet,
             colour,
@@ -113,8 +113,8 @@ impl Diagram {
         self.begin(place);
         let dash = if arrow.inferred { "╌" } else { "─" };
         let (tail, head) = match arrow.from {
-            Sender::Client => (dash, "►"),
-            Sender::Server => ("◄", dash),
+            Side::Client => (dash, "►"),
+            Side::Server => ("◄", dash),
         };
         let fill = ARROW.saturating_sub(arrow.label.chars().count() + 5);
         let drawn = format!("{tail}{dash} {} {}{head}", arrow.label, dash.repeat(fill));
@@ -288,7 +288,7 @@ mod tests {
     /// A diagram on a pipe, with room for so many lines.
     fn diagram(left: u32) -> (Diagram, PipeReader) {
         let (reader, writer) = io::pipe().expect("a pipe");
-        let outlet = Outlet::new(&writer).expect("an outlet");
+        let outlet = NonBlockingWriter::new(&writer).expect("an outlet");
         // No line is earned in the time that a test takes.
         let as_of = Instant::now() + Duration::from_secs(3600);
         let diagram =
@@ -306,7 +306,7 @@ mod tests {
     const PLACE: Place = Place { number: 7, time: None };
 
     fn bytes(diagram: &mut Diagram) {
-        let arrow = Arrow { from: Sender::Client, inferred: false, label: "PSH+ACK len 3" };
+        let arrow = Arrow { from: Side::Client, inferred: false, label: "PSH+ACK len 3" };
         diagram.arrow(PLACE, arrow, "\"aa\"", "ESTABLISHED", Weight::Light);
     }
 
@@ -318,12 +318,12 @@ mod tests {
         let meaning = "SYN-RECEIVED → ESTABLISHED";
         diagram.arrow(
             place,
-            arrow(Sender::Client, false, "PSH+ACK len 65536, 46 segments"),
+            arrow(Side::Client, false, "PSH+ACK len 65536, 46 segments"),
             meaning,
             "ESTABLISHED",
             Weight::Light,
         );
-        diagram.arrow(PLACE, arrow(Sender::Server, true, "ACK"), "", "", Weight::Light);
+        diagram.arrow(PLACE, arrow(Side::Server, true, "ACK"), "", "", Weight::Light);
         let lines = read(diagram, reader);
         assert_eq!(
             lines,

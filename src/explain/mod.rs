@@ -1,11 +1,11 @@
 //! `--explain`: each connection as TCP lives it, told on stdout while it happens.
 //!
-//! The [`Narrator`] hears of system calls, and says which segments they mean and which states of RFC 9293 the
+//! The [`Explainer`] hears of system calls, and says which segments they mean and which states of RFC 9293 the
 //! connection goes through. What no program in user space can see (SYN, ACK, what comes after our close) is
 //! inferred, from what must have been before, or from the kernel's own table, and drawn dashed.
 //!
 //! It lives in the loop, so its work is bounded: a line for a fact, so many lines in a second ([`Diagram`]), a
-//! question to the kernel for a line ([`Kernel`]), and a handful of closed connections followed to their end.
+//! question to the kernel for a line ([`SocketTable`]), and a handful of closed connections followed to their end.
 
 pub mod diagram;
 pub mod socket_table;
@@ -17,20 +17,20 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use crate::event_loop::observer::{Fact, Observer};
-use crate::event_loop::outcome::Reason;
+use crate::event_loop::observer::{ConnectionEvent, Observer};
+use crate::event_loop::outcome::CloseReason;
 use crate::event_loop::transport::{Peer, Stream, Transport};
-use crate::explain::diagram::{Arrow, Diagram, MEANING, Place, Sender, Weight, quoted};
-use crate::explain::socket_table::{Ends, Kernel, TcpState, fin_timeout};
+use crate::explain::diagram::{Arrow, Diagram, MEANING, Place, Side, Weight, quoted};
+use crate::explain::socket_table::{Ends, SocketTable, TcpState, fin_timeout};
 
 /// The most closed connections that are followed until the kernel, too, has done with them. With more, the
 /// oldest is let go.
-const MOST_FOLLOWED: usize = 16;
+const MAX_TRACKED: usize = 16;
 
 /// How long to wait between two looks at them: the last ACK comes within a round trip, a client's FIN when
 /// somebody presses a key.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(1);
+const MAX_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The most reads and writes of one connection that get a line of their own in [`BULK`]. The rest is summed up.
 const SINGLE_LINES: u32 = 12;
@@ -126,9 +126,9 @@ struct Followed {
 
 /// Tells it all.
 #[derive(Debug)]
-pub struct Narrator {
+pub struct Explainer {
     diagram: Diagram,
-    kernel: Kernel,
+    kernel: SocketTable,
     open: HashMap<u32, Told>,
     /// Closed connections that the kernel has not done with, the oldest first.
     followed: VecDeque<Followed>,
@@ -140,21 +140,21 @@ pub struct Narrator {
     sums_due: Instant,
 }
 
-impl Narrator {
+impl Explainer {
     /// Tells it there, beginning with the legend.
-    pub fn new<T: AsFd + IsTerminal>(stdout: T) -> io::Result<Narrator> {
+    pub fn new<T: AsFd + IsTerminal>(stdout: T) -> io::Result<Explainer> {
         let mut diagram = Diagram::new(stdout)?;
         for line in LEGEND {
             diagram.heading(line);
         }
-        Ok(Narrator {
+        Ok(Explainer {
             diagram,
-            kernel: Kernel::new(),
+            kernel: SocketTable::new(),
             open: HashMap::new(),
             followed: VecDeque::new(),
             fin_timeout: fin_timeout(),
             next_look: Instant::now(),
-            pause: SHORTEST_PAUSE,
+            pause: MIN_POLL_INTERVAL,
             noisy: Vec::new(),
             sums_due: Instant::now(),
         })
@@ -221,8 +221,8 @@ impl Narrator {
     /// answers with RST; or it sent RST itself; or it did nothing for so long that the kernel forgot it.
     fn tell_how_it_vanished(&mut self, followed: &mut Followed) {
         let told = &mut followed.told;
-        let resets = self.kernel.resets_answered();
-        if told.state == TcpState::FinWait2 && followed.closed.elapsed() + LONGEST_PAUSE * 2 > self.fin_timeout {
+        let resets = self.kernel.rst_count();
+        if told.state == TcpState::FinWait2 && followed.closed.elapsed() + MAX_POLL_INTERVAL * 2 > self.fin_timeout {
             let text =
                 format!("the kernel has waited {} s for the client's FIN, and forgets it", self.fin_timeout.as_secs());
             told.state = TcpState::Closed;
@@ -244,10 +244,10 @@ impl Narrator {
             self.diagram.arrow(told.place(), arrow, meaning, kernel, Weight::Heavy);
         };
         if client_did {
-            draw(Sender::Client, "RST", &format!("{} → CLOSED", told.state), "gone");
+            draw(Side::Client, "RST", &format!("{} → CLOSED", told.state), "gone");
         } else {
-            draw(Sender::Client, "PSH+ACK len ?", "to nobody: we have closed", "");
-            draw(Sender::Server, "RST", &format!("{} → CLOSED", told.state), "gone");
+            draw(Side::Client, "PSH+ACK len ?", "to nobody: we have closed", "");
+            draw(Side::Server, "RST", &format!("{} → CLOSED", told.state), "gone");
         }
         told.state = TcpState::Closed;
     }
@@ -265,7 +265,7 @@ impl Narrator {
     }
 }
 
-impl Observer for Narrator {
+impl Observer for Explainer {
     fn opened(&mut self, number: u32, peer: &Peer, stream: &Stream) {
         let (ends, segment) = match stream {
             Stream::Tcp(tcp) => {
@@ -282,9 +282,9 @@ impl Observer for Narrator {
                 let text = format!("client {peer}, server {local}; segments of at most {segment} bytes");
                 self.diagram.remark(told.place(), &text);
                 let handshake = [
-                    (Sender::Client, "SYN", format!("{} → {}", TcpState::Listen, told.state), ""),
-                    (Sender::Server, "SYN+ACK", String::new(), ""),
-                    (Sender::Client, "ACK", told.moves_to(TcpState::Established), seen.as_str()),
+                    (Side::Client, "SYN", format!("{} → {}", TcpState::Listen, told.state), ""),
+                    (Side::Server, "SYN+ACK", String::new(), ""),
+                    (Side::Client, "ACK", told.moves_to(TcpState::Established), seen.as_str()),
                 ];
                 for (from, label, meaning, kernel) in handshake {
                     let arrow = Arrow { from, inferred: true, label };
@@ -300,10 +300,10 @@ impl Observer for Narrator {
         self.open.insert(number, told);
     }
 
-    fn fact(&mut self, number: u32, fact: Fact<'_>) {
+    fn event(&mut self, number: u32, fact: ConnectionEvent<'_>) {
         let Some(told) = self.open.get_mut(&number) else { return };
         let (diagram, kernel) = (&mut self.diagram, &mut self.kernel);
-        if matches!(fact, Fact::Received(_) | Fact::Sent(_) | Fact::Discarded(_)) {
+        if matches!(fact, ConnectionEvent::Received(_) | ConnectionEvent::Sent(_) | ConnectionEvent::Discarded(_)) {
             if told.counted_from.elapsed() >= BULK {
                 say_sum(diagram, told);
                 (told.lines, told.counted_from) = (0, Instant::now());
@@ -317,16 +317,16 @@ impl Observer for Narrator {
             say_sum(diagram, told);
         }
         match fact {
-            Fact::Received(bytes) => {
+            ConnectionEvent::Received(bytes) => {
                 told.received += bytes.len() as u64;
-                tell_bytes(diagram, kernel, told, Sender::Client, bytes.len(), Some(bytes));
+                tell_bytes(diagram, kernel, told, Side::Client, bytes.len(), Some(bytes));
             }
-            Fact::Discarded(count) => {
-                tell_bytes(diagram, kernel, told, Sender::Client, count, None);
+            ConnectionEvent::Discarded(count) => {
+                tell_bytes(diagram, kernel, told, Side::Client, count, None);
             }
-            Fact::Sent(bytes) => {
+            ConnectionEvent::Sent(bytes) => {
                 told.sent += bytes.len() as u64;
-                tell_bytes(diagram, kernel, told, Sender::Server, bytes.len(), Some(bytes));
+                tell_bytes(diagram, kernel, told, Side::Server, bytes.len(), Some(bytes));
                 let was_pending = told.pending > 0;
                 told.pending = told.pending.saturating_sub(bytes.len());
                 if was_pending && told.pending == 0 {
@@ -334,36 +334,36 @@ impl Observer for Narrator {
                         .remark(told.place(), "window open again: the client reads, all we owe is out, and we read on");
                 }
             }
-            Fact::Stalled(count) => {
+            ConnectionEvent::Stalled(count) => {
                 told.pending = count;
                 let text = format!("window closed: the client does not read. {count} bytes of the answer wait,");
                 diagram.remark(told.place(), &text);
                 diagram.remark(told.sometime(), "and we read no more, so that ours closes in turn: flow control");
             }
-            Fact::PeerFinished => tell_clients_fin(diagram, kernel, told),
-            Fact::WeFinished => tell_our_fin(diagram, kernel, told),
+            ConnectionEvent::PeerClosedWrite => tell_clients_fin(diagram, kernel, told),
+            ConnectionEvent::SentFin => tell_our_fin(diagram, kernel, told),
         }
     }
 
-    fn ended(&mut self, number: u32, reason: Reason, stream: &Stream) {
+    fn closed(&mut self, number: u32, reason: CloseReason, stream: &Stream) {
         let Some(mut told) = self.open.remove(&number) else { return };
         say_sum(&mut self.diagram, &mut told);
-        let unread = stream.unread().unwrap_or(0);
+        let unread = stream.bytes_available().unwrap_or(0);
         tell_the_end(&mut self.diagram, &mut told, reason, unread);
         let summary = summary(&told, reason);
         match told.state {
             TcpState::FinWait1 | TcpState::FinWait2 | TcpState::LastAck | TcpState::Closing
                 if told.ends.is_some() && self.diagram.has_room(Weight::Light) =>
             {
-                if self.followed.len() == MOST_FOLLOWED
+                if self.followed.len() == MAX_TRACKED
                     && let Some(oldest) = self.followed.pop_front()
                 {
                     self.let_go(oldest);
                 }
-                let resets = if told.state == TcpState::LastAck { None } else { self.kernel.resets_answered() };
+                let resets = if told.state == TcpState::LastAck { None } else { self.kernel.rst_count() };
                 let closed = Instant::now();
                 self.followed.push_back(Followed { told, closed, summary: Some(summary), resets });
-                (self.next_look, self.pause) = (closed, SHORTEST_PAUSE);
+                (self.next_look, self.pause) = (closed, MIN_POLL_INTERVAL);
             }
             state => {
                 self.diagram.remark(told.place(), &summary);
@@ -378,7 +378,7 @@ impl Observer for Narrator {
         self.diagram.heading("drain    no newcomers; what the kernel holds is answered, then our FIN, then theirs");
     }
 
-    fn turn_over(&mut self) {
+    fn end_iteration(&mut self) {
         self.kernel.turn_over();
         let Some(due) = self.next_turn() else { return };
         let now = Instant::now();
@@ -396,16 +396,16 @@ impl Observer for Narrator {
             self.look_at_the_followed();
             self.diagram.settle();
             self.next_look = now + self.pause;
-            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            self.pause = (self.pause * 2).min(MAX_POLL_INTERVAL);
         }
     }
 
-    fn due(&self) -> Option<Duration> {
+    fn next_wakeup(&self) -> Option<Duration> {
         self.next_turn().map(|due| due.saturating_duration_since(Instant::now()))
     }
 }
 
-impl Narrator {
+impl Explainer {
     /// When there is something to do, though nothing may happen.
     fn next_turn(&self) -> Option<Instant> {
         let looks = !self.followed.is_empty() || self.diagram.owes_a_count();
@@ -424,22 +424,22 @@ fn seen(state: Option<TcpState>) -> String {
 }
 
 /// Asks the kernel, where there is room to tell what it says.
-fn ask(diagram: &mut Diagram, kernel: &mut Kernel, told: &Told) -> Option<TcpState> {
+fn ask(diagram: &mut Diagram, kernel: &mut SocketTable, told: &Told) -> Option<TcpState> {
     let ends = told.ends.as_ref()?;
     if diagram.has_room(Weight::Heavy) { kernel.state(ends) } else { None }
 }
 
 fn tell_bytes(
     diagram: &mut Diagram,
-    kernel: &mut Kernel,
+    kernel: &mut SocketTable,
     told: &mut Told,
-    from: Sender,
+    from: Side,
     count: usize,
     bytes: Option<&[u8]>,
 ) {
     if told.lines > SINGLE_LINES {
         told.unsaid.calls += 1;
-        let sum = if from == Sender::Client { &mut told.unsaid.received } else { &mut told.unsaid.sent };
+        let sum = if from == Side::Client { &mut told.unsaid.received } else { &mut told.unsaid.sent };
         *sum += count as u64;
         return;
     }
@@ -455,10 +455,10 @@ fn tell_bytes(
     };
     let meaning = bytes.map_or_else(|| "read and dropped".into(), |bytes| quoted(bytes, MEANING));
     let now = match from {
-        Sender::Server if told.seen.is_some() => told.seen.take(),
+        Side::Server if told.seen.is_some() => told.seen.take(),
         _ => ask(diagram, kernel, told),
     };
-    told.seen = if from == Sender::Client { now } else { None };
+    told.seen = if from == Side::Client { now } else { None };
     if told.state == TcpState::FinWait1 && is_acknowledged(now) {
         infer_acknowledged(diagram, told, TcpState::FinWait2, TcpState::FinWait2);
     }
@@ -475,12 +475,12 @@ fn say_sum(diagram: &mut Diagram, told: &mut Told) {
     }
 }
 
-fn tell_clients_fin(diagram: &mut Diagram, kernel: &mut Kernel, told: &mut Told) {
+fn tell_clients_fin(diagram: &mut Diagram, kernel: &mut SocketTable, told: &mut Told) {
     let arrow = |from, inferred, label| Arrow { from, inferred, label };
     if told.ends.is_none() {
         let text = "it writes no more, or has closed";
         told.state = if told.state == TcpState::Established { TcpState::CloseWait } else { TcpState::Closed };
-        return diagram.arrow(told.place(), arrow(Sender::Client, false, "end of file"), text, "", Weight::Heavy);
+        return diagram.arrow(told.place(), arrow(Side::Client, false, "end of file"), text, "", Weight::Heavy);
     }
     let now = ask(diagram, kernel, told);
     if told.state == TcpState::FinWait1 {
@@ -490,36 +490,36 @@ fn tell_clients_fin(diagram: &mut Diagram, kernel: &mut Kernel, told: &mut Told)
     }
     let next = if told.state == TcpState::Established { TcpState::CloseWait } else { TcpState::TimeWait };
     let meaning = told.moves_to(next);
-    diagram.arrow(told.place(), arrow(Sender::Client, false, "FIN+ACK"), &meaning, &seen(now), Weight::Heavy);
+    diagram.arrow(told.place(), arrow(Side::Client, false, "FIN+ACK"), &meaning, &seen(now), Weight::Heavy);
     let meaning = if next == TcpState::CloseWait { "or in one with our FIN" } else { "" };
-    diagram.arrow(told.sometime(), arrow(Sender::Server, true, "ACK"), meaning, "", Weight::Heavy);
+    diagram.arrow(told.sometime(), arrow(Side::Server, true, "ACK"), meaning, "", Weight::Heavy);
 }
 
-fn tell_our_fin(diagram: &mut Diagram, kernel: &mut Kernel, told: &mut Told) {
+fn tell_our_fin(diagram: &mut Diagram, kernel: &mut SocketTable, told: &mut Told) {
     let arrow = |from, label| Arrow { from, inferred: false, label };
     if told.ends.is_none() {
         let last = told.state == TcpState::CloseWait;
         told.state = if last { TcpState::Closed } else { TcpState::FinWait1 };
         let text = if last { "we close, too" } else { "we write no more" };
-        return diagram.arrow(told.place(), arrow(Sender::Server, "end of file"), text, "", Weight::Heavy);
+        return diagram.arrow(told.place(), arrow(Side::Server, "end of file"), text, "", Weight::Heavy);
     }
     let now = ask(diagram, kernel, told);
     if now == Some(TcpState::Closed) {
         // The answer met a client that had closed without waiting for it.
         let meaning = told.moves_to(TcpState::Closed);
-        return diagram.arrow(told.place(), arrow(Sender::Client, "RST"), &meaning, "gone", Weight::Heavy);
+        return diagram.arrow(told.place(), arrow(Side::Client, "RST"), &meaning, "gone", Weight::Heavy);
     }
     let closes = told.state == TcpState::CloseWait; // Told before the close(2) that sends it, so there is no asking yet.
     let meaning = told.moves_to(if closes { TcpState::LastAck } else { TcpState::FinWait1 });
     let seen = if closes { String::new() } else { seen(now) };
-    diagram.arrow(told.place(), arrow(Sender::Server, "FIN+ACK"), &meaning, &seen, Weight::Heavy);
+    diagram.arrow(told.place(), arrow(Side::Server, "FIN+ACK"), &meaning, &seen, Weight::Heavy);
     if is_acknowledged(now) && told.state == TcpState::FinWait1 {
         infer_acknowledged(diagram, told, TcpState::FinWait2, TcpState::FinWait2);
     }
 }
 
 /// What a close(2) that follows sends, or why there is nothing left to close.
-fn tell_the_end(diagram: &mut Diagram, told: &mut Told, reason: Reason, unread: u32) {
+fn tell_the_end(diagram: &mut Diagram, told: &mut Told, reason: CloseReason, unread: u32) {
     let arrow = |from, label| Arrow { from, inferred: false, label };
     if told.ends.is_none() {
         told.state = TcpState::Closed;
@@ -527,21 +527,21 @@ fn tell_the_end(diagram: &mut Diagram, told: &mut Told, reason: Reason, unread: 
     }
     match reason {
         _ if told.state == TcpState::Closed => {}
-        Reason::Reset => {
+        CloseReason::Reset => {
             let meaning = told.moves_to(TcpState::Closed);
-            diagram.arrow(told.place(), arrow(Sender::Client, "RST"), &meaning, "gone", Weight::Heavy);
+            diagram.arrow(told.place(), arrow(Side::Client, "RST"), &meaning, "gone", Weight::Heavy);
         }
-        Reason::Error(_) => told.state = TcpState::Closed,
+        CloseReason::Error(_) => told.state = TcpState::Closed,
         _ if unread > 0 => {
             let text = format!("close(2) with {unread} bytes unread: that is RST, and no FIN");
             diagram.remark(told.place(), &text);
             let meaning = told.moves_to(TcpState::Closed);
-            diagram.arrow(told.place(), arrow(Sender::Server, "RST"), &meaning, "", Weight::Heavy);
+            diagram.arrow(told.place(), arrow(Side::Server, "RST"), &meaning, "", Weight::Heavy);
         }
-        Reason::Idle | Reason::Cut if matches!(told.state, TcpState::Established | TcpState::CloseWait) => {
+        CloseReason::Idle | CloseReason::Cut if matches!(told.state, TcpState::Established | TcpState::CloseWait) => {
             let first = told.state == TcpState::Established;
             let meaning = told.moves_to(if first { TcpState::FinWait1 } else { TcpState::LastAck });
-            diagram.arrow(told.place(), arrow(Sender::Server, "FIN+ACK"), &meaning, "", Weight::Heavy);
+            diagram.arrow(told.place(), arrow(Side::Server, "FIN+ACK"), &meaning, "", Weight::Heavy);
         }
         _ => {}
     }
@@ -555,7 +555,7 @@ fn is_acknowledged(seen: Option<TcpState>) -> bool {
 /// The client's ACK of our FIN.
 fn infer_acknowledged(diagram: &mut Diagram, told: &mut Told, next: TcpState, kernel: TcpState) {
     let meaning = told.moves_to(next);
-    let arrow = Arrow { from: Sender::Client, inferred: true, label: "ACK" };
+    let arrow = Arrow { from: Side::Client, inferred: true, label: "ACK" };
     diagram.arrow(told.place(), arrow, &meaning, &seen(Some(kernel)), Weight::Heavy);
 }
 
@@ -563,7 +563,7 @@ fn infer_acknowledged(diagram: &mut Diagram, told: &mut Told, next: TcpState, ke
 fn infer_finished(diagram: &mut Diagram, told: &mut Told, next: TcpState, kernel: TcpState) {
     let meaning = told.moves_to(next);
     for (from, label, meaning, kernel) in
-        [(Sender::Client, "FIN+ACK", meaning.as_str(), seen(Some(kernel))), (Sender::Server, "ACK", "", String::new())]
+        [(Side::Client, "FIN+ACK", meaning.as_str(), seen(Some(kernel))), (Side::Server, "ACK", "", String::new())]
     {
         let arrow = Arrow { from, inferred: true, label };
         diagram.arrow(told.place(), arrow, meaning, &kernel, Weight::Heavy);
@@ -571,17 +571,17 @@ fn infer_finished(diagram: &mut Diagram, told: &mut Told, next: TcpState, kernel
 }
 
 /// How it ended, in a line.
-fn summary(told: &Told, reason: Reason) -> String {
+fn summary(told: &Told, reason: CloseReason) -> String {
     let why = match reason {
-        Reason::Finished if told.state == TcpState::LastAck => "the client's FIN first, so TIME-WAIT is its own",
-        Reason::Finished => "the client finished first",
-        Reason::OneShot => "one message answered, then our FIN first",
-        Reason::Drained => "our FIN first, then the client's",
-        Reason::Reset => "the client gave it up",
-        Reason::Idle => "no byte moved for --idle-timeout",
-        Reason::Cut => "the server would not wait longer",
-        Reason::Error(kind) => &format!("the system says: {kind}"),
+        CloseReason::Finished if told.state == TcpState::LastAck => "the client's FIN first, so TIME-WAIT is its own",
+        CloseReason::Finished => "the client finished first",
+        CloseReason::OneShot => "one message answered, then our FIN first",
+        CloseReason::Drained => "our FIN first, then the client's",
+        CloseReason::Reset => "the client gave it up",
+        CloseReason::Idle => "no byte moved for --idle-timeout",
+        CloseReason::Cut => "the server would not wait longer",
+        CloseReason::Error(kind) => &format!("the system says: {kind}"),
     };
     let lost = if told.pending > 0 { format!(", {} lost", told.pending) } else { String::new() };
-    format!("{}: {why}; {} bytes in, {} out{lost}", Reason::NAMES[reason.kind()], told.received, told.sent)
+    format!("{}: {why}; {} bytes in, {} out{lost}", CloseReason::NAMES[reason.index()], told.received, told.sent)
 }

@@ -5,7 +5,7 @@
 //! whole hash table, which has room for hundreds of thousands of sockets: 6 ms with 14 sockets in it, measured. So the
 //! kernel is asked for one socket by its two addresses, over netlink, as ss(8) asks for all
 //! (sock_diag(7)): some 20 µs, however many sockets there are. The files are read only where that question is not
-//! allowed (a sandbox, a kernel without it), and then rarely: see `Allowance`.
+//! allowed (a sandbox, a kernel without it), and then rarely: see `ReadBudget`.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -86,24 +86,24 @@ pub struct Ends {
 
 /// Someone to ask.
 #[derive(Debug)]
-pub struct Kernel {
+pub struct SocketTable {
     #[cfg(target_os = "linux")]
     netlink: Option<netlink::Questions>,
-    allowance: Allowance,
+    allowance: ReadBudget,
     /// Whether a file was read in this turn of the loop.
     has_read: bool,
     longest_table: u64,
 }
 
-impl Kernel {
+impl SocketTable {
     /// Opens the way that is there.
-    pub fn new() -> Kernel {
-        Kernel {
+    pub fn new() -> SocketTable {
+        SocketTable {
             #[cfg(target_os = "linux")]
             netlink: netlink::Questions::open().ok(),
-            allowance: Allowance::new(Instant::now()),
+            allowance: ReadBudget::new(Instant::now()),
             has_read: false,
-            longest_table: LONGEST_TABLE,
+            longest_table: MAX_TABLE_LEN,
         }
     }
 
@@ -128,7 +128,7 @@ impl Kernel {
 
     /// How many segments the kernel has answered with RST so far, in this network namespace: all RSTs that it
     /// sent (`OutRsts`), less those by which a program closed with bytes unread (`TCPAbortOnClose`).
-    pub fn resets_answered(&mut self) -> Option<i64> {
+    pub fn rst_count(&mut self) -> Option<i64> {
         self.allowance.spend(|| {
             let sent = counter_in(&fs::read_to_string("/proc/net/snmp").ok()?, "Tcp:", "OutRsts")?;
             let closed = counter_in(&fs::read_to_string("/proc/net/netstat").ok()?, "TcpExt:", "TCPAbortOnClose")?;
@@ -142,32 +142,32 @@ impl Kernel {
     }
 }
 
-impl Default for Kernel {
-    fn default() -> Kernel {
-        Kernel::new()
+impl Default for SocketTable {
+    fn default() -> SocketTable {
+        SocketTable::new()
     }
 }
 
 /// Time that may be spent on reading files: one hundredth of the time that passes. What is not spent is saved up, to a bound.
 #[derive(Debug)]
-struct Allowance {
+struct ReadBudget {
     left: Duration,
     as_of: Instant,
 }
 
-impl Allowance {
+impl ReadBudget {
     const SHARE: u32 = 100;
     const MOST: Duration = Duration::from_millis(20);
 
-    fn new(now: Instant) -> Allowance {
-        Allowance { left: Allowance::MOST, as_of: now }
+    fn new(now: Instant) -> ReadBudget {
+        ReadBudget { left: ReadBudget::MOST, as_of: now }
     }
 
     /// Runs `work`, if anything is left, and takes off what it cost.
     fn spend<T>(&mut self, work: impl FnOnce() -> T) -> Option<T> {
         let start = Instant::now();
-        let earned = start.saturating_duration_since(self.as_of) / Allowance::SHARE;
-        self.left = (self.left + earned).min(Allowance::MOST);
+        let earned = start.saturating_duration_since(self.as_of) / ReadBudget::SHARE;
+        self.left = (self.left + earned).min(ReadBudget::MOST);
         self.as_of = start;
         if self.left.is_zero() {
             return None;
@@ -179,7 +179,7 @@ impl Allowance {
 }
 
 /// The longest table that is read, in bytes: about 1,700 sockets, a millisecond or two beside the walk.
-const LONGEST_TABLE: u64 = 256 * 1024;
+const MAX_TABLE_LEN: u64 = 256 * 1024;
 
 /// A table that is longer says nothing: who is not in its beginning may be in its end.
 fn read_bounded(path: &str, most: u64) -> Option<String> {
@@ -341,10 +341,10 @@ mod tests {
 
     #[test]
     fn a_connection_is_followed_beyond_our_close_over_netlink_and_in_the_files() {
-        let unlimited = || Allowance { left: Duration::from_secs(3600), as_of: Instant::now() };
-        let by_file = || Kernel { netlink: None, longest_table: u64::MAX, ..Kernel::new() };
+        let unlimited = || ReadBudget { left: Duration::from_secs(3600), as_of: Instant::now() };
+        let by_file = || SocketTable { netlink: None, longest_table: u64::MAX, ..SocketTable::new() };
         for (listen, kernel) in
-            ["127.0.0.1:0", "[::1]:0", "[::]:0"].into_iter().flat_map(|l| [(l, Kernel::new()), (l, by_file())])
+            ["127.0.0.1:0", "[::1]:0", "[::]:0"].into_iter().flat_map(|l| [(l, SocketTable::new()), (l, by_file())])
         {
             let mut kernel = kernel;
             let (_listener, server, client, ends) = pair(listen);
@@ -376,8 +376,8 @@ mod tests {
 
     #[test]
     fn files_are_read_once_a_turn_and_within_the_allowance() {
-        let mut kernel = Kernel { netlink: None, longest_table: u64::MAX, ..Kernel::new() };
-        kernel.allowance = Allowance { left: Duration::from_secs(3600), as_of: Instant::now() };
+        let mut kernel = SocketTable { netlink: None, longest_table: u64::MAX, ..SocketTable::new() };
+        kernel.allowance = ReadBudget { left: Duration::from_secs(3600), as_of: Instant::now() };
         let (_listener, _server, _client, ends) = pair("127.0.0.1:0");
         assert!(kernel.state(&ends).is_some());
         assert_eq!(kernel.state(&ends), None, "the second look in one turn");
@@ -386,7 +386,7 @@ mod tests {
         kernel.allowance.as_of = Instant::now() + Duration::from_secs(3600);
         assert_eq!(kernel.state(&ends), None, "nothing is left of the allowance");
         kernel.turn_over();
-        kernel.allowance = Allowance::new(Instant::now());
+        kernel.allowance = ReadBudget::new(Instant::now());
         kernel.longest_table = 100;
         assert_eq!(kernel.state(&ends), None, "a table too long to be read whole");
     }
@@ -397,6 +397,6 @@ mod tests {
         assert_eq!(counter_in(table, "Tcp:", "OutRsts"), Some(8));
         assert_eq!(counter_in(table, "Tcp:", "C"), None);
         assert_eq!(counter_in(table, "Icmp:", "A"), None);
-        assert!(Kernel::new().resets_answered().is_some());
+        assert!(SocketTable::new().rst_count().is_some());
     }
 }

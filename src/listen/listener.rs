@@ -3,7 +3,7 @@
 //! An [`Address`] is parsed, then bound: one address can give several listeners (`localhost` names
 //! `127.0.0.1` and `::1`). socket2 makes the sockets, because the backlog, SO_REUSEPORT and
 //! IPV6_V6ONLY must be chosen before listen(2); mio takes them over from there. What accept(2)
-//! reports is sorted by [`Verdict::of`]. The file of a Unix socket lives as long as its [`Listener`].
+//! reports is sorted by [`AcceptError::classify`]. The file of a Unix socket lives as long as its [`Listener`].
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
@@ -12,12 +12,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::{fmt, fs, io};
 
-use mio::net::{TcpListener, UnixListener};
+use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
-
-use crate::event_loop::transport::{Peer, Stream};
 
 /// Where to listen, as the user typed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,7 +201,7 @@ fn parse_host(host: &str) -> Result<String, String> {
 }
 
 /// Control characters escaped: a message is one line, whatever was typed.
-pub(crate) fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
@@ -438,7 +436,7 @@ enum ListeningSocket {
 }
 
 impl ListeningSocket {
-    fn accept(&self) -> io::Result<(Stream, Peer)> {
+    fn accept(&self) -> io::Result<Accepted> {
         match self {
             ListeningSocket::Tcp(listener) => {
                 let (stream, address) = listener.accept()?; // Non-blocking and close-on-exec from birth: accept4(2).
@@ -447,17 +445,26 @@ impl ListeningSocket {
                     rustix::net::sockopt::set_tcp_nodelay(&stream, true)?;
                     rustix::net::sockopt::set_socket_oobinline(&stream, true)?;
                 }
-                Ok((Stream::Tcp(stream), address.into()))
+                Ok(Accepted::Tcp(stream, address))
             }
             ListeningSocket::Unix(listener) => {
                 let (stream, _) = listener.accept()?;
                 // Linux has urgent data on Unix sockets since 5.15, and there nothing is handed on from
                 // the listener. Where the option is unknown there is nothing to keep in line.
                 let _ = rustix::net::sockopt::set_socket_oobinline(&stream, true);
-                Ok((Stream::Unix(stream), Peer::Unix))
+                Ok(Accepted::Unix(stream))
             }
         }
     }
+}
+
+/// An accepted stream: non-blocking and close-on-exec.
+#[derive(Debug)]
+pub enum Accepted {
+    /// A TCP stream and the peer's address.
+    Tcp(TcpStream, SocketAddr),
+    /// A Unix stream, whose peer usually has no address.
+    Unix(UnixStream),
 }
 
 #[derive(Clone, Copy)]
@@ -528,12 +535,12 @@ impl Listener {
     }
 
     /// An edge has come. Of a drain's newcomers no more are taken than could wait when it began.
-    pub fn note(&mut self) {
+    pub fn mark_ready(&mut self) {
         self.ready = self.left != Some(0);
     }
 
-    /// Takes the first connection out of the queue. [`Verdict::of`] sorts the errors.
-    pub fn accept(&mut self) -> io::Result<(Stream, Peer)> {
+    /// Takes the first connection out of the queue. [`AcceptError::classify`] sorts the errors.
+    pub fn accept(&mut self) -> io::Result<Accepted> {
         let newcomer = self.socket.accept()?;
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(1);
@@ -572,45 +579,45 @@ fn unix_url(listener: &UnixListener) -> io::Result<String> {
 
 /// What an error of [`Listener::accept`] means for the loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum AcceptError {
     /// The queue is empty: wait for the next edge.
-    Empty,
+    WouldBlock,
     /// A signal came in between: try again.
-    Retry,
+    Interrupted,
     /// The newcomer whose turn it was is gone: count it, take the next.
-    Gone,
+    Aborted,
     /// There is no descriptor or no memory for it now. It stays in the queue: count, pause, try later.
-    Pause,
+    ResourcesExhausted,
     /// This is no listening socket any more: the daemon cannot go on.
     Fatal,
 }
 
-impl Verdict {
+impl AcceptError {
     /// Sorts what accept(2) said; the section is "ERRORS" unless another one is named.
-    pub fn of(error: &io::Error) -> Verdict {
+    pub fn classify(error: &io::Error) -> AcceptError {
         let Some(errno) = Errno::from_io_error(error) else {
-            return Verdict::Pause; // Not from a system call: as with an unknown number, below.
+            return AcceptError::ResourcesExhausted; // Not from a system call: as with an unknown number, below.
         };
         match errno {
-            Errno::AGAIN => Verdict::Empty, // And EWOULDBLOCK, the same number wherever mio runs.
-            Errno::INTR => Verdict::Retry,
-            Errno::CONNABORTED => Verdict::Gone, // The peer reset it while it was in the queue (not on Linux).
-            Errno::PERM => Verdict::Gone,        // "Firewall rules forbid connection."
-            Errno::PROTO | Errno::TIMEDOUT => Verdict::Gone,
+            Errno::AGAIN => AcceptError::WouldBlock, // And EWOULDBLOCK, the same number wherever mio runs.
+            Errno::INTR => AcceptError::Interrupted,
+            Errno::CONNABORTED => AcceptError::Aborted, // The peer reset it while it was in the queue (not on Linux).
+            Errno::PERM => AcceptError::Aborted,        // "Firewall rules forbid connection."
+            Errno::PROTO | Errno::TIMEDOUT => AcceptError::Aborted,
             // accept(2), "Error handling": Linux reports network errors that already wait on the new
             // socket, and "the application should detect [them] and treat them like EAGAIN by retrying".
             // EOPNOTSUPP is also what a socket that cannot listen says; ours listen.
-            Errno::NETDOWN | Errno::NOPROTOOPT | Errno::HOSTDOWN | Errno::HOSTUNREACH => Verdict::Gone,
-            Errno::OPNOTSUPP | Errno::NETUNREACH => Verdict::Gone,
+            Errno::NETDOWN | Errno::NOPROTOOPT | Errno::HOSTDOWN | Errno::HOSTUNREACH => AcceptError::Aborted,
+            Errno::OPNOTSUPP | Errno::NETUNREACH => AcceptError::Aborted,
             #[cfg(any(target_os = "linux", target_os = "android"))]
-            Errno::NONET => Verdict::Gone,
-            Errno::BADF | Errno::NOTSOCK => Verdict::Fatal, // Somebody closed our descriptor: a bug of ours.
-            Errno::INVAL => Verdict::Fatal,                 // It does not listen (shutdown(2) does that, too).
-            Errno::FAULT => Verdict::Fatal,                 // The address buffer is wrong: a bug below us.
+            Errno::NONET => AcceptError::Aborted,
+            Errno::BADF | Errno::NOTSOCK => AcceptError::Fatal, // Somebody closed our descriptor: a bug of ours.
+            Errno::INVAL => AcceptError::Fatal,                 // It does not listen (shutdown(2) does that, too).
+            Errno::FAULT => AcceptError::Fatal,                 // The address buffer is wrong: a bug below us.
             // EMFILE: RLIMIT_NOFILE is reached, ours must close. ENFILE: the whole system's limit is. ENOBUFS and ENOMEM:
             // the kernel's memory, or the limit of socket buffers. And what is unknown: neither a spin nor an end is
             // right, a pause is visible, bounded and heals itself.
-            _ => Verdict::Pause,
+            _ => AcceptError::ResourcesExhausted,
         }
     }
 }
@@ -623,12 +630,10 @@ pub fn somaxconn() -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::TcpStream;
-    use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixListener as StdUnixListener, UnixStream};
+    use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixListener as StdUnixListener};
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::event_loop::transport::Transport;
 
     const OPTIONS: ListenOptions = ListenOptions { backlog: 16, reuse_port: false };
 
@@ -663,8 +668,8 @@ mod tests {
         }
     }
 
-    fn connect(port: u16, ip: &str) -> io::Result<TcpStream> {
-        TcpStream::connect((ip, port))
+    fn connect(port: u16, ip: &str) -> io::Result<std::net::TcpStream> {
+        std::net::TcpStream::connect((ip, port))
     }
 
     /// A directory of its own, gone at the end.
@@ -765,7 +770,8 @@ mod tests {
         assert_eq!(listener.local(), format!("tcp://[::]:{port}"));
         for (ip, shown) in [("127.0.0.1", "127.0.0.1:"), ("::1", "[::1]:")] {
             let _client = connect(port, ip).expect("a connection");
-            let (_, peer) = soon(|| listener.accept());
+            let Accepted::Tcp(_, peer) = soon(|| listener.accept()) else { panic!("TCP") };
+            let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
             assert!(peer.to_string().starts_with(shown), "{peer}");
         }
     }
@@ -798,7 +804,7 @@ mod tests {
         assert_eq!((v6.local(), v4.local()), (format!("tcp://[::]:{port}"), format!("tcp://0.0.0.0:{port}")));
         let _client = connect(port, "127.0.0.1").expect("a connection");
         soon(|| v4.accept());
-        assert_eq!(Verdict::of(&v6.accept().expect_err("nobody for IPv6")), Verdict::Empty);
+        assert_eq!(AcceptError::classify(&v6.accept().expect_err("nobody for IPv6")), AcceptError::WouldBlock);
     }
 
     #[test]
@@ -880,7 +886,7 @@ mod tests {
             soon(|| listener.accept());
         }
         assert!(!listener.ready);
-        listener.note();
+        listener.mark_ready();
         assert!(!listener.ready, "newcomers put the end of a drain off");
     }
 
@@ -903,7 +909,7 @@ mod tests {
         let mut listener = bind("127.0.0.1:0");
         let port = listener.port().expect("a port");
         let mut client = connect(port, "127.0.0.1").expect("a connection");
-        let (stream, _) = soon(|| listener.accept());
+        let stream = soon(|| listener.accept());
         drop((stream, listener)); // Our FIN is first: TIME-WAIT stays on our side, on this port.
         assert_eq!(client.read(&mut [0]).expect("the FIN"), 0);
         drop(client);
@@ -923,8 +929,8 @@ mod tests {
     fn an_accepted_stream_never_blocks_does_not_delay_and_keeps_urgent_bytes_in_line() {
         let mut listener = bind("127.0.0.1:0");
         let client = connect(listener.port().expect("a port"), "127.0.0.1").expect("a connection");
-        let (mut stream, _) = soon(|| listener.accept());
-        let Stream::Tcp(tcp) = &stream else { panic!("TCP gives TCP") };
+        let Accepted::Tcp(mut stream, _) = soon(|| listener.accept()) else { panic!("TCP gives TCP") };
+        let tcp = &stream;
         assert!(tcp.nodelay().expect("an option"));
         let flags = rustix::io::fcntl_getfd(tcp).expect("flags");
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
@@ -936,12 +942,12 @@ mod tests {
     fn urgent_bytes_stay_in_line_on_a_unix_socket_too() {
         let directory = Directory::new("urgent");
         let mut listener = bind(&directory.unix("s"));
-        let client = UnixStream::connect(directory.path("s")).expect("a connection");
-        let (mut stream, _) = soon(|| listener.accept());
+        let client = std::os::unix::net::UnixStream::connect(directory.path("s")).expect("a connection");
+        let Accepted::Unix(mut stream) = soon(|| listener.accept()) else { panic!("a Unix stream") };
         assert_urgent_byte_in_line(&mut stream, client);
     }
 
-    fn assert_urgent_byte_in_line(stream: &mut Stream, client: impl Into<OwnedFd>) {
+    fn assert_urgent_byte_in_line(stream: &mut impl Read, client: impl Into<OwnedFd>) {
         let client = Socket::from(client.into());
         client.send(b"ab").expect("room");
         match client.send_out_of_band(b"!") {
@@ -961,8 +967,8 @@ mod tests {
 
     #[test]
     fn an_empty_queue_is_no_error() {
-        let verdict = Verdict::of(&bind("127.0.0.1:0").accept().expect_err("nobody is there"));
-        assert_eq!(verdict, Verdict::Empty);
+        let verdict = AcceptError::classify(&bind("127.0.0.1:0").accept().expect_err("nobody is there"));
+        assert_eq!(verdict, AcceptError::WouldBlock);
     }
 
     #[test]
@@ -971,12 +977,11 @@ mod tests {
         let path = directory.path("s");
         let mut listener = bind(&directory.unix("s"));
         assert_eq!(listener.local(), format!("unix://{}", path.display()));
-        let mut client = UnixStream::connect(&path).expect("a connection");
+        let mut client = std::os::unix::net::UnixStream::connect(&path).expect("a connection");
         client.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
-        let (mut stream, peer) = soon(|| listener.accept());
-        assert_eq!(peer, Peer::Unix);
+        let Accepted::Unix(mut stream) = soon(|| listener.accept()) else { panic!("a Unix stream") };
         stream.write_all(b"hi").expect("room");
-        stream.shutdown_write().expect("an open stream");
+        stream.shutdown(std::net::Shutdown::Write).expect("an open stream");
         let mut got = String::new();
         client.read_to_string(&mut got).expect("text");
         assert_eq!(got, "hi");
@@ -1016,7 +1021,7 @@ mod tests {
         };
         assert!(is(&full, Errno::AGAIN), "{full}");
         assert_eq!(refused(&directory.unix("s")), wanted);
-        assert!(soon(|| listener.accept()).1 == Peer::Unix);
+        assert!(matches!(soon(|| listener.accept()), Accepted::Unix(_)));
     }
 
     #[test]
@@ -1075,7 +1080,7 @@ mod tests {
         fs::remove_file(directory.path("s")).expect("our file");
         let _theirs = StdUnixListener::bind(directory.path("s")).expect("a listener");
         drop(ours);
-        assert!(UnixStream::connect(directory.path("s")).is_ok());
+        assert!(std::os::unix::net::UnixStream::connect(directory.path("s")).is_ok());
     }
 
     #[test]
@@ -1088,7 +1093,7 @@ mod tests {
         // Asked before it is tried: one that blocks would wait for ever.
         let ListeningSocket::Unix(socket) = &listener.socket else { panic!("a Unix socket gives one") };
         assert!(rustix::fs::fcntl_getfl(socket).expect("flags").contains(rustix::fs::OFlags::NONBLOCK));
-        assert_eq!(Verdict::of(&listener.accept().expect_err("nobody is there")), Verdict::Empty);
+        assert_eq!(AcceptError::classify(&listener.accept().expect_err("nobody is there")), AcceptError::WouldBlock);
         drop(listener);
         assert!(path.exists());
 
@@ -1097,16 +1102,15 @@ mod tests {
         let mut listener = Listener::from_inherited(OwnedFd::from(theirs)).expect("a listener");
         let ListeningSocket::Tcp(socket) = &listener.socket else { panic!("TCP gives TCP") };
         assert!(rustix::io::fcntl_getfd(socket).expect("flags").contains(rustix::io::FdFlags::CLOEXEC));
-        assert_eq!(Verdict::of(&listener.accept().expect_err("nobody is there")), Verdict::Empty);
+        assert_eq!(AcceptError::classify(&listener.accept().expect_err("nobody is there")), AcceptError::WouldBlock);
         let _client = connect(listener.port().expect("a port"), "127.0.0.1").expect("a connection");
-        let (stream, _) = soon(|| listener.accept());
-        let Stream::Tcp(stream) = stream else { panic!("TCP gives TCP") };
+        let Accepted::Tcp(stream, _) = soon(|| listener.accept()) else { panic!("TCP gives TCP") };
         assert!(stream.nodelay().expect("an option"));
     }
 
     #[test]
     fn what_is_inherited_and_no_stream_listener_is_refused() {
-        let (one, _other) = UnixStream::pair().expect("a pair");
+        let (one, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
         let connected = Listener::from_inherited(OwnedFd::from(one)).expect_err("a connected socket");
         assert_eq!(connected.to_string(), "it is a socket that does not listen");
         let datagram = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
@@ -1119,10 +1123,10 @@ mod tests {
     #[test]
     fn errors_of_accept_are_sorted_by_what_the_loop_does_next() {
         for (verdict, errnos) in [
-            (Verdict::Empty, &[Errno::AGAIN, Errno::WOULDBLOCK][..]),
-            (Verdict::Retry, &[Errno::INTR]),
+            (AcceptError::WouldBlock, &[Errno::AGAIN, Errno::WOULDBLOCK][..]),
+            (AcceptError::Interrupted, &[Errno::INTR]),
             (
-                Verdict::Gone,
+                AcceptError::Aborted,
                 &[
                     Errno::CONNABORTED,
                     Errno::PROTO,
@@ -1138,13 +1142,13 @@ mod tests {
                     Errno::NONET,
                 ],
             ),
-            (Verdict::Pause, &[Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::XDEV]),
-            (Verdict::Fatal, &[Errno::BADF, Errno::INVAL, Errno::NOTSOCK, Errno::FAULT]),
+            (AcceptError::ResourcesExhausted, &[Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::XDEV]),
+            (AcceptError::Fatal, &[Errno::BADF, Errno::INVAL, Errno::NOTSOCK, Errno::FAULT]),
         ] {
             for &errno in errnos {
-                assert_eq!(Verdict::of(&errno.into()), verdict, "{errno:?}");
+                assert_eq!(AcceptError::classify(&errno.into()), verdict, "{errno:?}");
             }
         }
-        assert_eq!(Verdict::of(&io::Error::other("no number")), Verdict::Pause);
+        assert_eq!(AcceptError::classify(&io::Error::other("no number")), AcceptError::ResourcesExhausted);
     }
 }

@@ -1,2 +1,9 @@
-//! Listening sockets.
+//! Listening sockets: from what the user typed to accepted streams.
+//!
+//! What lives here: parsing an [`address`], making a [`socket`] from it, the [`listener`] with its errors, and the life of a Unix
+//! socket's file ([`unix_file`]). What it may use: nothing else of this crate.
+
+pub mod address;
 pub mod listener;
+pub mod socket;
+pub mod unix_file;

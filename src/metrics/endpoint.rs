@@ -17,31 +17,34 @@ use slab::Slab;
 use socket2::{Domain, Socket, Type};
 
 use crate::event_loop::clock::NEVER;
-use crate::event_loop::token::Source;
-use crate::event_loop::transport::{Stream, Transport};
-use crate::listen::listener::{Address, BindError, ListenOptions, Listener, Verdict};
-use crate::metrics::exposition::{self, Process, Snapshot, TurnDurations};
+use crate::event_loop::counters::Snapshot;
+use crate::event_loop::token::EventSource;
+use crate::event_loop::transport::{Peer, Stream, Transport};
+use crate::listen::address::Address;
+use crate::listen::listener::{AcceptError, Listener};
+use crate::listen::socket::{BindError, ListenOptions};
+use crate::metrics::exposition::{self, IterationDurations, Process};
 
 /// Exchanges at once. A scraper or two and a few probes; whoever is one too many waits in the listen queue.
-const MOST_EXCHANGES: usize = 16;
+const MAX_REQUESTS: usize = 16;
 
 /// How long an exchange may take from its accept to its close.
-const EXCHANGE_MS: u64 = 5_000;
+const REQUEST_TIMEOUT_MS: u64 = 5_000;
 
 /// The longest request line with all its headers.
-const LONGEST_REQUEST: usize = 8192;
+const MAX_REQUEST_LEN: usize = 8192;
 
 /// More headers than any scraper sends.
-const MOST_HEADERS: usize = 64;
+const MAX_HEADERS: usize = 64;
 
 /// Reads and writes of one exchange in one turn. Two are enough for a request that comes whole.
-const STEPS_PER_TURN: usize = 4;
+const MAX_STEPS_PER_ITERATION: usize = 4;
 
 /// How much of what comes after the request is read and dropped before we close all the same.
-const MOST_DISCARDED: usize = 1 << 20;
+const MAX_DISCARDED: usize = 1 << 20;
 
 /// Accepts in one turn: as many failures as there are slots are borne with.
-const ACCEPTS_PER_TURN: usize = 2 * MOST_EXCHANGES;
+const MAX_ACCEPTS_PER_ITERATION: usize = 2 * MAX_REQUESTS;
 
 /// How long accepting pauses where it fails.
 const PAUSE_MS: u64 = 100;
@@ -56,7 +59,7 @@ pub struct Endpoint {
     resume_at: u64,
     /// Whether an event has come that no turn has seen.
     noted: bool,
-    turns: TurnDurations,
+    turns: IterationDurations,
     /// Since 1970.
     started: Duration,
 }
@@ -71,11 +74,11 @@ impl Endpoint {
         let listener = Address::Ip(address).bind(&options)?.remove(0);
         Ok(Endpoint {
             listener,
-            exchanges: Slab::with_capacity(MOST_EXCHANGES),
+            exchanges: Slab::with_capacity(MAX_REQUESTS),
             reserve: Reserve::default(),
             resume_at: NEVER,
             noted: false,
-            turns: TurnDurations::default(),
+            turns: IterationDurations::default(),
             started: SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default(),
         })
     }
@@ -88,12 +91,12 @@ impl Endpoint {
     /// Makes the listener known to the poller, and fills the reserve.
     pub fn register(&mut self, registry: &Registry) -> io::Result<()> {
         self.reserve.fill(0);
-        self.listener.register(registry, Source::Endpoint(0).into())
+        self.listener.register(registry, EventSource::Monitor(0).into())
     }
 
     /// Marks what an event is about: 0 is the listener, others are exchanges. There is no generation here. An event for a former
     /// owner of a slot makes the new one try once more than needed, which is harmless.
-    pub fn note(&mut self, index: u32) {
+    pub fn on_event(&mut self, index: u32) {
         self.noted = true;
         match index.checked_sub(1) {
             None => self.listener.ready = true,
@@ -116,14 +119,15 @@ impl Endpoint {
     }
 
     /// Does what there is to do: lets in newcomers, runs each ready exchange once, ends those whose time is over.
-    pub fn turn(&mut self, now: u64, registry: &Registry, snapshot: &Snapshot) {
+    pub fn update(&mut self, now: u64, registry: &Registry, snapshot: &Snapshot, lines_dropped: u64) {
         if now < self.next_deadline() {
             return;
         }
         self.noted = false;
         self.accept(now, registry);
         self.reserve.fill(self.exchanges.len());
-        let mut page = Page { reserve: &mut self.reserve, turns: &self.turns, started: self.started, snapshot };
+        let mut page =
+            Page { reserve: &mut self.reserve, turns: &self.turns, started: self.started, snapshot, lines_dropped };
         self.exchanges.retain(|_, exchange| {
             let over = exchange.ready && exchange.turn(&mut page);
             !over && now < exchange.due // Dropping it is close(2).
@@ -142,18 +146,18 @@ impl Endpoint {
         if self.resume_at <= now {
             self.resume_at = NEVER;
         }
-        for _ in 0..ACCEPTS_PER_TURN {
+        for _ in 0..MAX_ACCEPTS_PER_ITERATION {
             if !self.can_accept() {
                 return;
             }
             self.reserve.release();
             match self.listener.accept() {
-                Ok((stream, _)) => self.open(stream, now, registry),
-                Err(error) => match Verdict::of(&error) {
-                    Verdict::Empty => self.listener.ready = false,
-                    Verdict::Retry | Verdict::Gone => {}
+                Ok(accepted) => self.open(<(Stream, Peer)>::from(accepted).0, now, registry),
+                Err(error) => match AcceptError::classify(&error) {
+                    AcceptError::WouldBlock => self.listener.ready = false,
+                    AcceptError::Interrupted | AcceptError::Aborted => {}
                     // Not Fatal, either: the echo goes on without its metrics.
-                    Verdict::Pause | Verdict::Fatal => self.resume_at = now + PAUSE_MS,
+                    AcceptError::ResourcesExhausted | AcceptError::Fatal => self.resume_at = now + PAUSE_MS,
                 },
             }
         }
@@ -162,17 +166,17 @@ impl Endpoint {
 
     /// Whether somebody may wait who could be let in now.
     fn can_accept(&self) -> bool {
-        self.listener.ready && self.resume_at == NEVER && self.exchanges.len() < MOST_EXCHANGES
+        self.listener.ready && self.resume_at == NEVER && self.exchanges.len() < MAX_REQUESTS
     }
 
     fn open(&mut self, mut stream: Stream, now: u64, registry: &Registry) {
         let entry = self.exchanges.vacant_entry();
-        let token = Source::Endpoint(entry.key() as u32 + 1).into();
+        let token = EventSource::Monitor(entry.key() as u32 + 1).into();
         // Fails for want of memory. Then this one is closed; it will ask again.
         if registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE).is_ok() {
             let state = State::Asked(Vec::new());
             // Ready before any event: as a rule the request is there already.
-            entry.insert(Exchange { stream, state, ready: true, due: now + EXCHANGE_MS });
+            entry.insert(Exchange { stream, state, ready: true, due: now + REQUEST_TIMEOUT_MS });
         }
     }
 }
@@ -191,7 +195,7 @@ struct Reserve {
 }
 
 impl Reserve {
-    const SIZE: usize = MOST_EXCHANGES + 1;
+    const SIZE: usize = MAX_REQUESTS + 1;
 
     /// Closes one.
     fn release(&mut self) {
@@ -216,9 +220,10 @@ impl Reserve {
 /// Makes the page of metrics when it is asked for.
 struct Page<'a> {
     reserve: &'a mut Reserve,
-    turns: &'a TurnDurations,
+    turns: &'a IterationDurations,
     started: Duration,
     snapshot: &'a Snapshot,
+    lines_dropped: u64,
 }
 
 impl Page<'_> {
@@ -226,7 +231,7 @@ impl Page<'_> {
         self.reserve.release(); // For the files of /proc.
         let process = Process::read(self.snapshot.counters.open(), self.started);
         self.reserve.refill();
-        exposition::page(self.snapshot, self.turns, &process)
+        exposition::page(self.snapshot, self.lines_dropped, self.turns, &process)
     }
 }
 
@@ -255,7 +260,7 @@ enum State {
 impl Exchange {
     /// Goes on as far as it can within its budget. Returns whether it is over.
     fn turn(&mut self, page: &mut Page<'_>) -> bool {
-        for _ in 0..STEPS_PER_TURN {
+        for _ in 0..MAX_STEPS_PER_ITERATION {
             match self.step(page) {
                 Ok(over @ true) => return over,
                 Ok(false) => {}
@@ -272,7 +277,7 @@ impl Exchange {
 
     /// One system call, and what follows from it. Returns whether the exchange is over.
     fn step(&mut self, page: &mut Page<'_>) -> io::Result<bool> {
-        let mut buffer = [0; LONGEST_REQUEST];
+        let mut buffer = [0; MAX_REQUEST_LEN];
         match &mut self.state {
             State::Asked(request) => {
                 let read = self.stream.read(&mut buffer[request.len()..])?;
@@ -280,7 +285,7 @@ impl Exchange {
                     return Ok(true); // A probe that only connects.
                 }
                 request.extend_from_slice(&buffer[request.len()..][..read]);
-                let finished = read == 0 || request.len() == LONGEST_REQUEST;
+                let finished = read == 0 || request.len() == MAX_REQUEST_LEN;
                 if let Some((resource, head_only)) = judge(request, finished) {
                     self.state = State::Answering(answer(resource, head_only, page));
                 }
@@ -298,7 +303,7 @@ impl Exchange {
             State::Lingering(discarded) => {
                 let read = self.stream.read(&mut buffer)?;
                 *discarded += read;
-                Ok(read == 0 || *discarded > MOST_DISCARDED)
+                Ok(read == 0 || *discarded > MAX_DISCARDED)
             }
         }
     }
@@ -321,12 +326,12 @@ enum Resource {
 /// Called after every read, so a request that comes byte by byte is parsed as often: a few microseconds
 /// each, about what its packet costs. And what is no HTTP is answered at once, not after 5 s.
 fn judge(request: &[u8], finished: bool) -> Option<(Resource, bool)> {
-    let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);
     match parsed.parse(request) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) if !finished => return None,
-        Ok(httparse::Status::Partial) if request.len() < LONGEST_REQUEST => return Some((Resource::BadRequest, false)),
+        Ok(httparse::Status::Partial) if request.len() < MAX_REQUEST_LEN => return Some((Resource::BadRequest, false)),
         Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
             return Some((Resource::RequestTooLarge, false));
         }
@@ -401,7 +406,7 @@ mod tests {
     use proptest::sample::{Index, select};
 
     use super::*;
-    use crate::metrics::exposition::Counters;
+    use crate::event_loop::counters::Counters;
 
     /// What a request is told when it is all there.
     fn asked(request: &[u8]) -> Option<Resource> {
@@ -419,9 +424,10 @@ mod tests {
     fn with_page<T>(draining: bool, work: impl FnOnce(&mut Page<'_>) -> T) -> T {
         work(&mut Page {
             reserve: &mut Reserve::default(),
-            turns: &TurnDurations::default(),
+            turns: &IterationDurations::default(),
             started: Duration::ZERO,
             snapshot: &Snapshot { counters: Counters::default(), accept_paused: false, draining },
+            lines_dropped: 0,
         })
     }
 
@@ -468,12 +474,12 @@ mod tests {
     #[test]
     fn a_request_that_is_too_large_is_told_so() {
         let mut request = b"GET /metrics HTTP/1.1\r\nHost: a\r\nX: ".to_vec();
-        request.resize(LONGEST_REQUEST, b'x');
+        request.resize(MAX_REQUEST_LEN, b'x');
         assert_eq!(judge(&request, true), Some((Resource::RequestTooLarge, false)));
-        request.truncate(LONGEST_REQUEST - 4);
+        request.truncate(MAX_REQUEST_LEN - 4);
         request.extend_from_slice(b"\r\n\r\n");
         assert_eq!(judge(&request, true), Some((Resource::Metrics, false)), "8 KiB are not too large");
-        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(MOST_HEADERS + 1));
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(MAX_HEADERS + 1));
         assert_eq!(asked(many.as_bytes()), Some(Resource::RequestTooLarge));
     }
 
@@ -511,7 +517,7 @@ mod tests {
     #[test]
     fn the_reserve_and_the_exchanges_hold_as_many_descriptors_together_at_all_times() {
         let mut reserve = Reserve::default();
-        for exchanges in [0, 1, MOST_EXCHANGES, 3, 0] {
+        for exchanges in [0, 1, MAX_REQUESTS, 3, 0] {
             reserve.fill(exchanges);
             assert_eq!(reserve.sockets.len() + exchanges, Reserve::SIZE);
         }

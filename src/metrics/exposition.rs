@@ -3,69 +3,14 @@
 use std::fmt::{self, Display, Write};
 use std::time::Duration;
 
-use crate::daemon::output;
-use crate::event_loop::outcome::Reason;
-
-/// Bytes moved and bytes that do not move, summed over connections.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Read, to be answered.
-    pub received: u64,
-    /// Taken by the kernel.
-    pub sent: u64,
-    /// Read after our FIN, and dropped.
-    pub discarded: u64,
-    /// Connections that are stalled now: they owe an answer that their peer does not take.
-    pub stalled: usize,
-}
-
-/// Plain fields, moved by the one thread that there is.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counters {
-    /// Connections accepted.
-    pub accepted: u64,
-    /// Connections closed, by [`Reason::kind`].
-    pub closed: [u64; Reason::KINDS],
-    /// Bytes moved.
-    pub traffic: Traffic,
-    /// Failed accepts: newcomers that were gone, and pauses for want of descriptors or memory.
-    pub accept_errors: u64,
-    /// Pauses of accepting for want of descriptors or memory, however long.
-    pub accept_pauses: u64,
-    /// Turns of the loop.
-    pub turns: u64,
-    /// Turns of a connection that ended on their budget, with work left.
-    pub spent_budgets: u64,
-}
-
-impl Counters {
-    /// Connections open now.
-    pub fn open(&self) -> u64 {
-        self.accepted - self.closed.iter().sum::<u64>()
-    }
-}
-
-/// One line, for SIGUSR1 and the end of a run.
-impl fmt::Display for Counters {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "connections: {} accepted, {} open, {} stalled", self.accepted, self.open(), self.traffic.stalled)?;
-        for (name, count) in Reason::NAMES.iter().zip(self.closed) {
-            if count > 0 {
-                write!(f, ", {count} {name}")?;
-            }
-        }
-        let Traffic { received, sent, discarded, .. } = self.traffic;
-        write!(f, "; bytes: {received} received, {sent} sent, {discarded} discarded")?;
-        write!(f, "; {} accept errors, {} turns", self.accept_errors, self.turns)?;
-        write!(f, "; {} log lines dropped", output::lines_dropped())
-    }
-}
+use crate::event_loop::counters::{Snapshot, Traffic};
+use crate::event_loop::outcome::CloseReason;
 
 /// How long turns of the loop took, from the end of the wait on: what the last connection of a turn had to wait for.
 ///
 /// Only kept where somebody can ask for it, since it costs one more look at the clock per turn.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct TurnDurations {
+pub struct IterationDurations {
     /// By bucket: turns that took no longer than its bound, but longer than the one before.
     buckets: [u64; BOUNDS.len()],
     /// All turns, also those beyond the last bound.
@@ -91,7 +36,7 @@ const BOUNDS: [(u64, &str); 13] = [
     (1_000_000_000, "1"),
 ];
 
-impl TurnDurations {
+impl IterationDurations {
     /// Counts a turn.
     pub fn record(&mut self, nanoseconds: u64) {
         self.count += 1;
@@ -103,20 +48,9 @@ impl TurnDurations {
     }
 }
 
-/// What the page of metrics is made from.
-#[derive(Clone, Copy, Debug)]
-pub struct Snapshot {
-    /// The server's counters.
-    pub counters: Counters,
-    /// No newcomers are taken in now: the cap is reached, or there are no descriptors or no memory.
-    pub accept_paused: bool,
-    /// The server drains.
-    pub draining: bool,
-}
-
 /// The page: Prometheus text format, version 0.0.4. Every series is there from the start, so that rates and
 /// alerts need no special case for what has not happened yet.
-pub fn page(snapshot: &Snapshot, turns: &TurnDurations, process: &Process) -> String {
+pub fn page(snapshot: &Snapshot, lines_dropped: u64, turns: &IterationDurations, process: &Process) -> String {
     let counters = snapshot.counters;
     let Traffic { received, sent, discarded, stalled } = counters.traffic;
     let mut page = Page(String::with_capacity(8192));
@@ -124,7 +58,7 @@ pub fn page(snapshot: &Snapshot, turns: &TurnDurations, process: &Process) -> St
     page.counter("echod_connections_accepted_total", "Connections accepted.", counters.accepted);
     page.gauge("echod_connections_open", "Connections open now.", counters.open());
     page.head("echod_connections_closed_total", "counter", "Connections closed, by what ended them.");
-    for (reason, count) in Reason::NAMES.iter().zip(counters.closed) {
+    for (reason, count) in CloseReason::NAMES.iter().zip(counters.closed) {
         page.line(format_args!("echod_connections_closed_total{{reason=\"{reason}\"}} {count}"));
     }
     page.counter("echod_received_bytes_total", "Bytes read to be echoed.", received);
@@ -138,10 +72,10 @@ pub fn page(snapshot: &Snapshot, turns: &TurnDurations, process: &Process) -> St
     let paused = "1 while no newcomers are accepted: at the cap, or out of descriptors or memory.";
     page.gauge("echod_accept_paused", paused, u8::from(snapshot.accept_paused));
     let dropped = "Lines of stdout and stderr that nobody took.";
-    page.counter("echod_log_lines_dropped_total", dropped, output::lines_dropped());
-    page.counter("echod_turns_total", "Turns of the loop.", counters.turns);
+    page.counter("echod_log_lines_dropped_total", dropped, lines_dropped);
+    page.counter("echod_turns_total", "Turns of the loop.", counters.iterations);
     let spent = "Turns of a connection that ended on their budget, with work left.";
-    page.counter("echod_spent_budgets_total", spent, counters.spent_budgets);
+    page.counter("echod_budget_exhausted_total", spent, counters.budget_exhausted);
 
     page.head("echod_turn_duration_seconds", "histogram", "Duration of a turn of the loop, without its wait.");
     let mut up_to = 0;
@@ -263,15 +197,16 @@ fn memory() -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event_loop::counters::Counters;
 
-    fn page_of(counters: &Counters, turns: &TurnDurations) -> String {
+    fn page_of(counters: &Counters, turns: &IterationDurations) -> String {
         let snapshot = Snapshot { counters: *counters, accept_paused: false, draining: false };
-        page(&snapshot, turns, &Process::read(0, Duration::from_secs(1)))
+        page(&snapshot, 0, turns, &Process::read(0, Duration::from_secs(1)))
     }
 
     #[test]
     fn every_series_and_every_reason_is_there_from_the_start_with_0() {
-        let page = page_of(&Counters::default(), &TurnDurations::default());
+        let page = page_of(&Counters::default(), &IterationDurations::default());
         for series in [
             "echod_connections_accepted_total",
             "echod_connections_open",
@@ -283,7 +218,7 @@ mod tests {
             "echod_accept_pauses_total",
             "echod_accept_paused",
             "echod_turns_total",
-            "echod_spent_budgets_total",
+            "echod_budget_exhausted_total",
             "echod_turn_duration_seconds_sum",
             "echod_turn_duration_seconds_count",
             "echod_turn_duration_seconds_bucket{le=\"+Inf\"}",
@@ -300,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_bucket_counts_what_took_no_longer_than_its_bound() {
-        let mut turns = TurnDurations::default();
+        let mut turns = IterationDurations::default();
         for nanoseconds in [0, 5_000, 5_001, 99_999, 1_000_000_000, 1_000_000_001, 5_000_000_000] {
             turns.record(nanoseconds);
         }

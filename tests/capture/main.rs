@@ -5,8 +5,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod explained;
 mod network;
-mod told;
 mod tutorial;
 
 use support::{Daemon, wait_until};

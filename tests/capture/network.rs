@@ -147,7 +147,7 @@ impl Capture<'_> {
         self.child.wait().expect("a child of ours");
         let ours = segments.into_iter().filter(|(ports, _)| ports.0 == port || ports.1 == port);
         ours.map(|(ports, segment)| Segment {
-            from: if ports.0 == port { Sender::Server } else { Sender::Client },
+            from: if ports.0 == port { Side::Server } else { Side::Client },
             ..segment
         })
         .collect()
@@ -175,7 +175,7 @@ impl Drop for Capture<'_> {
 
 /// Who sent a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sender {
+pub enum Side {
     Client,
     Server,
 }
@@ -183,7 +183,7 @@ pub enum Sender {
 /// A segment, as far as tests ask.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Segment {
-    pub from: Sender,
+    pub from: Side,
     /// Of SYN, FIN, RST, PSH and ACK those that are set, in this order.
     pub flags: Vec<&'static str>,
     /// Bytes of data.
@@ -199,7 +199,7 @@ impl Segment {
 /// As in a failed test's message: `client PSH+ACK 3`.
 impl fmt::Debug for Segment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let from = if self.from == Sender::Client { "client" } else { "server" };
+        let from = if self.from == Side::Client { "client" } else { "server" };
         write!(f, "{from} {} {}", self.flags.join("+"), self.length)
     }
 }
@@ -210,6 +210,6 @@ fn read_line(line: &str) -> Option<((u16, u16), Segment)> {
     let bits = u16::from_str_radix(flags.strip_prefix("0x")?, 16).ok()?;
     let names = [(0x02, "SYN"), (0x01, "FIN"), (0x04, "RST"), (0x08, "PSH"), (0x10, "ACK")];
     let flags = names.into_iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| name).collect();
-    let segment = Segment { from: Sender::Client, flags, length: length.parse().ok()? };
+    let segment = Segment { from: Side::Client, flags, length: length.parse().ok()? };
     Some(((source.parse().ok()?, destination.parse().ok()?), segment))
 }

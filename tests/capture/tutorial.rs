@@ -4,20 +4,20 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::Stdio;
 
-use crate::network::{Network, SERVER, Segment, Sender};
+use crate::network::{Network, SERVER, Segment, Side};
 use crate::support::{Address, Client, Daemon, has_program, skip_for_want_of, wait_until};
 use crate::wait_until_closed;
 
-fn segment(from: Sender, flags: &[&'static str], length: usize) -> Segment {
+fn segment(from: Side, flags: &[&'static str], length: usize) -> Segment {
     Segment { from, flags: flags.to_vec(), length }
 }
 
 fn client(flags: &[&'static str], length: usize) -> Segment {
-    segment(Sender::Client, flags, length)
+    segment(Side::Client, flags, length)
 }
 
 fn server(flags: &[&'static str], length: usize) -> Segment {
-    segment(Sender::Server, flags, length)
+    segment(Side::Server, flags, length)
 }
 
 /// The segments without those that only acknowledge: when those are sent is each kernel's own affair.

@@ -98,7 +98,7 @@ fn a_half_close_goes_through_haproxy_and_the_whole_echo_comes_back() {
     for server in &servers {
         // A peer that says nothing and finishes may be gone before HAProxy has reached a server; it then resets that one.
         let log = server.stderr();
-        let broken = |line: &&str| line.contains("ended: reset") || line.contains("ended: error");
+        let broken = |line: &&str| line.contains("closed: reset") || line.contains("closed: error");
         assert!(log.lines().filter(broken).all(|line| line.contains(" 0 bytes in")), "{log}");
     }
 }
@@ -118,7 +118,7 @@ fn a_conversation_through_haproxy_and_a_fin_after_a_while() {
     }
     clients.iter().for_each(Client::finish);
     clients.iter().for_each(Client::expect_fin);
-    let ends = |server: &Daemon| server.stderr().matches("ended: finished").count();
+    let ends = |server: &Daemon| server.stderr().matches("closed: finished").count();
     wait_until("both have had some, and all have finished", || {
         ends(&servers[0]) >= 5 && ends(&servers[1]) >= 5 && ends(&servers[0]) + ends(&servers[1]) >= 20
     });

@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Instant;
 
-use support::{Daemon, Directory, PATIENCE, assert_same, has_program, pattern, skip_for_want_of};
+use support::{Daemon, Directory, TIMEOUT, assert_same, has_program, pattern, skip_for_want_of};
 
 /// More than the kernel's buffers between the two hold: who does not read while it writes, stalls.
 const MUCH: usize = 8 << 20;
@@ -83,7 +83,7 @@ impl Talker {
     fn hear_until(&mut self, enough: impl Fn(&[u8]) -> bool) -> bool {
         let start = Instant::now();
         while !enough(&self.heard) {
-            let left = PATIENCE.checked_sub(start.elapsed());
+            let left = TIMEOUT.checked_sub(start.elapsed());
             let left = left.unwrap_or_else(|| panic!("only {} bytes came", self.heard.len()));
             match self.stdout.recv_timeout(left) {
                 Ok(bytes) => self.heard.extend_from_slice(&bytes),
@@ -121,7 +121,7 @@ impl Drop for Talker {
 /// The end of the one connection in the daemon's log.
 #[track_caller]
 fn reason(daemon: &Daemon) -> String {
-    daemon.wait_for_log(|line| line.contains(" ended: "))
+    daemon.wait_for_log(|line| line.contains(" closed: "))
 }
 
 /// All bytes through a program that finishes with its input and ends with the daemon's FIN.

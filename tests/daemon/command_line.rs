@@ -202,7 +202,7 @@ fn at_the_cap_accepting_pauses_and_resumes_when_a_connection_ends() {
     let daemon = Daemon::start(&["--max-connections", "3"]);
     let mut first: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
     first.iter().for_each(|client| client.echo(b"in"));
-    daemon.wait_for_log_text("3 connections are open, as many as may be");
+    daemon.wait_for_log_text("connection limit (3) reached");
     let mut waiting: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
     waiting.iter().for_each(|client| client.send(b"waiting"));
 
@@ -230,7 +230,7 @@ fn at_the_cap_accepting_pauses_and_resumes_when_a_connection_ends() {
     waiting[1].expect(b"waiting");
     waiting[2].expect(b"waiting");
     assert_eq!(queue(), 0);
-    assert_eq!(daemon.stderr().matches("as many as may be").count(), 1, "told at every coming: {}", daemon.stderr());
+    assert_eq!(daemon.stderr().matches("connection limit").count(), 1, "told at every coming: {}", daemon.stderr());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use rustix::net::RecvFlags;
 
 use crate::over_each_kind;
 use crate::support::{
-    Client, Daemon, PATIENCE, Random, Signal, TcpState, assert_same, eventually, pattern, tcp_socket, wait_until,
+    Client, Daemon, Random, Signal, TIMEOUT, TcpState, assert_same, eventually, pattern, tcp_socket, wait_until,
 };
 
 // What comes in goes out.
@@ -388,7 +388,7 @@ fn a_reset_is_told_at_debug() {
     client.echo(b"hello");
     let peer = client.local().to_string();
     client.reset();
-    daemon.wait_for_log(|line| line.contains(&peer) && line.contains("ended: reset,")); // No error of the system's.
+    daemon.wait_for_log(|line| line.contains(&peer) && line.contains("closed: reset,")); // No error of the system's.
 }
 
 #[test]
@@ -492,7 +492,7 @@ fn a_peer_without_end_does_not_keep_the_loop() {
         let (block, start, done) = (pattern(20, 1 << 20), Instant::now(), AtomicBool::new(false));
         thread::scope(|scope| {
             scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) && start.elapsed() < 2 * PATIENCE {
+                while !done.load(Ordering::Relaxed) && start.elapsed() < 2 * TIMEOUT {
                     busy.send_what_fits(&block).expect("discarded, not reset");
                     busy.wait_for(PollFlags::OUT, Duration::from_millis(100));
                 }

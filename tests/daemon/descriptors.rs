@@ -1,4 +1,4 @@
-//! Out of file descriptors: accepting pauses, open connections go on, and the wait costs no CPU.
+//! Out of file descriptors: pausing accepts, open connections go on, and the wait costs no CPU.
 
 use std::time::{Duration, Instant};
 
@@ -138,7 +138,7 @@ fn a_first_line_without_a_descriptor_is_told_and_so_are_the_later_ones() {
     let script = format!("ulimit -n 45; {inherited} exec \"$@\"");
     let daemon = Daemon::with(&["-q"]).through(&["bash", "-c", &script, "bash"]).start();
     let clients: Vec<Client> = (0..28).map(|_| daemon.connect()).collect();
-    daemon.wait_for_log_text("accepting pauses");
+    daemon.wait_for_log_text("pausing accepts");
     daemon.signal(Signal::USR1);
     daemon.wait_for_log_text("connections: ");
     drop(clients);

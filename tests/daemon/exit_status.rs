@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::support::{Client, Daemon, PATIENCE, Signal};
+use crate::support::{Client, Daemon, Signal, TIMEOUT};
 
 #[test]
 fn status_0_after_sigterm_and_after_sigint() {
@@ -112,7 +112,7 @@ fn the_status_of_help_does_not_depend_on_the_reader() {
     let (reader, writer) = pipe().unwrap();
     drop(reader);
     let mut daemon = Daemon::with(&["--help"]).stdout(writer).spawn();
-    let status = daemon.wait_exit(PATIENCE);
+    let status = daemon.wait_exit(TIMEOUT);
     assert_ne!(status.code(), Some(101), "panicked: {}", daemon.whole_stderr());
     assert!(!daemon.whole_stderr().contains("panicked"), "{}", daemon.whole_stderr());
 }

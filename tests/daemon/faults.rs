@@ -22,7 +22,7 @@ use std::time::Duration;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
-use crate::support::{Client, Daemon, PATIENCE, Signal, Start, has_program, pattern, skip_for_want_of};
+use crate::support::{Client, Daemon, Signal, Start, TIMEOUT, has_program, pattern, skip_for_want_of};
 
 /// The daemon under `strace -e inject=…`, or nothing where that does not work. With -D strace is the grandchild, and
 /// the daemon keeps the process ID that we know.
@@ -185,7 +185,7 @@ fn any_other_answer_of_the_poller_ends_the_daemon_at_once() {
         let answers =
             (0..20).take_while(|_| client.send_what_fits(b".").is_ok() && client.read_exactly(1).is_ok()).count();
         assert!((1..20).contains(&answers), "{answers} answers in spite of {error}");
-        assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(1), "{error}");
+        assert_eq!(daemon.wait_exit(TIMEOUT).code(), Some(1), "{error}");
         let log = daemon.whole_stderr();
         let line = format!("echod: cannot go on: {}", io::Error::from(errno));
         assert_eq!(log.lines().last(), Some(line.as_str()), "{log}");

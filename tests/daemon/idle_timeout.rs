@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 
 use crate::over_each_kind;
-use crate::support::{Client, Daemon, PATIENCE, Signal, assert_same, pattern};
+use crate::support::{Client, Daemon, Signal, TIMEOUT, assert_same, pattern};
 
-const TIMEOUT: Duration = Duration::from_secs(1);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 const LATE: Duration = Duration::from_secs(1);
 
 /// The end came no sooner than the timeout after the last byte moved, and at most 1 s late.
@@ -17,8 +17,8 @@ const LATE: Duration = Duration::from_secs(1);
 fn assert_exact(from: Instant) {
     let after = from.elapsed();
     // A tenth for the way between the daemon's clock reading and ours, and no more: early is never right.
-    assert!(after + Duration::from_millis(100) >= TIMEOUT, "closed {after:?} after the last byte: too early");
-    assert!(after <= TIMEOUT + LATE, "closed {after:?} after the last byte: too late");
+    assert!(after + Duration::from_millis(100) >= IDLE_TIMEOUT, "closed {after:?} after the last byte: too early");
+    assert!(after <= IDLE_TIMEOUT + LATE, "closed {after:?} after the last byte: too late");
 }
 
 #[test]
@@ -36,9 +36,9 @@ fn the_clock_starts_again_with_each_byte() {
         let client = daemon.connect();
         let start = Instant::now();
         // Twice the timeout in all, never half of it at once. The pause is what is tested.
-        while start.elapsed() < 2 * TIMEOUT {
+        while start.elapsed() < 2 * IDLE_TIMEOUT {
             client.echo(b".");
-            thread::sleep(TIMEOUT / 4);
+            thread::sleep(IDLE_TIMEOUT / 4);
         }
         client.echo(b"last");
         let last = Instant::now();
@@ -75,7 +75,7 @@ fn assert_stall_ends(client: &Client, start: Instant, finish_after: Duration) {
     let (mut last, mut finished) = (start, false);
     // POLLHUP and POLLERR are told without being asked for. What came back stays unread: the stall goes on.
     while !client.wait_for(PollFlags::RDHUP, Duration::from_millis(10)) {
-        assert!(start.elapsed() < PATIENCE, "nothing ends the connection");
+        assert!(start.elapsed() < TIMEOUT, "nothing ends the connection");
         if !finished && client.send_what_fits(&block).is_ok_and(|taken| taken > 0) {
             last = Instant::now();
         }
@@ -84,8 +84,8 @@ fn assert_stall_ends(client: &Client, start: Instant, finish_after: Duration) {
             finished = true;
         }
     }
-    assert!(start.elapsed() >= TIMEOUT, "closed after {:?} in all: too early", start.elapsed());
-    assert!(last.elapsed() <= TIMEOUT + LATE, "closed {:?} after the last byte: too late", last.elapsed());
+    assert!(start.elapsed() >= IDLE_TIMEOUT, "closed after {:?} in all: too early", start.elapsed());
+    assert!(last.elapsed() <= IDLE_TIMEOUT + LATE, "closed {:?} after the last byte: too late", last.elapsed());
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn a_trickling_reader_keeps_its_connection() {
         let (now, later) = bytes.split_at(8 << 20);
         for piece in now.chunks(now.len() / 10) {
             client.expect(piece);
-            thread::sleep(TIMEOUT / 4);
+            thread::sleep(IDLE_TIMEOUT / 4);
         }
         assert_same(&client.read_to_end().unwrap(), later);
     });
@@ -140,16 +140,16 @@ fn a_peer_that_still_sends_in_a_drain_is_not_idle_and_is_cut_at_the_drain_timeou
     client.expect_fin();
     let start = Instant::now();
     while client.send_what_fits(b"more").is_ok() {
-        assert!(start.elapsed() < PATIENCE, "a peer that sends for ever keeps the drain from its end");
+        assert!(start.elapsed() < TIMEOUT, "a peer that sends for ever keeps the drain from its end");
         thread::sleep(Duration::from_millis(50));
     }
     daemon.expect_success();
     assert!(
-        start.elapsed() >= 2 * TIMEOUT,
+        start.elapsed() >= 2 * IDLE_TIMEOUT,
         "bytes have moved all the time, and it was idle after {:?}",
         start.elapsed()
     );
-    assert!(start.elapsed() <= 3 * TIMEOUT + LATE, "ended after {:?}", start.elapsed());
+    assert!(start.elapsed() <= 3 * IDLE_TIMEOUT + LATE, "ended after {:?}", start.elapsed());
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn zero_never_closes() {
     let mut daemon = Daemon::start(&["--idle-timeout", "0"]);
     let client = daemon.connect();
     client.echo(b"before");
-    thread::sleep(TIMEOUT + TIMEOUT / 2); // Longer than the shortest timeout that is tested above.
+    thread::sleep(IDLE_TIMEOUT + IDLE_TIMEOUT / 2); // Longer than the shortest timeout that is tested above.
     client.expect_nothing_yet();
     client.echo(b"after");
     daemon.terminate_when_finished(client);

@@ -107,7 +107,7 @@ fn no_connection_waits_for_another() {
 fn every_descriptor_comes_back() {
     over_each_kind(&["--one-shot", "-v"], |daemon| {
         daemon.connect().echo(b"the loop is under way");
-        wait_until("that connection has gone", || daemon.stderr().contains("ended"));
+        wait_until("that connection has gone", || daemon.stderr().contains("closed:"));
         let before = daemon.descriptors().len();
         // The peers stay as they are, our FIN not sent: the daemon does not wait for them.
         let clients: Vec<Client> = (0..50).map(|_| daemon.connect()).collect();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::support::{Address, Client, Daemon, Directory, PATIENCE, Signal, eventually, pattern, unix, wait_until};
+use crate::support::{Address, Client, Daemon, Directory, Signal, TIMEOUT, eventually, pattern, unix, wait_until};
 
 // stdout
 
@@ -232,7 +232,7 @@ fn a_reader_of_stderr_that_stops_reading_neither_stops_nor_slows_nor_ends_the_da
 /// What a pipe has for us, once it has something.
 #[track_caller]
 fn read_some(reader: &mut PipeReader) -> String {
-    let timeout = Timespec::try_from(PATIENCE).unwrap();
+    let timeout = Timespec::try_from(TIMEOUT).unwrap();
     let ready = poll(&mut [PollFd::new(reader, PollFlags::IN)], Some(&timeout)).unwrap();
     assert_eq!(ready, 1, "nothing came");
     let mut bytes = vec![0; 65_536];

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::over_each_kind;
 use crate::support::{
-    Client, Daemon, PATIENCE, Random, Signal, assert_same, listen_queue, pattern, peers_of, skip, wait_until,
+    Client, Daemon, Random, Signal, TIMEOUT, assert_same, listen_queue, pattern, peers_of, skip, wait_until,
 };
 
 /// Far less than the drain timeout of an hour, far more than a busy machine needs.
@@ -93,7 +93,7 @@ fn a_one_shot_answer_is_finished_and_not_reset_by_a_stop_that_does_not_wait() {
     daemon.expect_success();
     // A reset behind the FIN does not disturb a reader any more, so the daemon is asked how it ended.
     let log = daemon.whole_stderr();
-    assert!(log.contains("ended: one_shot"), "{log}");
+    assert!(log.contains("closed: one_shot"), "{log}");
 }
 
 #[test]
@@ -268,7 +268,7 @@ const FIN_SEEN: usize = 1 << 63;
 fn send_until_closed(client: &Client, sent: &AtomicUsize, block: &[u8]) {
     let (start, mut late) = (Instant::now(), 0);
     while late < 200_000 {
-        assert!(start.elapsed() < 2 * PATIENCE, "after {} bytes: no end", sent.load(Ordering::Relaxed) & !FIN_SEEN);
+        assert!(start.elapsed() < 2 * TIMEOUT, "after {} bytes: no end", sent.load(Ordering::Relaxed) & !FIN_SEEN);
         let before = sent.load(Ordering::Relaxed);
         let offset = (before & !FIN_SEEN) % block.len();
         client.wait_for(rustix::event::PollFlags::OUT, Duration::from_millis(100));

@@ -76,7 +76,7 @@ fn a_stale_socket_is_replaced() {
     // And one that the daemon itself left when it was killed.
     let mut daemon = Daemon::start_unix(&path, &[]);
     daemon.signal(Signal::KILL);
-    daemon.wait_exit(crate::support::PATIENCE);
+    daemon.wait_exit(crate::support::TIMEOUT);
     assert!(is_socket(&path));
     Daemon::start_unix(&path, &[]).connect().echo(b"replaced");
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::http::{answer, ask, endpoint, get, metrics};
-use crate::support::{Client, Daemon, PATIENCE, Signal, listen_queue, pattern, wait_until};
+use crate::support::{Client, Daemon, Signal, TIMEOUT, listen_queue, pattern, wait_until};
 
 const METRICS: &str = "--metrics=127.0.0.1:0";
 
@@ -197,7 +197,7 @@ fn bytes_that_come_after_our_fin_are_counted_as_discarded() {
     peer.send(&[7; 1000]);
     wait_until("they are dropped", || metrics(&daemon).value("echod_discarded_bytes_total") == 1000.0);
     drop(peer);
-    assert!(daemon.wait_exit(PATIENCE).success());
+    assert!(daemon.wait_exit(TIMEOUT).success());
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn in_the_journal_a_line_has_its_level_as_a_prefix_and_no_timestamp() {
     let log = log_of(&["-v"], true);
     assert!(log.starts_with("<6>echod "), "{log}");
     assert!(log.contains("\n<7>connection 1 from 127.0.0.1:"), "{log}");
-    assert!(log.contains("\n<6>SIGTERM: draining"), "{log}");
+    assert!(log.contains("\n<6>SIGTERM received: shutting down"), "{log}");
     assert!(!log.contains("INFO") && !log.contains('['), "{log}");
 }
 

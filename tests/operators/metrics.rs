@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::http::metrics;
-use crate::support::{Daemon, PATIENCE, Signal, eventually, pattern, wait_until};
+use crate::support::{Daemon, Signal, TIMEOUT, eventually, pattern, wait_until};
 
 const METRICS: &str = "--metrics=127.0.0.1:0";
 
@@ -39,7 +39,7 @@ fn every_name_of_the_contract_is_there_from_the_start() {
     assert!(page.value("process_virtual_memory_bytes") > page.value("process_resident_memory_bytes"));
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
     let age = now - page.value("process_start_time_seconds");
-    assert!((0.0..PATIENCE.as_secs_f64()).contains(&age), "started {age} s ago");
+    assert!((0.0..TIMEOUT.as_secs_f64()).contains(&age), "started {age} s ago");
     assert!(page.value("process_max_fds") >= page.value("process_open_fds"));
     let told = page.value("process_open_fds");
     wait_until("so many descriptors are open as were told", || daemon.descriptors().len() as f64 == told);
@@ -104,7 +104,7 @@ fn a_peer_that_does_not_read_shows_as_stalled_until_it_does() {
     let page = metrics(&daemon);
     assert_eq!(page.value("echod_stalled_connections"), 0.0);
     assert_eq!(page.value("echod_sent_bytes_total"), sent as f64);
-    assert!(page.value("echod_spent_budgets_total") > 0.0, "so many bytes are more than a turn's work");
+    assert!(page.value("echod_budget_exhausted_total") > 0.0, "so many bytes are more than a turn's work");
 
     peer.send_until_stalled(&pattern(1, 60_000), Duration::from_millis(300), 100 << 20);
     assert_eq!(metrics(&daemon).value("echod_stalled_connections"), 1.0);

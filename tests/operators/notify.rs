@@ -6,7 +6,7 @@ use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{Address, Client, Daemon, Directory, PATIENCE, Signal, Start, unix};
+use crate::support::{Address, Client, Daemon, Directory, Signal, Start, TIMEOUT, unix};
 
 /// The manager's end.
 struct Manager {
@@ -48,7 +48,7 @@ impl Manager {
     /// Waits for a message that has this line, and returns it.
     #[track_caller]
     fn expect(&self, line: &str) -> String {
-        let patience = Instant::now() + PATIENCE;
+        let patience = Instant::now() + TIMEOUT;
         let mut heard = Vec::new();
         while let Some(left) = patience.checked_duration_since(Instant::now()) {
             let Some(message) = self.next_within(left.max(Duration::from_millis(1))) else { break };
@@ -67,7 +67,7 @@ fn ready_is_told_once_the_sockets_are_bound_and_stopping_at_a_drain() {
         let directory = Directory::new();
         let path = directory.join("echo.sock");
         let mut daemon = manager.daemon(&["--listen", &unix(&path)], &[]).spawn();
-        let first = manager.next_within(PATIENCE).expect("a message");
+        let first = manager.next_within(TIMEOUT).expect("a message");
         assert!(first.lines().any(|line| line == "READY=1"), "{first:?}");
         assert!(first.lines().any(|line| line.starts_with("STATUS=")), "{first:?}");
         let client = Client::connect(&Address::Unix(path)); // Who is told of READY may connect at once.

@@ -1,4 +1,4 @@
-//! A peer of the daemon, over TCP or a Unix socket, that gives up after [`PATIENCE`].
+//! A peer of the daemon, over TCP or a Unix socket, that gives up after [`TIMEOUT`].
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{PATIENCE, TcpSocket, assert_same, tcp_socket};
+use super::{TIMEOUT, TcpSocket, assert_same, tcp_socket};
 
 /// Where the daemon listens, as its line on stdout says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,20 +81,20 @@ impl Client {
             Address::Tcp(address) | Address::Http(address) => {
                 let socket = Socket::new(Domain::for_address(*address), Type::STREAM, None)?;
                 prepare(&socket)?;
-                socket.connect_timeout(&SockAddr::from(*address), PATIENCE)?;
+                socket.connect_timeout(&SockAddr::from(*address), TIMEOUT)?;
                 socket.set_tcp_nodelay(true)?;
                 socket
             }
             Address::Unix(path) => {
                 let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
                 prepare(&socket)?;
-                socket.set_write_timeout(Some(PATIENCE))?; // connect(2) on a Unix socket waits this long, too.
+                socket.set_write_timeout(Some(TIMEOUT))?; // connect(2) on a Unix socket waits this long, too.
                 socket.connect(&SockAddr::unix(path)?)?;
                 socket
             }
         };
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.set_write_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
+        socket.set_write_timeout(Some(TIMEOUT))?;
         let ends = socket.local_addr()?.as_socket().zip(socket.peer_addr()?.as_socket());
         Ok(Client { socket, ends })
     }

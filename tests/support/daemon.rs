@@ -18,7 +18,7 @@ use rustix::process::{Pid, kill_process, pidfd_getfd, pidfd_open, prlimit};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Signal};
 use socket2::Socket;
 
-use super::{Address, Client, PATIENCE, wait_until};
+use super::{Address, Client, TIMEOUT, wait_until};
 
 /// How the daemon is to be started. Every choice has a default that suits most tests.
 pub struct Start {
@@ -125,7 +125,7 @@ impl Start {
     #[track_caller]
     pub fn run(self) -> Finished {
         let mut daemon = self.spawn();
-        let status = daemon.wait_exit(PATIENCE);
+        let status = daemon.wait_exit(TIMEOUT);
         let code = status.code().unwrap_or_else(|| panic!("killed by signal {:?}", status.signal()));
         Finished { code, stdout: daemon.stdout.whole(), stderr: daemon.stderr.whole() }
     }
@@ -258,7 +258,7 @@ impl Daemon {
     /// The daemon ends by itself with status 0.
     #[track_caller]
     pub fn expect_success(&mut self) {
-        let status = self.wait_exit(PATIENCE);
+        let status = self.wait_exit(TIMEOUT);
         assert_eq!(status.code(), Some(0), "{status}");
     }
 
@@ -490,11 +490,11 @@ impl Collector {
     /// The text once the last writer has gone.
     #[track_caller]
     fn whole(&self) -> String {
-        let patience = Instant::now() + PATIENCE;
+        let patience = Instant::now() + TIMEOUT;
         let mut state = self.0.lock();
         while !state.ended {
             let left = patience.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "the pipe is still open after {PATIENCE:?}");
+            assert!(!left.is_zero(), "the pipe is still open after {TIMEOUT:?}");
             state = self.0.wait(state, left);
         }
         String::from_utf8_lossy(&state.bytes).into_owned()
@@ -502,7 +502,7 @@ impl Collector {
 
     #[track_caller]
     fn wait_for<T>(&self, what: &str, mut fact: impl FnMut(&str) -> Option<T>) -> T {
-        let patience = Instant::now() + PATIENCE;
+        let patience = Instant::now() + TIMEOUT;
         let mut state = self.0.lock();
         loop {
             let text = String::from_utf8_lossy(&state.bytes).into_owned();

@@ -2,7 +2,7 @@
 //! while, and the kernel's own word on sockets and processes.
 //!
 //! Nothing here sleeps to be sure of something. [`eventually`] asks for a fact until it is one, and
-//! every other wait ends with the fact or with a panic after [`PATIENCE`]. That is generous, so that a
+//! every other wait ends with the fact or with a panic after [`TIMEOUT`]. That is generous, so that a
 //! slow machine does not fail; a test that passes never waits for it.
 #![allow(dead_code, unused_imports, reason = "each test crate uses the part that it needs")]
 #![allow(clippy::print_stderr, reason = "a skip and a failed daemon's log belong on the terminal")]
@@ -22,9 +22,9 @@ pub use kernel::{TcpSocket, TcpState, listen_queue, peers_of, tcp_socket};
 pub use rustix::process::Signal;
 
 /// How long a fact may take before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Asks for a fact until it is there, or panics with `what` after [`PATIENCE`].
+/// Asks for a fact until it is there, or panics with `what` after [`TIMEOUT`].
 #[track_caller]
 pub fn eventually<T>(what: &str, mut fact: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
@@ -33,7 +33,7 @@ pub fn eventually<T>(what: &str, mut fact: impl FnMut() -> Option<T>) -> T {
         if let Some(fact) = fact() {
             return fact;
         }
-        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for this: {what}");
+        assert!(start.elapsed() < TIMEOUT, "waited {TIMEOUT:?} in vain for this: {what}");
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
     }

@@ -5,17 +5,17 @@ use std::net::SocketAddr;
 
 use rustix::event::PollFlags;
 
-use crate::network::{Network, SERVER, Segment, Sender};
-use crate::support::{Client, Daemon, PATIENCE, Signal, wait_until};
+use crate::network::{Network, SERVER, Segment, Side};
+use crate::support::{Client, Daemon, Signal, TIMEOUT, wait_until};
 use crate::wait_until_closed;
 
 /// What a segment with data, FIN or RST says to both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
     /// So many bytes. `None`: told of bytes that came after our close(2), whose number no program learns.
-    Data(Sender, Option<usize>),
-    Fin(Sender),
-    Rst(Sender),
+    Data(Side, Option<usize>),
+    Fin(Side),
+    Rst(Side),
 }
 
 /// Whether the narrator has told what the wire has shown.
@@ -53,7 +53,7 @@ fn told(narrative: &str) -> Vec<Event> {
         }
         // The arrow with what is written on it; its head says who drew it.
         let Some(arrow) = line.get(18..).filter(|arrow| arrow.starts_with(['─', '╌', '◄'])) else { continue };
-        let from = if arrow.starts_with('◄') { Sender::Server } else { Sender::Client };
+        let from = if arrow.starts_with('◄') { Side::Server } else { Side::Client };
         let label = arrow.trim_start_matches(['◄', '─', '╌']).split(['─', '╌']).next().unwrap().trim();
         match label.strip_prefix("PSH+ACK len ") {
             Some("?") => events.push(Event::Data(from, None)),
@@ -197,7 +197,7 @@ fn a_stalled_connection_falls_idle_and_its_unread_bytes_make_our_close_an_rst() 
     let capture = network.capture();
     let peer = network.on_client(|| Client::connect_narrow(&address.into()));
     let block = vec![b'x'; 65536];
-    while peer.wait_for(PollFlags::OUT, PATIENCE) && peer.send_what_fits(&block).is_ok() {}
+    while peer.wait_for(PollFlags::OUT, TIMEOUT) && peer.send_what_fits(&block).is_ok() {}
     wait_until("the end is told", || daemon.stdout().contains("idle:"));
     let without_data = |mut events: Vec<Event>| {
         events.retain(|event| !matches!(event, Event::Data(..)));
@@ -206,7 +206,7 @@ fn a_stalled_connection_falls_idle_and_its_unread_bytes_make_our_close_an_rst() 
     let seen = without_data(seen(&capture.finish(address.port())));
     let narrative = daemon.stdout();
     assert_eq!(without_data(told(&narrative)), seen, "{narrative}");
-    assert_eq!(seen, [Event::Rst(Sender::Server)], "{narrative}");
+    assert_eq!(seen, [Event::Rst(Side::Server)], "{narrative}");
     assert!(narrative.contains("window closed"), "{narrative}");
 }
 
@@ -223,7 +223,7 @@ fn a_message_of_several_segments_is_told_with_their_lengths() {
     let seen = seen(&capture.finish(address.port()));
     wait_until("the end is told", || daemon.stdout().contains("finished:"));
     let told = told(&daemon.stdout());
-    for from in [Sender::Client, Sender::Server] {
+    for from in [Side::Client, Side::Server] {
         let lengths = |events: &[Event]| -> Vec<usize> {
             let length = |event: &Event| match *event {
                 Event::Data(sender, length) if sender == from => length,

@@ -1,0 +1,1 @@
+pub use crate::listen::listener::{BindError, ListenOptions, somaxconn};
