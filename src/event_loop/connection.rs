@@ -88,21 +88,25 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     }
 
     /// Does what can be done now, within [`MAX_READS_PER_SERVE`].
-    #[inline]
+    #[inline(always)]
     pub fn serve(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> Outcome {
-        let is_plain = self.state == State::Established && !self.is_stalled();
-        let result = if is_plain { self.echo(scratch, observer) } else { self.drive(scratch, observer) };
-        // `?` below passes on system errors, which are classified in one place.
-        let outcome = result.unwrap_or_else(|error| Outcome::from_io_error(&error));
+        // `?` passes on system errors, which are classified in one place.
+        let outcome = self.echo(scratch, observer).unwrap_or_else(|error| Outcome::from_io_error(&error));
         debug_assert!(self.state.allows(outcome), "{outcome:?} in {:?}", self.state);
         debug_assert!(outcome != Outcome::Idle || self.must_wait(), "{:?} would sleep through its work", self.state);
         outcome
     }
 
-    /// The plain echo, for an established connection without pending output: read, answer, until there is nothing more to
-    /// read or the peer does not read.
-    #[inline]
+    /// The plain echo of an established connection: read, answer, until there is nothing more to read or the peer does not
+    /// read. Everything else is up to `drive`.
+    #[inline(always)]
     fn echo(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> io::Result<Outcome> {
+        if self.state != State::Established || self.is_stalled() {
+            match self.drive(scratch, observer)? {
+                Some(outcome) => return Ok(outcome),
+                None => {} // Nothing is pending any more: on with the echo.
+            }
+        }
         for _ in 0..MAX_READS_PER_SERVE {
             if self.must_wait() {
                 return Ok(Outcome::Idle);
@@ -111,7 +115,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
                 Some(0) => {
                     observer.event(self.number, ConnectionEvent::PeerClosedWrite);
                     self.enter(State::CloseWait);
-                    return self.drive(scratch, observer);
+                    return Ok(self.drive(scratch, observer)?.unwrap_or(Outcome::Requeue));
                 }
                 Some(count) => self.answer(count, scratch, observer)?,
                 None => {}
@@ -122,7 +126,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
 
     /// Reads at most `limit` bytes into the scratch buffer. Returns how many, 0 at the end of the peer's stream, or `None` if
     /// the receive queue is empty.
-    #[inline]
+    #[inline(always)]
     fn read(&mut self, scratch: &mut Scratch, limit: usize) -> io::Result<Option<usize>> {
         match self.stream.read(&mut scratch.buffer[..limit]) {
             // The only reliable end of stream: the flags of an event are hints.
@@ -145,7 +149,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     }
 
     /// Answers the first `count` bytes of the scratch buffer. What the socket does not accept becomes pending.
-    #[inline]
+    #[inline(always)]
     fn answer(&mut self, count: usize, scratch: &mut Scratch, observer: &mut impl Observer) -> io::Result<()> {
         let received = &scratch.buffer[..count];
         observer.event(self.number, ConnectionEvent::Received(received));
@@ -174,23 +178,23 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
 
     // ---- everything but the plain echo ----
 
-    /// The complete state machine: flushes pending output, then does what the state asks for.
+    /// Flushes pending output, then does what the state asks for. Returns `None` if that is the plain echo.
     #[inline(never)]
-    fn drive(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> io::Result<Outcome> {
+    fn drive(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> io::Result<Option<Outcome>> {
         // Output goes first. While the peer does not read it, nothing is read from the peer.
         if self.is_stalled() {
             self.flush(scratch, observer)?;
             if self.is_stalled() {
-                return Ok(Outcome::Idle);
+                return Ok(Some(Outcome::Idle));
             }
         }
         for _ in 0..MAX_READS_PER_SERVE {
             let limit = match self.state {
-                State::Established => return self.echo(scratch, observer),
+                State::Established => return Ok(None),
                 State::CloseWait => {
                     // No shutdown(2) first: nothing is unread, so close(2) sends our FIN.
                     observer.event(self.number, ConnectionEvent::SentFin);
-                    return Ok(Outcome::Closed(CloseReason::Finished));
+                    return Ok(Some(Outcome::Closed(CloseReason::Finished)));
                 }
                 State::OneMessage => MAX_ONE_SHOT_BYTES,
                 State::Draining { remaining: 0 } => {
@@ -202,18 +206,18 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
                     continue;
                 }
                 State::FinWait => scratch.buffer.len(),
-                State::Discarding { remaining: 0 } => return Ok(Outcome::Closed(CloseReason::OneShot)),
+                State::Discarding { remaining: 0 } => return Ok(Some(Outcome::Closed(CloseReason::OneShot))),
                 State::Draining { remaining } | State::Discarding { remaining } => remaining as usize,
             };
             if self.readable == Readable::No {
-                return Ok(Outcome::Idle);
+                return Ok(Some(Outcome::Idle));
             }
             match self.read(scratch, limit.min(scratch.buffer.len()))? {
                 Some(0) => {
                     observer.event(self.number, ConnectionEvent::PeerClosedWrite);
                     match self.state {
-                        State::FinWait => return Ok(Outcome::Closed(CloseReason::Drained)),
-                        State::Discarding { .. } => return Ok(Outcome::Closed(CloseReason::OneShot)),
+                        State::FinWait => return Ok(Some(Outcome::Closed(CloseReason::Drained))),
+                        State::Discarding { .. } => return Ok(Some(Outcome::Closed(CloseReason::OneShot))),
                         _ => self.enter(State::CloseWait),
                     }
                 }
@@ -229,7 +233,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
                     }
                     self.answer(count, scratch, observer)?;
                     if self.is_stalled() {
-                        return Ok(Outcome::Idle);
+                        return Ok(Some(Outcome::Idle));
                     }
                 }
                 // The receive buffer is empty. Urgent marks can make FIONREAD report more bytes than can be read.
@@ -240,7 +244,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
                 }
             }
         }
-        Ok(Outcome::Requeue)
+        Ok(Some(Outcome::Requeue))
     }
 
     /// Writes as much pending output as the socket accepts.

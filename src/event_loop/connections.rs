@@ -100,16 +100,17 @@ impl<P: Protocol> Connections<P> {
     /// skipped.
     #[inline]
     pub fn next_ready(&mut self) -> Option<(ConnectionId, &mut Connection<Stream, P>)> {
-        while let Some(&id) = self.round.get(self.handed_out) {
+        loop {
+            let &id = self.round.get(self.handed_out)?;
             self.handed_out += 1;
-            // The second lookup is for the borrow checker; the compiler merges the two.
-            if self.get_mut(id).is_some() {
-                let connection = &mut self.slab[id.slot as usize];
+            // Looked up by hand, because the borrow checker does not accept `get_mut` in a loop that returns its result.
+            let is_open = self.slab.get(id.slot as usize).is_some_and(|connection| connection.number == id.generation);
+            if is_open {
+                let connection = self.slab.get_mut(id.slot as usize)?;
                 connection.queued = false;
                 return Some((id, connection));
             }
         }
-        None
     }
 
     /// Queues a connection, unless it is queued already.
