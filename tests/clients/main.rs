@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Instant;
 
-use support::{Daemon, Directory, TIMEOUT, assert_same, has_program, pattern, skip_for_want_of};
+use support::{Daemon, Directory, TIMEOUT, assert_same, has_program, pattern, skip_missing};
 
 /// More than the kernel's buffers between the two hold: who does not read while it writes, stalls.
 const MUCH: usize = 8 << 20;
@@ -26,7 +26,7 @@ const MUCH: usize = 8 << 20;
 pub fn is_there(program: &str) -> bool {
     let there = has_program(program);
     if !there {
-        skip_for_want_of(program);
+        skip_missing(program);
     }
     there
 }

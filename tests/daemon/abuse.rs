@@ -13,10 +13,10 @@ fn reset_somewhere(daemon: &Daemon, random: &mut Random, block: &[u8]) {
     match random.between(0, 39) {
         // Stalled, and stalled with our FIN in: dear, because all the kernel's buffers between have to be full.
         0 => {
-            let client = Client::connect_narrow(daemon.address());
-            while client.send_what_fits(block).is_ok_and(|taken| taken > 0) {}
+            let client = Client::connect_with_small_buffers(daemon.address());
+            while client.try_send(block).is_ok_and(|taken| taken > 0) {}
             if random.between(0, 1) == 0 {
-                client.finish();
+                client.send_fin();
             }
             client.reset();
         }
@@ -30,7 +30,7 @@ fn reset_somewhere(daemon: &Daemon, random: &mut Random, block: &[u8]) {
         10..15 => {
             let client = daemon.connect();
             client.send(b"unread");
-            client.finish();
+            client.send_fin();
             client.wait_for(rustix::event::PollFlags::IN, Duration::from_secs(10));
             client.reset();
         }
@@ -102,7 +102,7 @@ fn resets_during_a_drain_end_it_as_well_as_fins() {
     for (number, client) in clients.into_iter().enumerate() {
         match number % 4 {
             0 => client.expect_fin(), // The daemon's end is in FIN-WAIT-2.
-            1 => drop(client.send_what_fits(b"to be discarded")),
+            1 => drop(client.try_send(b"to be discarded")),
             _ => {}
         }
         client.reset();
@@ -120,14 +120,14 @@ fn two_hundred_each_that_never_read_that_trickle_and_that_only_connect_disturb_n
 
     let only_connected: Vec<Client> = (0..EACH).map(|_| daemon.connect()).collect();
     let trickling: Vec<Client> = (0..EACH).map(|_| daemon.connect()).collect();
-    let never_reading: Vec<Client> = (0..EACH).map(|_| Client::connect_narrow(daemon.address())).collect();
+    let never_reading: Vec<Client> = (0..EACH).map(|_| Client::connect_with_small_buffers(daemon.address())).collect();
     let mut sent = vec![0; EACH];
     let mut last = Instant::now();
     let mut round = 0_u8;
     // Until none of those who never read can send for a while: all of them are stalled.
     while last.elapsed() < Duration::from_millis(300) {
         for (client, sent) in never_reading.iter().zip(&mut sent) {
-            let taken = client.send_what_fits(&block[*sent % block.len()..]).unwrap();
+            let taken = client.try_send(&block[*sent % block.len()..]).unwrap();
             *sent += taken;
             if taken > 0 {
                 last = Instant::now();
@@ -154,7 +154,7 @@ fn two_hundred_each_that_never_read_that_trickle_and_that_only_connect_disturb_n
     // And some of those who never read, do: not one byte is missing.
     for (client, sent) in never_reading.iter().zip(&sent).take(10) {
         let expected: Vec<u8> = block.iter().copied().cycle().take(*sent).collect();
-        client.finish();
+        client.send_fin();
         assert_same(&client.read_to_end().unwrap(), &expected);
     }
     drop((only_connected, trickling, never_reading));
@@ -223,7 +223,7 @@ fn bytes_that_came_while_the_daemon_stood_still_count_as_life() {
 #[test]
 fn room_that_was_made_while_the_daemon_stood_still_counts_as_life() {
     let daemon = Daemon::start(&["--idle-timeout", "3s"]);
-    let client = Client::connect_narrow(daemon.address());
+    let client = Client::connect_with_small_buffers(daemon.address());
     let sent = client.send_until_stalled(&pattern(1, 1 << 16), Duration::from_millis(50), 64 << 20);
     daemon.freeze();
     let mut got = 0;

@@ -39,7 +39,7 @@ fn the_same_bytes_come_back_in_the_same_order_whatever_the_size_of_the_writes() 
                     client.send(now);
                     rest = later;
                 }
-                client.finish();
+                client.send_fin();
             });
             assert_same(&client.read_to_end().unwrap(), &bytes);
         });
@@ -71,7 +71,7 @@ fn a_message_of_exactly_the_buffer_or_one_byte_beside_it_comes_back() {
             client.send(&bytes);
             daemon.thaw();
             client.expect(&bytes);
-            client.finish();
+            client.send_fin();
             client.expect_fin();
         }
     });
@@ -95,7 +95,7 @@ fn urgent_data_stays_in_line() {
         client.expect(b"in line and on");
         client.send_urgent(b"!");
         client.expect(b"!");
-        client.finish();
+        client.send_fin();
         client.expect_fin();
     });
 }
@@ -121,7 +121,7 @@ fn what_follows_an_urgent_byte_in_the_same_event_is_not_missed() {
         daemon.freeze();
         client.send(b"last");
         client.send_urgent(b"mark");
-        client.finish();
+        client.send_fin();
         daemon.thaw();
         client.expect(b"lastmark");
         client.expect_fin();
@@ -148,7 +148,7 @@ fn everything_before_the_peers_fin_is_echoed_and_then_comes_our_fin() {
     over_each_kind(&[], |daemon| {
         let client = daemon.connect();
         client.send(b"the last words");
-        client.finish();
+        client.send_fin();
         client.expect(b"the last words");
         client.expect_fin();
     });
@@ -163,7 +163,7 @@ fn a_fin_in_the_same_event_as_the_last_bytes_is_not_missed() {
         client.echo(b"open");
         daemon.freeze();
         client.send(b"bytes");
-        client.finish();
+        client.send_fin();
         daemon.thaw();
         client.expect(b"bytes");
         client.expect_fin();
@@ -174,7 +174,7 @@ fn a_fin_in_the_same_event_as_the_last_bytes_is_not_missed() {
 fn a_fin_without_a_byte_is_answered_by_a_fin() {
     over_each_kind(&[], |daemon| {
         let client = daemon.connect();
-        client.finish();
+        client.send_fin();
         client.expect_fin();
     });
 }
@@ -186,7 +186,7 @@ fn bytes_and_fin_that_wait_before_the_connection_is_accepted_are_served() {
         daemon.freeze();
         let client = daemon.connect();
         client.send(b"early");
-        client.finish();
+        client.send_fin();
         daemon.thaw();
         client.expect(b"early");
         client.expect_fin();
@@ -197,18 +197,18 @@ fn bytes_and_fin_that_wait_before_the_connection_is_accepted_are_served() {
 fn the_socket_is_closed_only_after_the_echo_and_our_fin() {
     // The peer finishes while it takes nothing: the daemon keeps the connection until the echo is out.
     let daemon = Daemon::start(&[]);
-    let client = Client::connect_narrow(daemon.address());
+    let client = Client::connect_with_small_buffers(daemon.address());
     let block = pattern(5, 1 << 16);
     let sent = client.send_until_stalled(&block, Duration::from_millis(300), 64 << 20);
-    client.finish();
+    client.send_fin();
     wait_until("the daemon's kernel knows of the FIN or holds it back behind full buffers", || {
-        client.far_end().is_some_and(|end| matches!(end.state, TcpState::CloseWait | TcpState::Established))
+        client.remote_socket().is_some_and(|end| matches!(end.state, TcpState::CloseWait | TcpState::Established))
     });
     let got = client.read_to_end().unwrap();
     let expected: Vec<u8> = block.iter().copied().cycle().take(sent).collect();
     assert_same(&got, &expected);
     // Both FINs are out: nothing of the connection is left at the daemon's side.
-    wait_until("the daemon's end is gone", || client.far_end().is_none());
+    wait_until("the daemon's end is gone", || client.remote_socket().is_none());
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn half_close_leaves_the_other_direction_open() {
         thread::scope(|scope| {
             scope.spawn(|| {
                 client.send(&bytes);
-                client.finish();
+                client.send_fin();
             });
             // The peer reads only once the daemon is stalled by it.
             wait_until("something has come back", || client.wait_for(PollFlags::IN, Duration::ZERO));
@@ -236,7 +236,7 @@ fn a_peer_that_does_not_read_is_not_read_from_and_blocks_itself() {
     over_each_kind(&[], |daemon| {
         daemon.connect().echo(b"warm up");
         let before = daemon.memory();
-        let client = Client::connect_narrow(daemon.address());
+        let client = Client::connect_with_small_buffers(daemon.address());
         // With nothing between but the kernel's buffers, which autotuning may widen to 32 MiB and 4 MiB.
         let block = pattern(7, 1 << 16);
         let sent = client.send_until_stalled(&block, Duration::from_millis(300), 64 << 20);
@@ -247,7 +247,7 @@ fn a_peer_that_does_not_read_is_not_read_from_and_blocks_itself() {
         let expected: Vec<u8> = block.iter().copied().cycle().take(sent).collect();
         client.expect(&expected);
         client.exchange(&pattern(8, 1 << 20));
-        client.finish();
+        client.send_fin();
         client.expect_fin();
     });
 }
@@ -255,7 +255,7 @@ fn a_peer_that_does_not_read_is_not_read_from_and_blocks_itself() {
 #[test]
 fn a_stalled_connection_costs_no_cpu_and_others_go_on() {
     over_each_kind(&[], |daemon| {
-        let client = Client::connect_narrow(daemon.address());
+        let client = Client::connect_with_small_buffers(daemon.address());
         client.send_until_stalled(&pattern(9, 1 << 16), Duration::from_millis(300), 64 << 20);
         let cpu = daemon.cpu_time_during(Duration::from_millis(500));
         assert!(cpu <= Duration::from_millis(20), "{cpu:?} of CPU for a stalled connection");
@@ -267,14 +267,14 @@ fn a_stalled_connection_costs_no_cpu_and_others_go_on() {
 fn what_comes_while_a_connection_is_stalled_is_read_when_there_is_room() {
     // The edge of these bytes and of this FIN comes while the daemon does not read; no other will follow.
     over_each_kind(&[], |daemon| {
-        let client = Client::connect_narrow(daemon.address());
+        let client = Client::connect_with_small_buffers(daemon.address());
         let block = pattern(10, 1 << 16);
         let sent = client.send_until_stalled(&block, Duration::from_millis(300), 64 << 20);
         let rest = pattern(11, 100_000);
         thread::scope(|scope| {
             scope.spawn(|| {
                 client.send(&rest);
-                client.finish();
+                client.send_fin();
             });
             let mut expected: Vec<u8> = block.iter().copied().cycle().take(sent).collect();
             expected.extend_from_slice(&rest);
@@ -308,7 +308,7 @@ fn what_comes_while_a_connection_is_stalled_with_nothing_unread_is_not_forgotten
             break;
         }
     }
-    client.finish();
+    client.send_fin();
     let expected: Vec<u8> = portion.iter().copied().cycle().take(sent).collect();
     assert_same(&client.read_to_end().unwrap(), &expected);
 }
@@ -318,7 +318,7 @@ fn user_memory_per_stalled_connection_stays_within_the_buffer_size() {
     const STALLED: usize = 100;
     for buffer in [4096, 65_536] {
         let daemon = Daemon::start(&["--buffer-size", &buffer.to_string()]);
-        let clients: Vec<Client> = (0..STALLED).map(|_| Client::connect_narrow(daemon.address())).collect();
+        let clients: Vec<Client> = (0..STALLED).map(|_| Client::connect_with_small_buffers(daemon.address())).collect();
         clients.iter().for_each(|client| client.echo(b"open"));
         let before = daemon.memory();
         let block = pattern(12, 1 << 16);
@@ -335,7 +335,7 @@ fn wait_until_all_are_stalled(clients: &[Client], block: &[u8]) {
     let mut last = Instant::now();
     while last.elapsed() < Duration::from_millis(300) {
         for client in clients {
-            while client.send_what_fits(block).unwrap() > 0 {
+            while client.try_send(block).unwrap() > 0 {
                 last = Instant::now();
             }
         }
@@ -358,12 +358,12 @@ fn a_reset_ends_that_connection_quietly_and_touches_no_other() {
     client.echo(b"once");
     client.send(b"unread");
     client.reset();
-    let client = Client::connect_narrow(daemon.address());
+    let client = Client::connect_with_small_buffers(daemon.address());
     client.send_until_stalled(&pattern(13, 1 << 16), Duration::from_millis(200), 64 << 20);
     client.reset();
-    let client = Client::connect_narrow(daemon.address());
+    let client = Client::connect_with_small_buffers(daemon.address());
     client.send_until_stalled(&pattern(14, 1 << 16), Duration::from_millis(200), 64 << 20);
-    client.finish();
+    client.send_fin();
     client.reset();
     daemon.freeze();
     for _ in 0..20 {
@@ -452,7 +452,7 @@ fn busy_peers_do_not_starve_another() {
         thread::scope(|scope| {
             for client in &busy {
                 scope.spawn(|| {
-                    while !done.load(Ordering::Relaxed) && client.send_what_fits(&block).is_ok() {
+                    while !done.load(Ordering::Relaxed) && client.try_send(&block).is_ok() {
                         client.wait_for(PollFlags::OUT, soon);
                     }
                 });
@@ -493,17 +493,17 @@ fn a_peer_without_end_does_not_keep_the_loop() {
         thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) && start.elapsed() < 2 * TIMEOUT {
-                    busy.send_what_fits(&block).expect("discarded, not reset");
+                    busy.try_send(&block).expect("discarded, not reset");
                     busy.wait_for(PollFlags::OUT, Duration::from_millis(100));
                 }
             });
-            wait_until("the peer is far ahead", || busy.send_what_fits(&block).is_ok_and(|taken| taken == 0));
+            wait_until("the peer is far ahead", || busy.try_send(&block).is_ok_and(|taken| taken == 0));
             let open = daemon.descriptors().len();
-            quiet.finish();
+            quiet.send_fin();
             wait_until("the quiet peer's FIN is noticed", || daemon.descriptors().len() < open);
             done.store(true, Ordering::Relaxed);
         });
-        busy.finish();
+        busy.send_fin();
         daemon.expect_success();
     });
 }
@@ -516,7 +516,7 @@ fn what_is_left_over_when_a_turn_is_used_up_is_served_without_a_new_edge() {
         let bytes = pattern(19, 20_000);
         daemon.freeze();
         client.send(&bytes);
-        client.finish();
+        client.send_fin();
         daemon.thaw();
         client.expect(&bytes);
         client.expect_fin();
@@ -546,12 +546,12 @@ fn an_idle_daemon_sleeps_until_something_is_due() {
         clients.iter().for_each(|client| client.echo(b"hello"));
         // It goes to sleep once more after the last echo, and then there is nothing to wake it for ten minutes.
         let asleep = eventually("the daemon sleeps", || {
-            let before = daemon.sleeps();
+            let before = daemon.sleep_count();
             thread::sleep(Duration::from_millis(50));
-            (daemon.sleeps() == before).then_some(before)
+            (daemon.sleep_count() == before).then_some(before)
         });
         let cpu = daemon.cpu_time_during(Duration::from_secs(1));
-        assert_eq!(daemon.sleeps(), asleep, "it woke although nothing was due");
+        assert_eq!(daemon.sleep_count(), asleep, "it woke although nothing was due");
         assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU in a second of idleness");
     });
 }
@@ -569,6 +569,6 @@ fn a_wake_up_for_nothing_is_borne() {
             daemon.signal(Signal::CHILD);
         }
         client.echo(b"the same connection");
-        daemon.terminate_when_finished(client);
+        daemon.close_and_terminate(client);
     });
 }

@@ -22,7 +22,7 @@ use std::time::Duration;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
-use crate::support::{Client, Daemon, Signal, Start, TIMEOUT, has_program, pattern, skip_for_want_of};
+use crate::support::{Client, Daemon, DaemonBuilder, Signal, TIMEOUT, has_program, pattern, skip_missing};
 
 /// The daemon under `strace -e inject=…`, or nothing where that does not work. With -D strace is the grandchild, and
 /// the daemon keeps the process ID that we know.
@@ -30,14 +30,14 @@ fn with_faults(injections: &[&str]) -> Option<Daemon> {
     Some(start_with_faults(injections)?.start())
 }
 
-fn start_with_faults(injections: &[&str]) -> Option<Start> {
+fn start_with_faults(injections: &[&str]) -> Option<DaemonBuilder> {
     let can_trace = || {
         let mut command = Command::new("strace");
         command.args(["-D", "-o", "/dev/null", "true"]);
         command.output().is_ok_and(|output| output.status.success())
     };
     if !has_program("strace") || !can_trace() {
-        skip_for_want_of("an strace that may trace");
+        skip_missing("an strace that may trace");
         return None;
     }
     let injections = injections.iter().flat_map(|injection| ["-e", injection]);
@@ -52,7 +52,7 @@ fn an_error_of_one_newcomer_is_none_of_the_listener() {
         let Some(mut daemon) = with_faults(&[&format!("inject=accept4:error={error}:when=1..3")]) else { return };
         let client = daemon.connect();
         client.echo(error.as_bytes());
-        daemon.terminate_when_finished(client);
+        daemon.close_and_terminate(client);
     }
 }
 
@@ -77,7 +77,7 @@ fn an_interrupted_call_is_made_again() {
     for round in 0..20 {
         let client = daemon.connect();
         client.echo(&pattern(round, 1000));
-        client.finish();
+        client.send_fin();
         client.expect_fin();
     }
     daemon.terminate();
@@ -112,7 +112,7 @@ fn want_of_memory_for_a_read_or_a_write_is_waited_out() {
             clients.iter().enumerate().for_each(|(number, client)| client.send(&message(number)));
             clients.iter().enumerate().for_each(|(number, client)| client.expect(&message(number)));
         }
-        clients.iter().for_each(Client::finish);
+        clients.iter().for_each(Client::send_fin);
         clients.iter().for_each(Client::expect_fin);
         daemon.terminate();
     }
@@ -132,7 +132,7 @@ fn a_call_that_would_block_for_no_reason_costs_no_byte() {
             if let Some(poke) = pokes.next() {
                 client.send(poke);
             } else {
-                client.finish(); // One more event, if it is still needed.
+                client.send_fin(); // One more event, if it is still needed.
                 client.expect(&bytes[answered..]);
                 client.expect_fin();
                 break;
@@ -182,8 +182,7 @@ fn any_other_answer_of_the_poller_ends_the_daemon_at_once() {
         let mut daemon = start.start();
         let client = daemon.connect();
         // Each byte is a turn, until there is an end instead of an answer.
-        let answers =
-            (0..20).take_while(|_| client.send_what_fits(b".").is_ok() && client.read_exactly(1).is_ok()).count();
+        let answers = (0..20).take_while(|_| client.try_send(b".").is_ok() && client.read_exactly(1).is_ok()).count();
         assert!((1..20).contains(&answers), "{answers} answers in spite of {error}");
         assert_eq!(daemon.wait_exit(TIMEOUT).code(), Some(1), "{error}");
         let log = daemon.whole_stderr();

@@ -51,7 +51,7 @@ fn the_clock_starts_again_with_each_byte() {
 fn a_stalled_connection_is_closed() {
     over_each_kind(&["--idle-timeout", "1s"], |daemon| {
         let start = Instant::now();
-        let client = Client::connect_narrow(daemon.address());
+        let client = Client::connect_with_small_buffers(daemon.address());
         assert_stall_ends(&client, start, Duration::MAX);
     });
 }
@@ -61,7 +61,7 @@ fn a_connection_that_is_half_closed_and_stalled_is_closed() {
     // CLOSE-WAIT, with an echo pending that nobody takes and that no event will ever tell of.
     over_each_kind(&["--idle-timeout", "1s"], |daemon| {
         let start = Instant::now();
-        let client = Client::connect_narrow(daemon.address());
+        let client = Client::connect_with_small_buffers(daemon.address());
         assert_stall_ends(&client, start, Duration::from_millis(200));
     });
 }
@@ -76,11 +76,11 @@ fn assert_stall_ends(client: &Client, start: Instant, finish_after: Duration) {
     // POLLHUP and POLLERR are told without being asked for. What came back stays unread: the stall goes on.
     while !client.wait_for(PollFlags::RDHUP, Duration::from_millis(10)) {
         assert!(start.elapsed() < TIMEOUT, "nothing ends the connection");
-        if !finished && client.send_what_fits(&block).is_ok_and(|taken| taken > 0) {
+        if !finished && client.try_send(&block).is_ok_and(|taken| taken > 0) {
             last = Instant::now();
         }
         if !finished && last.elapsed() > finish_after {
-            client.finish();
+            client.send_fin();
             finished = true;
         }
     }
@@ -98,7 +98,7 @@ fn a_trickling_reader_keeps_its_connection() {
     thread::scope(|scope| {
         scope.spawn(|| {
             client.send(&bytes);
-            client.finish();
+            client.send_fin();
         });
         let (now, later) = bytes.split_at(8 << 20);
         for piece in now.chunks(now.len() / 10) {
@@ -139,7 +139,7 @@ fn a_peer_that_still_sends_in_a_drain_is_not_idle_and_is_cut_at_the_drain_timeou
     daemon.signal(Signal::TERM);
     client.expect_fin();
     let start = Instant::now();
-    while client.send_what_fits(b"more").is_ok() {
+    while client.try_send(b"more").is_ok() {
         assert!(start.elapsed() < TIMEOUT, "a peer that sends for ever keeps the drain from its end");
         thread::sleep(Duration::from_millis(50));
     }
@@ -177,7 +177,7 @@ fn zero_never_closes() {
     thread::sleep(IDLE_TIMEOUT + IDLE_TIMEOUT / 2); // Longer than the shortest timeout that is tested above.
     client.expect_nothing_yet();
     client.echo(b"after");
-    daemon.terminate_when_finished(client);
+    daemon.close_and_terminate(client);
 }
 
 #[test]
@@ -186,9 +186,9 @@ fn waiting_for_a_deadline_costs_no_cpu() {
     let daemon = Daemon::start(&["--idle-timeout", "1s"]);
     let clients: Vec<Client> = (0..50).map(|_| daemon.connect()).collect();
     clients.iter().for_each(|client| client.echo(b"hello"));
-    let before = (daemon.cpu_time(), daemon.sleeps());
+    let before = (daemon.cpu_time(), daemon.sleep_count());
     clients.iter().for_each(Client::expect_fin);
-    let (cpu, sleeps) = (daemon.cpu_time() - before.0, daemon.sleeps() - before.1);
+    let (cpu, sleeps) = (daemon.cpu_time() - before.0, daemon.sleep_count() - before.1);
     assert!(cpu <= Duration::from_millis(30), "{cpu:?} of CPU to wait for fifty deadlines");
     assert!(sleeps <= 150, "{sleeps} times awake for fifty deadlines");
 }

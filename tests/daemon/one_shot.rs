@@ -31,7 +31,7 @@ fn of_a_longer_message_1024_bytes_come_back_and_then_fin_not_rst() {
             daemon.freeze();
             client.send(&message);
             if client.is_tcp() {
-                wait_until("all of it waits", || client.far_end().is_some_and(|end| end.unread == length));
+                wait_until("all of it waits", || client.remote_socket().is_some_and(|end| end.unread == length));
             }
             daemon.thaw();
             client.expect(&message[..1024]);
@@ -48,9 +48,9 @@ fn what_the_peer_sends_later_is_answered_with_rst() {
     client.expect_fin();
     wait_until("the daemon has closed", || {
         // FIN-WAIT-2 of a socket that no process owns any more: its unread count is gone with it.
-        client.far_end().is_none_or(|end| end.state == TcpState::FinWait2)
+        client.remote_socket().is_none_or(|end| end.state == TcpState::FinWait2)
     });
-    let error = eventually("the kernel answers with RST", || client.send_what_fits(b"later").err());
+    let error = eventually("the kernel answers with RST", || client.try_send(b"later").err());
     assert!(matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{error}");
 }
 
@@ -58,7 +58,7 @@ fn what_the_peer_sends_later_is_answered_with_rst() {
 fn a_peer_that_finishes_without_a_message_gets_a_fin() {
     over_each_kind(&["--one-shot"], |daemon| {
         let client = daemon.connect();
-        client.finish();
+        client.send_fin();
         client.expect_fin();
     });
 }
@@ -69,7 +69,7 @@ fn message_and_fin_in_one_event_are_served() {
         daemon.freeze();
         let client = daemon.connect();
         client.send(b"hello");
-        client.finish();
+        client.send_fin();
         daemon.thaw();
         client.expect(b"hello");
         client.expect_fin();

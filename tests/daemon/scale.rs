@@ -39,7 +39,7 @@ fn ten_thousand_connections_at_once_each_get_their_own_bytes_back() {
     let each = daemon.memory().saturating_sub(before) / count;
     assert!(each <= 256, "{each} bytes of user memory for each idle connection");
 
-    clients.iter().for_each(Client::finish);
+    clients.iter().for_each(Client::send_fin);
     clients.iter().for_each(Client::expect_fin);
     wait_until("every descriptor is back", || daemon.descriptors().len() < 50);
     daemon.connect().echo(b"none is left behind");
@@ -54,7 +54,7 @@ fn a_stream_of_64_mib_with_a_fin_right_behind_it_and_a_slow_reader_comes_back_eq
     thread::scope(|scope| {
         scope.spawn(|| {
             client.send(&bytes);
-            client.finish();
+            client.send_fin();
         });
         let mut got = Vec::with_capacity(bytes.len());
         let mut chunk = vec![0; 256 << 10];
@@ -94,7 +94,7 @@ fn three_thousand_short_connections_in_a_row_leave_nothing_behind() {
         for number in 0..1000_u64 {
             let client = daemon.connect();
             client.echo(&number.to_le_bytes());
-            client.finish();
+            client.send_fin();
             client.expect_fin();
         }
         match round {

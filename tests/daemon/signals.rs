@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::over_each_kind;
 use crate::support::{
-    Client, Daemon, Random, Signal, TIMEOUT, assert_same, listen_queue, pattern, peers_of, skip, wait_until,
+    Client, Daemon, Random, Signal, TIMEOUT, assert_same, pattern, peers_of, pending_connections, skip, wait_until,
 };
 
 /// Far less than the drain timeout of an hour, far more than a busy machine needs.
@@ -26,11 +26,11 @@ fn connections_that_wait_in_the_listen_queue_at_a_stop_are_served() {
         for (number, (client, bytes)) in clients.iter().enumerate() {
             client.send(bytes);
             if number % 2 == 0 {
-                client.finish();
+                client.send_fin();
             }
         }
         if clients[0].0.is_tcp() {
-            assert_eq!(listen_queue(daemon.tcp()), 200);
+            assert_eq!(pending_connections(daemon.tcp()), 200);
         }
         daemon.signal(Signal::TERM);
         daemon.thaw();
@@ -107,7 +107,7 @@ fn listeners_close_at_a_stop_while_open_connections_are_waited_for() {
         let refused = [std::io::ErrorKind::ConnectionRefused, std::io::ErrorKind::NotFound];
         assert!(refused.contains(&error.kind()), "{error}");
         daemon.expect_running();
-        client.finish();
+        client.send_fin();
         daemon.expect_success();
     });
 }
@@ -150,7 +150,7 @@ fn every_byte_that_the_kernel_held_at_the_signal_is_echoed() {
         for (number, (client, bytes)) in clients.iter().zip(&held).enumerate() {
             client.send(bytes);
             if number % 3 == 0 {
-                client.finish();
+                client.send_fin();
             }
         }
         wait_until("the daemon's kernel has it all", || {
@@ -172,20 +172,21 @@ fn every_byte_that_the_kernel_held_from_a_stalled_peer_is_echoed_once_it_reads()
     let block = pattern(3, 1 << 16);
     let clients: Vec<(Client, usize)> = (0..5)
         .map(|_| {
-            let client = Client::connect_narrow(daemon.address());
+            let client = Client::connect_with_small_buffers(daemon.address());
             let sent = client.send_until_stalled(&block, Duration::from_millis(100), 64 << 20);
             (client, sent)
         })
         .collect();
     daemon.freeze();
-    let acknowledged = |(client, sent): &(Client, usize)| sent - client.our_end().map_or(0, |end| end.unacknowledged);
+    let acknowledged =
+        |(client, sent): &(Client, usize)| sent - client.local_socket().map_or(0, |end| end.unacknowledged);
     let held: Vec<usize> = clients.iter().map(acknowledged).collect();
     daemon.signal(Signal::TERM);
     daemon.thaw();
     for ((client, sent), held) in clients.iter().zip(held) {
         let expected: Vec<u8> = block.iter().copied().cycle().take(*sent).collect();
         assert_prefix(&client.read_to_end().unwrap(), &expected, held);
-        client.finish();
+        client.send_fin();
     }
     daemon.expect_success();
 }
@@ -240,7 +241,8 @@ fn stop_under_load(daemon: &mut Daemon) {
             .map(|(client, sent)| {
                 let sent = sent.load(Ordering::Relaxed);
                 // What a Unix socket takes is with the other end at once.
-                let behind = if client.is_tcp() { client.our_end().map_or(0, |end| end.unacknowledged) } else { 0 };
+                let behind =
+                    if client.is_tcp() { client.local_socket().map_or(0, |end| end.unacknowledged) } else { 0 };
                 sent.saturating_sub(behind)
             })
             .collect();
@@ -273,13 +275,13 @@ fn send_until_closed(client: &Client, sent: &AtomicUsize, block: &[u8]) {
         let offset = (before & !FIN_SEEN) % block.len();
         client.wait_for(rustix::event::PollFlags::OUT, Duration::from_millis(100));
         let taken =
-            client.send_what_fits(&block[offset..]).expect("what comes after the daemon's FIN is discarded, not reset");
+            client.try_send(&block[offset..]).expect("what comes after the daemon's FIN is discarded, not reset");
         sent.fetch_add(taken, Ordering::Relaxed);
         if before & FIN_SEEN != 0 {
             late += taken;
         }
     }
-    client.finish();
+    client.send_fin();
 }
 
 // (3) FIN, and what comes after it.
@@ -292,7 +294,7 @@ fn a_peer_that_finishes_ends_the_drain_at_once() {
         daemon.signal(Signal::TERM);
         clients.iter().for_each(Client::expect_fin);
         let start = Instant::now();
-        clients.iter().for_each(Client::finish);
+        clients.iter().for_each(Client::send_fin);
         daemon.expect_success();
         assert!(start.elapsed() < AT_ONCE);
     });
@@ -307,7 +309,7 @@ fn what_comes_after_our_fin_is_discarded_until_the_peers() {
         client.expect_fin();
         client.send(&pattern(5, 4 << 20)); // More than any buffer between: it is read, not just held.
         daemon.expect_running();
-        client.finish();
+        client.send_fin();
         daemon.expect_success();
         client.expect_fin(); // Still no reset.
     });
@@ -326,7 +328,7 @@ fn the_drain_timeout_cuts_the_rest() {
     over_each_kind(&["--drain-timeout", "1s"], |daemon| {
         let silent = daemon.connect();
         silent.echo(b"silent");
-        let stalled = Client::connect_narrow(daemon.address());
+        let stalled = Client::connect_with_small_buffers(daemon.address());
         stalled.send_until_stalled(&pattern(6, 1 << 16), Duration::from_millis(100), 64 << 20);
         let talking = daemon.connect();
         talking.echo(b"talking");
@@ -334,7 +336,7 @@ fn the_drain_timeout_cuts_the_rest() {
         daemon.signal(Signal::TERM);
         thread::scope(|scope| {
             scope.spawn(|| {
-                while talking.send_what_fits(&[0; 1000]).is_ok() && start.elapsed() < AT_ONCE {
+                while talking.try_send(&[0; 1000]).is_ok() && start.elapsed() < AT_ONCE {
                     talking.wait_for(rustix::event::PollFlags::OUT, Duration::from_millis(100));
                 }
             });
@@ -352,7 +354,7 @@ fn waiting_for_the_end_of_a_drain_costs_no_cpu() {
     let daemon = Daemon::start(&["--drain-timeout", "1h"]);
     let clients: Vec<Client> = (0..10).map(|_| daemon.connect()).collect();
     clients.iter().for_each(|client| client.echo(b"hello"));
-    let stalled = Client::connect_narrow(daemon.address());
+    let stalled = Client::connect_with_small_buffers(daemon.address());
     stalled.send_until_stalled(&pattern(7, 1 << 16), Duration::from_millis(100), 64 << 20);
     daemon.signal(Signal::TERM);
     clients.iter().for_each(Client::expect_fin);
@@ -368,7 +370,7 @@ fn a_drain_timeout_of_0_does_not_wait_but_echoes_what_the_kernel_held() {
         open.echo(b"open");
         let silent = daemon.connect();
         silent.echo(b"silent");
-        let stalled = Client::connect_narrow(daemon.address());
+        let stalled = Client::connect_with_small_buffers(daemon.address());
         stalled.send_until_stalled(&pattern(8, 1 << 16), Duration::from_millis(100), 64 << 20);
         let held = pattern(9, 30_000);
         daemon.freeze();
@@ -424,7 +426,7 @@ fn a_half_closed_peer_that_is_stalled_at_the_signal_gets_all_of_its_echo() {
     thread::scope(|scope| {
         let sender = scope.spawn(|| {
             client.send(&bytes);
-            client.finish();
+            client.send_fin();
         });
         let mut got = vec![0; 4 << 20];
         std::io::Read::read_exact(&mut &client.socket, &mut got).unwrap();
@@ -435,7 +437,7 @@ fn a_half_closed_peer_that_is_stalled_at_the_signal_gets_all_of_its_echo() {
             got.extend_from_slice(&more[..length]);
         }
         daemon.freeze();
-        let held = bytes.len() - client.our_end().map_or(0, |end| end.unacknowledged);
+        let held = bytes.len() - client.local_socket().map_or(0, |end| end.unacknowledged);
         daemon.signal(Signal::TERM);
         daemon.thaw();
         got.extend(client.read_to_end().unwrap());
@@ -474,7 +476,7 @@ fn sighup_is_as_sigterm() {
     daemon.signal(Signal::HUP);
     client.expect_fin();
     daemon.expect_running();
-    client.finish();
+    client.send_fin();
     daemon.expect_success();
 }
 
@@ -489,7 +491,7 @@ fn sighup_that_was_ignored_at_start_stays_ignored() {
         client.echo(b"and after");
     }
     assert!(ignores(&daemon, 1), "SIGHUP is in SigIgn");
-    daemon.terminate_when_finished(client);
+    daemon.close_and_terminate(client);
 }
 
 #[test]

@@ -101,7 +101,7 @@ impl Client {
 
     /// Connects with kernel buffers so small that the peer soon stalls when we do not read.
     #[track_caller]
-    pub fn connect_narrow(address: &Address) -> Client {
+    pub fn connect_with_small_buffers(address: &Address) -> Client {
         let narrow = |socket: &Socket| {
             socket.set_recv_buffer_size(8192)?;
             socket.set_send_buffer_size(8192)
@@ -125,12 +125,12 @@ impl Client {
     }
 
     /// What the kernel says about our end.
-    pub fn our_end(&self) -> Option<TcpSocket> {
+    pub fn local_socket(&self) -> Option<TcpSocket> {
         tcp_socket(self.local(), self.remote())
     }
 
     /// What the kernel says about the daemon's end.
-    pub fn far_end(&self) -> Option<TcpSocket> {
+    pub fn remote_socket(&self) -> Option<TcpSocket> {
         tcp_socket(self.remote(), self.local())
     }
 
@@ -153,7 +153,7 @@ impl Client {
     }
 
     /// Sends as much as the kernel takes at once, and says how much that was.
-    pub fn send_what_fits(&self, bytes: &[u8]) -> io::Result<usize> {
+    pub fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
         match rustix::net::send(&self.socket, bytes, SendFlags::DONTWAIT) {
             Ok(taken) => Ok(taken),
             Err(Errno::AGAIN) => Ok(0),
@@ -169,7 +169,7 @@ impl Client {
         while last.elapsed() < quiet {
             assert!(sent < most, "{sent} bytes sent, and the daemon still takes more although nothing is read");
             let offset = sent % block.len();
-            match self.send_what_fits(&block[offset..]).expect("an open connection") {
+            match self.try_send(&block[offset..]).expect("an open connection") {
                 0 => drop(self.wait_for(PollFlags::OUT, Duration::from_millis(10))),
                 taken => (sent, last) = (sent + taken, Instant::now()),
             }
@@ -218,7 +218,7 @@ impl Client {
 
     /// Sends our FIN.
     #[track_caller]
-    pub fn finish(&self) {
+    pub fn send_fin(&self) {
         self.socket.shutdown(Shutdown::Write).expect("an open connection");
     }
 
@@ -231,7 +231,7 @@ impl Client {
 
     /// The connection is over, by FIN or by reset, and nothing more comes. Says which.
     #[track_caller]
-    pub fn expect_end(&self) -> io::Result<()> {
+    pub fn expect_closed(&self) -> io::Result<()> {
         let end = self.read_to_end().map(|rest| assert!(rest.is_empty(), "{} bytes instead of the end", rest.len()));
         if let Err(error) = &end {
             assert_eq!(error.kind(), ErrorKind::ConnectionReset, "FIN or a reset expected: {error}");
@@ -262,7 +262,7 @@ impl Client {
     }
 
     /// Everything up to the end, whatever that is.
-    pub fn read_until_end(&self) -> (Vec<u8>, io::Result<()>) {
+    pub fn read_until_closed(&self) -> (Vec<u8>, io::Result<()>) {
         let mut bytes = Vec::new();
         let end = (&self.socket).read_to_end(&mut bytes).map(drop);
         (bytes, end)

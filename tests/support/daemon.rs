@@ -21,7 +21,7 @@ use socket2::Socket;
 use super::{Address, Client, TIMEOUT, wait_until};
 
 /// How the daemon is to be started. Every choice has a default that suits most tests.
-pub struct Start {
+pub struct DaemonBuilder {
     wrapper: Vec<OsString>,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
@@ -31,15 +31,15 @@ pub struct Start {
     stderr: Option<Stdio>,
 }
 
-impl Start {
+impl DaemonBuilder {
     /// One more argument, for those that no `&str` can hold.
-    pub fn argument(mut self, argument: impl AsRef<OsStr>) -> Start {
+    pub fn argument(mut self, argument: impl AsRef<OsStr>) -> DaemonBuilder {
         self.arguments.push(argument.as_ref().into());
         self
     }
 
     /// Leaves out the `--listen 127.0.0.1:0` that is given unless the arguments name another.
-    pub fn without_listen(mut self) -> Start {
+    pub fn without_listen(mut self) -> DaemonBuilder {
         if self.arguments.first().is_some_and(|first| first == "--listen=127.0.0.1:0") {
             self.arguments.remove(0);
         }
@@ -47,45 +47,45 @@ impl Start {
     }
 
     /// How many `listening on` lines to wait for, where it is not one for each `--listen`.
-    pub fn listeners(mut self, count: usize) -> Start {
+    pub fn listeners(mut self, count: usize) -> DaemonBuilder {
         self.listeners = Some(count);
         self
     }
 
-    pub fn env(mut self, name: &str, value: &str) -> Start {
+    pub fn env(mut self, name: &str, value: &str) -> DaemonBuilder {
         self.environment.push((name.into(), value.into()));
         self
     }
 
     /// Runs the daemon through a program that executes it in its own place, such as `prlimit --nofile=64`.
-    pub fn through(mut self, wrapper: &[&str]) -> Start {
+    pub fn through(mut self, wrapper: &[&str]) -> DaemonBuilder {
         self.wrapper = wrapper.iter().map(OsString::from).collect();
         self
     }
 
     /// Runs a line of shell, in which `exec "$@"` becomes the daemon.
-    pub fn shell(self, script: &str) -> Start {
+    pub fn shell(self, script: &str) -> DaemonBuilder {
         self.through(&["sh", "-c", script, "sh"])
     }
 
     /// Soft and hard limit of descriptors.
-    pub fn nofile(self, limit: u64) -> Start {
+    pub fn nofile(self, limit: u64) -> DaemonBuilder {
         self.through(&["prlimit", &format!("--nofile={limit}:{limit}")])
     }
 
-    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Start {
+    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> DaemonBuilder {
         self.stdin = stdin.into();
         self
     }
 
     /// Sends stdout elsewhere: [`Daemon::stdout`] stays empty then, and the test must know the address.
-    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Start {
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> DaemonBuilder {
         self.stdout = Some(stdout.into());
         self
     }
 
     /// Sends stderr elsewhere: [`Daemon::stderr`] stays empty then.
-    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Start {
+    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> DaemonBuilder {
         self.stderr = Some(stderr.into());
         self
     }
@@ -123,11 +123,11 @@ impl Start {
 
     /// Runs to the end: for `--help`, and for starts that must fail.
     #[track_caller]
-    pub fn run(self) -> Finished {
+    pub fn run(self) -> RunOutput {
         let mut daemon = self.spawn();
         let status = daemon.wait_exit(TIMEOUT);
         let code = status.code().unwrap_or_else(|| panic!("killed by signal {:?}", status.signal()));
-        Finished { code, stdout: daemon.stdout.whole(), stderr: daemon.stderr.whole() }
+        RunOutput { code, stdout: daemon.stdout.whole(), stderr: daemon.stderr.whole() }
     }
 
     fn named_listeners(&self) -> usize {
@@ -141,7 +141,7 @@ impl Start {
 
 /// What a run that ended by itself has left.
 #[derive(Debug)]
-pub struct Finished {
+pub struct RunOutput {
     pub code: i32,
     pub stdout: String,
     pub stderr: String,
@@ -165,10 +165,10 @@ impl Daemon {
     }
 
     /// The same, with more to choose before it starts.
-    pub fn with(arguments: &[&str]) -> Start {
+    pub fn with(arguments: &[&str]) -> DaemonBuilder {
         let listens = arguments.iter().any(|argument| argument.starts_with("--listen") || argument.starts_with("-l"));
         let default = (!listens).then_some("--listen=127.0.0.1:0");
-        Start {
+        DaemonBuilder {
             wrapper: Vec::new(),
             arguments: default.iter().chain(arguments).map(OsString::from).collect(),
             environment: Vec::new(),
@@ -271,8 +271,8 @@ impl Daemon {
 
     /// The peer says goodbye, and the daemon then stops at once.
     #[track_caller]
-    pub fn terminate_when_finished(&mut self, client: Client) {
-        client.finish();
+    pub fn close_and_terminate(&mut self, client: Client) {
+        client.send_fin();
         client.expect_fin();
         self.terminate();
     }
@@ -344,7 +344,7 @@ impl Daemon {
 
     /// How often the daemon has gone to sleep. It has not woken while this stands still.
     #[track_caller]
-    pub fn sleeps(&self) -> u64 {
+    pub fn sleep_count(&self) -> u64 {
         self.status_field("voluntary_ctxt_switches")
     }
 

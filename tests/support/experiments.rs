@@ -13,18 +13,18 @@ pub use sources::{read, sources_in};
 #[derive(Clone, Debug)]
 pub struct Experiment {
     pub file: String,
-    pub now: String,
-    pub then: String,
+    pub original: String,
+    pub replacement: String,
     pub test: String,
 }
 
 impl Experiment {
     /// The piece stands in the file once, and there is such a test.
-    pub fn assert_possible(&self) {
+    pub fn assert_applicable(&self) {
         let source = read(&self.file);
         let code = source.split("\nmod tests {").next().expect("a first part");
-        assert_eq!(code.matches(&self.now).count(), 1, "{} does not have this once: {}", self.file, self.now);
-        assert_ne!(self.now, self.then);
+        assert_eq!(code.matches(&self.original).count(), 1, "{} does not have this once: {}", self.file, self.original);
+        assert_ne!(self.original, self.replacement);
         target_of(&self.test);
     }
 }
@@ -48,7 +48,7 @@ fn target_of(test: &str) -> &'static str {
 
 /// Tries each in a copy of the tree, and fails if a test passes all the same. ECHOD_ONLY chooses by a part of the file's name or of
 /// the test's.
-pub fn assert_that_all_fail(experiments: Vec<Experiment>) {
+pub fn assert_all_fail(experiments: Vec<Experiment>) {
     let copy = std::env::temp_dir().join(format!("echod-experiments-{}", std::process::id()));
     let shell = |script: String| Command::new("sh").args(["-c", &script]).output().expect("sh");
     let copied = shell(format!(
@@ -58,12 +58,12 @@ pub fn assert_that_all_fail(experiments: Vec<Experiment>) {
     assert!(copied.status.success(), "{copied:?}");
     let only = std::env::var("ECHOD_ONLY").unwrap_or_default();
     let mut survived = Vec::new();
-    for Experiment { file, now, then, test } in experiments {
+    for Experiment { file, original, replacement, test } in experiments {
         if !file.contains(&only) && !test.contains(&only) {
             continue;
         }
         let source = read(&file);
-        fs::write(copy.join(&file), source.replacen(&now, &then, 1)).expect("a copy");
+        fs::write(copy.join(&file), source.replacen(&original, &replacement, 1)).expect("a copy");
         let target = target_of(&test);
         let output = shell(format!("cd {} && timeout 600 cargo test --offline {target} {test} 2>&1", copy.display()));
         let output = String::from_utf8_lossy(&output.stdout);

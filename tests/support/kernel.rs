@@ -46,7 +46,7 @@ pub fn peers_of(address: SocketAddr) -> Vec<TcpSocket> {
 
 /// How many connections wait to be accepted at this address.
 #[track_caller]
-pub fn listen_queue(address: SocketAddr) -> usize {
+pub fn pending_connections(address: SocketAddr) -> usize {
     let listener = tcp_sockets(address.port())
         .into_iter()
         .find(|socket| socket.local == address && socket.state == TcpState::Listen);

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use std::{fs, process, thread};
 
 pub use client::{Address, Client};
-pub use daemon::{Daemon, Finished, Start, resolve, unix};
-pub use kernel::{TcpSocket, TcpState, listen_queue, peers_of, tcp_socket};
+pub use daemon::{Daemon, DaemonBuilder, RunOutput, resolve, unix};
+pub use kernel::{TcpSocket, TcpState, peers_of, pending_connections, tcp_socket};
 pub use rustix::process::Signal;
 
 /// How long a fact may take before the test fails.
@@ -62,7 +62,7 @@ pub fn skip(reason: &str) {
 
 /// As [`skip`], for want of something that CI installs: there, with `ECHOD_REQUIRE_TOOLS=1`, it is a failure.
 #[track_caller]
-pub fn skip_for_want_of(what: &str) {
+pub fn skip_missing(what: &str) {
     let required = std::env::var_os("ECHOD_REQUIRE_TOOLS").is_some_and(|value| value == "1");
     assert!(!required, "ECHOD_REQUIRE_TOOLS=1 wants {what}, which is not here");
     skip(&format!("for want of {what}"));
