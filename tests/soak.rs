@@ -234,7 +234,7 @@ fn soak(seed: u64, time: Duration, daemon: &mut Daemon) -> Tally {
 }
 
 #[test]
-fn five_hundred_peers_that_do_as_they_please_get_every_byte_back() {
+fn five_hundred_random_clients_get_every_byte_back() {
     let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |time| time.as_nanos() as u32);
     let seed = variable("ECHOD_SEED").unwrap_or_else(|| now().into());
     let time = Duration::from_secs(variable("ECHOD_SOAK_SECONDS").unwrap_or(5));

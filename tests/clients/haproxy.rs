@@ -78,7 +78,7 @@ fn daemon() -> Daemon {
 }
 
 #[test]
-fn a_half_close_goes_through_haproxy_and_the_whole_echo_comes_back() {
+fn half_close_through_haproxy_returns_full_echo() {
     if !is_there("haproxy") {
         return;
     }
@@ -104,7 +104,7 @@ fn a_half_close_goes_through_haproxy_and_the_whole_echo_comes_back() {
 }
 
 #[test]
-fn a_conversation_through_haproxy_and_a_fin_after_a_while() {
+fn long_lived_connections_through_haproxy_close_cleanly() {
     if !is_there("haproxy") {
         return;
     }
@@ -125,7 +125,7 @@ fn a_conversation_through_haproxy_and_a_fin_after_a_while() {
 }
 
 #[test]
-fn a_daemon_that_drains_gets_no_newcomers_from_haproxy_and_loses_no_byte() {
+fn haproxy_avoids_draining_daemon_without_losing_bytes() {
     if !is_there("haproxy") {
         return;
     }

@@ -52,7 +52,7 @@ fn reset_somewhere(daemon: &Daemon, random: &mut Random, block: &[u8]) {
 }
 
 #[test]
-fn ten_thousand_resets_in_every_state_leave_neither_descriptor_nor_memory_behind() {
+fn resets_in_every_state_leak_nothing() {
     let daemon = Daemon::start(&[]);
     let block = pattern(1, 1 << 18);
     let mut random = Random::new(10_000);
@@ -75,7 +75,7 @@ fn ten_thousand_resets_in_every_state_leave_neither_descriptor_nor_memory_behind
 }
 
 #[test]
-fn resets_of_one_shot_connections_leave_nothing_behind() {
+fn one_shot_resets_leak_no_descriptors() {
     let daemon = Daemon::start(&["--one-shot"]);
     let mut random = Random::new(1);
     daemon.connect().echo(b"warm up");
@@ -94,7 +94,7 @@ fn resets_of_one_shot_connections_leave_nothing_behind() {
 }
 
 #[test]
-fn resets_during_a_drain_end_it_as_well_as_fins() {
+fn drain_ends_when_all_peers_reset() {
     let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
     let clients: Vec<Client> = (0..1000).map(|_| daemon.connect()).collect();
     clients.iter().for_each(|client| client.echo(b"open"));
@@ -111,7 +111,7 @@ fn resets_during_a_drain_end_it_as_well_as_fins() {
 }
 
 #[test]
-fn two_hundred_each_that_never_read_that_trickle_and_that_only_connect_disturb_nobody() {
+fn stalled_trickling_and_silent_clients_disturb_no_others() {
     const EACH: usize = 200;
     let daemon = Daemon::start(&[]);
     daemon.connect().echo(b"warm up");
@@ -162,7 +162,7 @@ fn two_hundred_each_that_never_read_that_trickle_and_that_only_connect_disturb_n
 }
 
 #[test]
-fn idle_deadlines_are_kept_under_load() {
+fn idle_timeout_is_accurate_under_load() {
     const TIMEOUT: Duration = Duration::from_secs(1);
     let daemon = Daemon::start(&["--idle-timeout", "1s"]);
     let busy: Vec<Client> = (0..4).map(|_| daemon.connect()).collect();
@@ -203,7 +203,7 @@ fn idle_deadlines_are_kept_under_load() {
 }
 
 #[test]
-fn bytes_that_came_while_the_daemon_stood_still_count_as_life() {
+fn bytes_received_while_suspended_reset_idle_timeout() {
     // When it goes on, all deadlines are over, and of those who have sent one wait brings only the first 1024.
     // (A busy machine takes more than a second to connect them all.)
     let daemon = Daemon::start(&["--idle-timeout", "3s"]);
@@ -221,7 +221,7 @@ fn bytes_that_came_while_the_daemon_stood_still_count_as_life() {
 }
 
 #[test]
-fn room_that_was_made_while_the_daemon_stood_still_counts_as_life() {
+fn peer_reads_while_suspended_reset_idle_timeout() {
     let daemon = Daemon::start(&["--idle-timeout", "3s"]);
     let client = Client::connect_with_small_buffers(daemon.address());
     let sent = client.send_until_stalled(&pattern(1, 1 << 16), Duration::from_millis(50), 64 << 20);

@@ -15,7 +15,7 @@ use crate::support::{
 // What comes in goes out.
 
 #[test]
-fn every_byte_value_comes_back() {
+fn every_byte_value_is_echoed() {
     over_each_kind(&[], |daemon| {
         let all: Vec<u8> = (0..=255).collect();
         daemon.connect().echo(&all);
@@ -23,7 +23,7 @@ fn every_byte_value_comes_back() {
 }
 
 #[test]
-fn the_same_bytes_come_back_in_the_same_order_whatever_the_size_of_the_writes() {
+fn echo_is_identical_for_writes_of_any_size() {
     over_each_kind(&[], |daemon| {
         let seed = 2;
         let mut random = Random::new(seed);
@@ -47,7 +47,7 @@ fn the_same_bytes_come_back_in_the_same_order_whatever_the_size_of_the_writes() 
 }
 
 #[test]
-fn nothing_is_held_back_while_the_peer_can_take_it() {
+fn single_bytes_are_echoed_without_delay() {
     // No line, no full buffer and no timer is waited for: each byte comes back before the next is sent.
     over_each_kind(&[], |daemon| {
         let client = daemon.connect();
@@ -61,7 +61,7 @@ fn nothing_is_held_back_while_the_peer_can_take_it() {
 }
 
 #[test]
-fn a_message_of_exactly_the_buffer_or_one_byte_beside_it_comes_back() {
+fn messages_around_buffer_size_are_echoed() {
     // A read that fills the buffer says nothing about what is behind it; a short one does.
     over_each_kind(&["--buffer-size", "4096"], |daemon| {
         for length in [4095, 4096, 4097, 8192, 40_960, 65_536] {
@@ -78,7 +78,7 @@ fn a_message_of_exactly_the_buffer_or_one_byte_beside_it_comes_back() {
 }
 
 #[test]
-fn a_buffer_of_one_byte_and_one_of_16_mib_echo_as_well() {
+fn smallest_and_largest_buffer_size_work() {
     for size in ["1", "16777216"] {
         let daemon = Daemon::start(&["--buffer-size", size]);
         daemon.connect().exchange(&pattern(3, 300_000));
@@ -101,7 +101,7 @@ fn urgent_data_stays_in_line() {
 }
 
 #[test]
-fn what_follows_an_urgent_byte_in_the_same_event_is_not_missed() {
+fn bytes_after_urgent_mark_are_not_missed() {
     // A read stops at the urgent mark with more behind it, and no edge tells of that.
     over_each_kind(&[], |daemon| {
         let client = daemon.connect();
@@ -144,7 +144,7 @@ fn tcp_nodelay_and_so_oobinline_are_on() {
 // The peer shuts down its write side.
 
 #[test]
-fn everything_before_the_peers_fin_is_echoed_and_then_comes_our_fin() {
+fn data_before_peer_fin_is_echoed_before_ours() {
     over_each_kind(&[], |daemon| {
         let client = daemon.connect();
         client.send(b"the last words");
@@ -155,7 +155,7 @@ fn everything_before_the_peers_fin_is_echoed_and_then_comes_our_fin() {
 }
 
 #[test]
-fn a_fin_in_the_same_event_as_the_last_bytes_is_not_missed() {
+fn fin_with_last_bytes_is_not_missed() {
     // The read that takes the bytes is a short one. A loop that stops there waits for ever: the FIN came with the
     // same edge.
     over_each_kind(&[], |daemon| {
@@ -171,7 +171,7 @@ fn a_fin_in_the_same_event_as_the_last_bytes_is_not_missed() {
 }
 
 #[test]
-fn a_fin_without_a_byte_is_answered_by_a_fin() {
+fn fin_without_data_is_answered_with_fin() {
     over_each_kind(&[], |daemon| {
         let client = daemon.connect();
         client.send_fin();
@@ -180,7 +180,7 @@ fn a_fin_without_a_byte_is_answered_by_a_fin() {
 }
 
 #[test]
-fn bytes_and_fin_that_wait_before_the_connection_is_accepted_are_served() {
+fn data_and_fin_before_accept_are_served() {
     // Registered only after all of it came: the edge is in the registration itself.
     over_each_kind(&[], |daemon| {
         daemon.freeze();
@@ -194,7 +194,7 @@ fn bytes_and_fin_that_wait_before_the_connection_is_accepted_are_served() {
 }
 
 #[test]
-fn the_socket_is_closed_only_after_the_echo_and_our_fin() {
+fn socket_closes_only_after_echo_and_fin() {
     // The peer finishes while it takes nothing: the daemon keeps the connection until the echo is out.
     let daemon = Daemon::start(&[]);
     let client = Client::connect_with_small_buffers(daemon.address());
@@ -232,7 +232,7 @@ fn half_close_leaves_the_other_direction_open() {
 // The peer does not read.
 
 #[test]
-fn a_peer_that_does_not_read_is_not_read_from_and_blocks_itself() {
+fn nonreading_peer_is_not_read_from() {
     over_each_kind(&[], |daemon| {
         daemon.connect().echo(b"warm up");
         let before = daemon.memory();
@@ -253,7 +253,7 @@ fn a_peer_that_does_not_read_is_not_read_from_and_blocks_itself() {
 }
 
 #[test]
-fn a_stalled_connection_costs_no_cpu_and_others_go_on() {
+fn stalled_connection_neither_uses_cpu_nor_blocks_others() {
     over_each_kind(&[], |daemon| {
         let client = Client::connect_with_small_buffers(daemon.address());
         client.send_until_stalled(&pattern(9, 1 << 16), Duration::from_millis(300), 64 << 20);
@@ -264,7 +264,7 @@ fn a_stalled_connection_costs_no_cpu_and_others_go_on() {
 }
 
 #[test]
-fn what_comes_while_a_connection_is_stalled_is_read_when_there_is_room() {
+fn data_sent_during_stall_is_read_afterwards() {
     // The edge of these bytes and of this FIN comes while the daemon does not read; no other will follow.
     over_each_kind(&[], |daemon| {
         let client = Client::connect_with_small_buffers(daemon.address());
@@ -284,7 +284,7 @@ fn what_comes_while_a_connection_is_stalled_is_read_when_there_is_room() {
 }
 
 #[test]
-fn what_comes_while_a_connection_is_stalled_with_nothing_unread_is_not_forgotten() {
+fn edge_during_stall_is_remembered() {
     let daemon = Daemon::start(&[]);
     let narrow = |socket: &socket2::Socket| socket.set_recv_buffer_size(8192);
     let client = Client::connect_with(daemon.address(), narrow).unwrap();
@@ -314,7 +314,7 @@ fn what_comes_while_a_connection_is_stalled_with_nothing_unread_is_not_forgotten
 }
 
 #[test]
-fn user_memory_per_stalled_connection_stays_within_the_buffer_size() {
+fn stalled_connection_memory_is_bounded_by_buffer_size() {
     const STALLED: usize = 100;
     for buffer in [4096, 65_536] {
         let daemon = Daemon::start(&["--buffer-size", &buffer.to_string()]);
@@ -346,7 +346,7 @@ fn wait_until_all_are_stalled(clients: &[Client], block: &[u8]) {
 // The peer resets.
 
 #[test]
-fn a_reset_ends_that_connection_quietly_and_touches_no_other() {
+fn reset_closes_only_its_connection_quietly() {
     let daemon = Daemon::start(&[]);
     let other = daemon.connect();
     other.echo(b"before");
@@ -382,7 +382,7 @@ fn a_reset_ends_that_connection_quietly_and_touches_no_other() {
 }
 
 #[test]
-fn a_reset_is_told_at_debug() {
+fn reset_is_logged_at_debug_level() {
     let daemon = Daemon::start(&["-v"]);
     let client = daemon.connect();
     client.echo(b"hello");
@@ -392,7 +392,7 @@ fn a_reset_is_told_at_debug() {
 }
 
 #[test]
-fn a_unix_peer_that_only_hangs_up_leaves_no_slot_behind() {
+fn peer_hangup_leaks_no_descriptors() {
     over_each_kind(&["-v"], |daemon| {
         daemon.connect().echo(b"warm up");
         let clients: Vec<Client> = (0..50).map(|_| daemon.connect()).collect();
@@ -404,7 +404,7 @@ fn a_unix_peer_that_only_hangs_up_leaves_no_slot_behind() {
 }
 
 #[test]
-fn a_peer_that_closes_over_an_unread_echo_ends_only_itself() {
+fn close_with_unread_echo_affects_no_others() {
     over_each_kind(&[], |daemon| {
         let other = daemon.connect();
         for _ in 0..50 {
@@ -417,7 +417,7 @@ fn a_peer_that_closes_over_an_unread_echo_ends_only_itself() {
 }
 
 #[test]
-fn a_connection_never_answers_for_one_whose_slot_it_took() {
+fn reused_slot_never_mixes_up_echoes() {
     // Slots are used again at once here: bytes of a former occupant would show in the newcomer's echo.
     let daemon = Daemon::start(&[]);
     let mut random = Random::new(17);
@@ -442,7 +442,7 @@ fn a_connection_never_answers_for_one_whose_slot_it_took() {
 // One busy peer never starves another.
 
 #[test]
-fn busy_peers_do_not_starve_another() {
+fn busy_peers_do_not_starve_others() {
     over_each_kind(&[], |daemon| {
         let busy: Vec<Client> = (0..2).map(|_| daemon.connect()).collect();
         let quiet = daemon.connect();
@@ -479,7 +479,7 @@ fn busy_peers_do_not_starve_another() {
 }
 
 #[test]
-fn a_peer_without_end_does_not_keep_the_loop() {
+fn endless_sender_does_not_monopolize_the_loop() {
     // Of an echo, a peer that stops reading gives the daemon a rest. Here there is none: in a drain it reads and
     // discards, and with a buffer this small the peer is always ahead of it.
     over_each_kind(&["--buffer-size", "16", "--drain-timeout", "1h"], |daemon| {
@@ -509,7 +509,7 @@ fn a_peer_without_end_does_not_keep_the_loop() {
 }
 
 #[test]
-fn what_is_left_over_when_a_turn_is_used_up_is_served_without_a_new_edge() {
+fn leftover_data_is_served_without_a_new_edge() {
     // With a buffer of one byte, any bound on the reads of a turn is reached long before the end of the queue.
     over_each_kind(&["--buffer-size", "1"], |daemon| {
         let client = daemon.connect();
@@ -526,7 +526,7 @@ fn what_is_left_over_when_a_turn_is_used_up_is_served_without_a_new_edge() {
 // Accepting.
 
 #[test]
-fn a_burst_of_connections_in_one_event_is_accepted_to_the_last() {
+fn burst_of_connections_in_one_event_is_accepted() {
     over_each_kind(&[], |daemon| {
         daemon.freeze();
         let clients: Vec<Client> = (0..600).map(|_| daemon.connect()).collect();
@@ -540,7 +540,7 @@ fn a_burst_of_connections_in_one_event_is_accepted_to_the_last() {
 // Waiting costs no CPU.
 
 #[test]
-fn an_idle_daemon_sleeps_until_something_is_due() {
+fn idle_daemon_sleeps_and_uses_no_cpu() {
     over_each_kind(&[], |daemon| {
         let clients: Vec<Client> = (0..10).map(|_| daemon.connect()).collect();
         clients.iter().for_each(|client| client.echo(b"hello"));
@@ -557,7 +557,7 @@ fn an_idle_daemon_sleeps_until_something_is_due() {
 }
 
 #[test]
-fn a_wake_up_for_nothing_is_borne() {
+fn spurious_wakeup_is_harmless() {
     // SIGSTOP and SIGCONT make epoll_wait(2) return EINTR; SIGPIPE and SIGCHLD are nobody's business here.
     over_each_kind(&[], |daemon| {
         let client = daemon.connect();

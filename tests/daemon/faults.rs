@@ -46,7 +46,7 @@ fn start_with_faults(injections: &[&str]) -> Option<DaemonBuilder> {
 }
 
 #[test]
-fn an_error_of_one_newcomer_is_none_of_the_listener() {
+fn accept_error_of_one_connection_spares_the_listener() {
     // accept(2), "Error handling": errors that are pending on the new connection come out of accept.
     for error in ["ECONNABORTED", "EPROTO", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH", "EPERM"] {
         let Some(mut daemon) = with_faults(&[&format!("inject=accept4:error={error}:when=1..3")]) else { return };
@@ -57,7 +57,7 @@ fn an_error_of_one_newcomer_is_none_of_the_listener() {
 }
 
 #[test]
-fn want_of_descriptors_or_memory_is_a_pause() {
+fn resource_exhaustion_pauses_accepting() {
     for error in ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"] {
         let Some(mut daemon) = with_faults(&[&format!("inject=accept4:error={error}:when=1..3")]) else { return };
         let clients: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
@@ -69,7 +69,7 @@ fn want_of_descriptors_or_memory_is_a_pause() {
 }
 
 #[test]
-fn an_interrupted_call_is_made_again() {
+fn interrupted_calls_are_retried() {
     let interrupted = ["read", "write", "recvfrom", "sendto", "accept4", "epoll_wait"];
     let injections = interrupted.map(|call| format!("inject={call}:error=EINTR:when=20+5"));
     let injections: Vec<&str> = injections.iter().map(String::as_str).collect();
@@ -84,7 +84,7 @@ fn an_interrupted_call_is_made_again() {
 }
 
 #[test]
-fn an_error_of_one_connection_ends_no_other() {
+fn error_closes_only_its_own_connection() {
     for call in ["recvfrom", "sendto"] {
         for error in ["EHOSTUNREACH", "ECONNABORTED", "EMFILE"] {
             let Some(mut daemon) = with_faults(&[&format!("inject={call}:error={error}:when=40")]) else { return };
@@ -100,7 +100,7 @@ fn an_error_of_one_connection_ends_no_other() {
 }
 
 #[test]
-fn want_of_memory_for_a_read_or_a_write_is_waited_out() {
+fn out_of_memory_read_or_write_is_retried() {
     // No event will say that there is memory again.
     for error in ["ENOBUFS", "ENOMEM"] {
         let read = format!("inject=recvfrom:error={error}:when=3+7");
@@ -119,7 +119,7 @@ fn want_of_memory_for_a_read_or_a_write_is_waited_out() {
 }
 
 #[test]
-fn a_call_that_would_block_for_no_reason_costs_no_byte() {
+fn spurious_eagain_loses_no_bytes() {
     // The kernel has the bytes, or the room, and says EAGAIN: the next event, whatever it is for, makes it good.
     for call in ["recvfrom", "sendto", "accept4"] {
         let Some(mut daemon) = with_faults(&[&format!("inject={call}:error=EAGAIN:when=2+3")]) else { return };
@@ -150,7 +150,7 @@ fn a_call_that_would_block_for_no_reason_costs_no_byte() {
 }
 
 #[test]
-fn who_cannot_be_registered_is_closed_and_the_others_go_on() {
+fn failed_registration_closes_only_that_connection() {
     // The limit of epoll watches (ENOSPC), or of memory. The first calls are for the signals and the listener.
     for error in ["ENOSPC", "ENOMEM"] {
         let Some(mut daemon) = with_faults(&[&format!("inject=epoll_ctl:error={error}:when=5")]) else { return };
@@ -168,7 +168,7 @@ fn who_cannot_be_registered_is_closed_and_the_others_go_on() {
 }
 
 #[test]
-fn any_other_answer_of_the_poller_ends_the_daemon_at_once() {
+fn unexpected_poll_error_ends_the_daemon() {
     for (error, errno) in [
         ("ENOMEM", Errno::NOMEM),
         ("ENOBUFS", Errno::NOBUFS),

@@ -22,7 +22,7 @@ fn assert_exact(from: Instant) {
 }
 
 #[test]
-fn a_connection_that_never_says_anything_is_closed() {
+fn silent_connection_is_closed() {
     over_each_kind(&["--idle-timeout", "1s"], |daemon| {
         let start = Instant::now();
         daemon.connect().expect_fin();
@@ -31,7 +31,7 @@ fn a_connection_that_never_says_anything_is_closed() {
 }
 
 #[test]
-fn the_clock_starts_again_with_each_byte() {
+fn each_byte_restarts_the_idle_timeout() {
     over_each_kind(&["--idle-timeout", "1s"], |daemon| {
         let client = daemon.connect();
         let start = Instant::now();
@@ -48,7 +48,7 @@ fn the_clock_starts_again_with_each_byte() {
 }
 
 #[test]
-fn a_stalled_connection_is_closed() {
+fn idle_stalled_connection_is_closed() {
     over_each_kind(&["--idle-timeout", "1s"], |daemon| {
         let start = Instant::now();
         let client = Client::connect_with_small_buffers(daemon.address());
@@ -57,7 +57,7 @@ fn a_stalled_connection_is_closed() {
 }
 
 #[test]
-fn a_connection_that_is_half_closed_and_stalled_is_closed() {
+fn idle_half_closed_stalled_connection_is_closed() {
     // CLOSE-WAIT, with an echo pending that nobody takes and that no event will ever tell of.
     over_each_kind(&["--idle-timeout", "1s"], |daemon| {
         let start = Instant::now();
@@ -89,7 +89,7 @@ fn assert_stall_ends(client: &Client, start: Instant, finish_after: Duration) {
 }
 
 #[test]
-fn a_trickling_reader_keeps_its_connection() {
+fn slow_reader_is_not_idle() {
     // Much more than the kernel's buffers hold, so the daemon is stalled all the time. It moves a few bytes in each
     // quarter of the timeout, for more than twice the timeout, and that is life.
     let daemon = Daemon::start(&["--idle-timeout", "1s"]);
@@ -110,7 +110,7 @@ fn a_trickling_reader_keeps_its_connection() {
 }
 
 #[test]
-fn a_one_shot_connection_that_never_says_anything_is_closed() {
+fn silent_one_shot_connection_is_closed() {
     over_each_kind(&["--one-shot", "--idle-timeout", "1s"], |daemon| {
         let start = Instant::now();
         daemon.connect().expect_fin();
@@ -119,7 +119,7 @@ fn a_one_shot_connection_that_never_says_anything_is_closed() {
 }
 
 #[test]
-fn a_drain_that_waits_for_a_silent_peer_ends_by_the_idle_timeout() {
+fn idle_timeout_applies_during_drain() {
     over_each_kind(&["--idle-timeout", "1s", "--drain-timeout", "1h"], |daemon| {
         let client = daemon.connect();
         client.echo(b"hello");
@@ -132,7 +132,7 @@ fn a_drain_that_waits_for_a_silent_peer_ends_by_the_idle_timeout() {
 }
 
 #[test]
-fn a_peer_that_still_sends_in_a_drain_is_not_idle_and_is_cut_at_the_drain_timeout() {
+fn sending_peer_outlasts_idle_timeout_during_drain() {
     let mut daemon = Daemon::start(&["--idle-timeout", "1s", "--drain-timeout", "3s", "-v"]);
     let client = daemon.connect();
     client.echo(b"hello");
@@ -153,7 +153,7 @@ fn a_peer_that_still_sends_in_a_drain_is_not_idle_and_is_cut_at_the_drain_timeou
 }
 
 #[test]
-fn many_connections_are_each_closed_at_their_own_time() {
+fn each_connection_has_its_own_idle_deadline() {
     let daemon = Daemon::start(&["--idle-timeout", "1s"]);
     let clients: Vec<(Client, Instant)> = (0..20)
         .map(|_| {
@@ -170,7 +170,7 @@ fn many_connections_are_each_closed_at_their_own_time() {
 }
 
 #[test]
-fn zero_never_closes() {
+fn zero_idle_timeout_never_closes() {
     let mut daemon = Daemon::start(&["--idle-timeout", "0"]);
     let client = daemon.connect();
     client.echo(b"before");
@@ -181,7 +181,7 @@ fn zero_never_closes() {
 }
 
 #[test]
-fn waiting_for_a_deadline_costs_no_cpu() {
+fn waiting_for_deadlines_uses_no_cpu() {
     // Neither before it nor at it: poll(2) counts whole milliseconds, and a loop could spin through the last one.
     let daemon = Daemon::start(&["--idle-timeout", "1s"]);
     let clients: Vec<Client> = (0..50).map(|_| daemon.connect()).collect();

@@ -9,7 +9,7 @@ use crate::over_each_kind;
 use crate::support::{Client, Daemon, TcpState, eventually, pattern, wait_until};
 
 #[test]
-fn one_message_is_echoed_and_then_our_fin_comes_first() {
+fn one_message_is_echoed_then_daemon_closes_first() {
     over_each_kind(&["--one-shot"], |daemon| {
         for length in [1, 2, 1023, 1024] {
             let client = daemon.connect();
@@ -22,7 +22,7 @@ fn one_message_is_echoed_and_then_our_fin_comes_first() {
 }
 
 #[test]
-fn of_a_longer_message_1024_bytes_come_back_and_then_fin_not_rst() {
+fn long_message_is_truncated_and_closed_with_fin() {
     // What is left unread would turn the close into RST, and that would destroy what the peer has not read yet.
     over_each_kind(&["--one-shot"], |daemon| {
         for length in [1025, 3000, 60_000] {
@@ -41,7 +41,7 @@ fn of_a_longer_message_1024_bytes_come_back_and_then_fin_not_rst() {
 }
 
 #[test]
-fn what_the_peer_sends_later_is_answered_with_rst() {
+fn data_after_close_is_answered_with_rst() {
     let daemon = Daemon::start(&["--one-shot"]);
     let client = daemon.connect();
     client.echo(b"hello");
@@ -55,7 +55,7 @@ fn what_the_peer_sends_later_is_answered_with_rst() {
 }
 
 #[test]
-fn a_peer_that_finishes_without_a_message_gets_a_fin() {
+fn fin_without_message_is_answered_with_fin() {
     over_each_kind(&["--one-shot"], |daemon| {
         let client = daemon.connect();
         client.send_fin();
@@ -87,7 +87,7 @@ fn urgent_data_is_part_of_the_message() {
 }
 
 #[test]
-fn no_connection_waits_for_another() {
+fn connections_do_not_wait_for_each_other() {
     // The tutorial's server serves one at a time.
     let daemon = Daemon::start(&["--one-shot"]);
     let silent: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
@@ -104,7 +104,7 @@ fn no_connection_waits_for_another() {
 }
 
 #[test]
-fn every_descriptor_comes_back() {
+fn one_shot_closes_every_descriptor() {
     over_each_kind(&["--one-shot", "-v"], |daemon| {
         daemon.connect().echo(b"the loop is under way");
         wait_until("that connection has gone", || daemon.stderr().contains("closed:"));

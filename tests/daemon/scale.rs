@@ -21,7 +21,7 @@ fn affordable(wanted: usize) -> usize {
 }
 
 #[test]
-fn ten_thousand_connections_at_once_each_get_their_own_bytes_back() {
+fn ten_thousand_connections_get_their_own_echo() {
     let count = affordable(10_000);
     let mut daemon = Daemon::start(&[]);
     daemon.connect().echo(b"warm up");
@@ -47,7 +47,7 @@ fn ten_thousand_connections_at_once_each_get_their_own_bytes_back() {
 }
 
 #[test]
-fn a_stream_of_64_mib_with_a_fin_right_behind_it_and_a_slow_reader_comes_back_equal() {
+fn long_stream_reaches_slow_reader_unchanged() {
     let daemon = Daemon::start(&[]);
     let bytes = pattern(64, 64 << 20);
     let client = daemon.connect();
@@ -71,7 +71,7 @@ fn a_stream_of_64_mib_with_a_fin_right_behind_it_and_a_slow_reader_comes_back_eq
 }
 
 #[test]
-fn two_thousand_peers_that_talk_at_once_are_all_served_in_every_round() {
+fn two_thousand_simultaneous_messages_are_all_echoed() {
     // More than a batch of events holds.
     let clients_wanted = affordable(2000);
     let daemon = Daemon::start(&[]);
@@ -87,7 +87,7 @@ fn two_thousand_peers_that_talk_at_once_are_all_served_in_every_round() {
 }
 
 #[test]
-fn three_thousand_short_connections_in_a_row_leave_nothing_behind() {
+fn consecutive_short_connections_leak_nothing() {
     let daemon = Daemon::start(&[]);
     let mut memory = 0;
     for round in 0..3 {

@@ -18,7 +18,7 @@ const AT_ONCE: Duration = Duration::from_secs(10);
 // (1) The listen queue.
 
 #[test]
-fn connections_that_wait_in_the_listen_queue_at_a_stop_are_served() {
+fn pending_connections_are_served_at_shutdown() {
     over_each_kind(&["--drain-timeout", "1h"], |daemon| {
         daemon.freeze();
         let clients: Vec<(Client, Vec<u8>)> =
@@ -44,7 +44,7 @@ fn connections_that_wait_in_the_listen_queue_at_a_stop_are_served() {
 }
 
 #[test]
-fn who_waits_at_the_cap_is_served_at_a_stop_although_nobody_has_left() {
+fn shutdown_serves_connections_pending_at_the_limit() {
     over_each_kind(&["--drain-timeout", "1h", "--max-connections", "1"], |daemon| {
         let silent = daemon.connect();
         silent.echo(b"the one that there may be");
@@ -64,7 +64,7 @@ fn who_waits_at_the_cap_is_served_at_a_stop_although_nobody_has_left() {
 }
 
 #[test]
-fn who_waits_for_want_of_descriptors_is_served_at_a_stop_by_those_that_fall_free() {
+fn shutdown_serves_pending_connections_as_descriptors_become_free() {
     for drain_timeout in ["0", "1s"] {
         let mut daemon = Daemon::with(&["--drain-timeout", drain_timeout]).nofile(24).start();
         let clients: Vec<Client> = (0..40).map(|_| daemon.connect()).collect();
@@ -80,7 +80,7 @@ fn who_waits_for_want_of_descriptors_is_served_at_a_stop_by_those_that_fall_free
 }
 
 #[test]
-fn a_one_shot_answer_is_finished_and_not_reset_by_a_stop_that_does_not_wait() {
+fn immediate_shutdown_does_not_reset_one_shot_echo() {
     let mut daemon = Daemon::start(&["--one-shot", "--drain-timeout", "0", "--buffer-size", "16", "-v"]);
     let client = daemon.connect();
     daemon.wait_for_log_text("opened");
@@ -97,7 +97,7 @@ fn a_one_shot_answer_is_finished_and_not_reset_by_a_stop_that_does_not_wait() {
 }
 
 #[test]
-fn listeners_close_at_a_stop_while_open_connections_are_waited_for() {
+fn listeners_close_while_drain_waits_for_connections() {
     over_each_kind(&["--drain-timeout", "1h"], |daemon| {
         let client = daemon.connect();
         client.echo(b"hello");
@@ -113,7 +113,7 @@ fn listeners_close_at_a_stop_while_open_connections_are_waited_for() {
 }
 
 #[test]
-fn who_sees_our_fin_at_a_stop_and_connects_again_is_refused_however_many_wait() {
+fn reconnect_after_shutdown_fin_is_refused() {
     over_each_kind(&["--drain-timeout", "1h"], |daemon| {
         let client = daemon.connect();
         client.echo(b"hello");
@@ -133,7 +133,7 @@ fn who_sees_our_fin_at_a_stop_and_connects_again_is_refused_however_many_wait() 
 // (2) What the kernel held.
 
 #[test]
-fn every_byte_that_the_kernel_held_at_the_signal_is_echoed() {
+fn data_received_before_signal_is_echoed() {
     let seed = 1;
     let mut random = Random::new(seed);
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
@@ -167,7 +167,7 @@ fn every_byte_that_the_kernel_held_at_the_signal_is_echoed() {
 }
 
 #[test]
-fn every_byte_that_the_kernel_held_from_a_stalled_peer_is_echoed_once_it_reads() {
+fn data_from_stalled_peer_is_echoed_after_signal() {
     let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
     let block = pattern(3, 1 << 16);
     let clients: Vec<(Client, usize)> = (0..5)
@@ -200,12 +200,12 @@ fn assert_prefix(got: &[u8], sent: &[u8], held: usize) {
 }
 
 #[test]
-fn a_stop_under_load_loses_not_one_byte_that_the_kernel_held() {
+fn shutdown_under_load_loses_no_received_byte() {
     over_each_kind(&["--drain-timeout", "1h"], stop_under_load);
 }
 
 #[test]
-fn a_peer_that_keeps_sending_cannot_put_its_fin_off() {
+fn endless_sender_cannot_delay_its_fin() {
     // With a buffer this small, the peers send faster than the daemon can ever read: no queue is ever seen empty.
     over_each_kind(&["--drain-timeout", "1h", "--buffer-size", "16"], stop_under_load);
 }
@@ -287,7 +287,7 @@ fn send_until_closed(client: &Client, sent: &AtomicUsize, block: &[u8]) {
 // (3) FIN, and what comes after it.
 
 #[test]
-fn a_peer_that_finishes_ends_the_drain_at_once() {
+fn drain_ends_when_peers_close() {
     over_each_kind(&["--drain-timeout", "1h"], |daemon| {
         let clients: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
         clients.iter().for_each(|client| client.echo(b"hello"));
@@ -301,7 +301,7 @@ fn a_peer_that_finishes_ends_the_drain_at_once() {
 }
 
 #[test]
-fn what_comes_after_our_fin_is_discarded_until_the_peers() {
+fn data_after_our_fin_is_discarded() {
     over_each_kind(&["--drain-timeout", "1h"], |daemon| {
         let client = daemon.connect();
         client.echo(b"hello");
@@ -316,7 +316,7 @@ fn what_comes_after_our_fin_is_discarded_until_the_peers() {
 }
 
 #[test]
-fn a_drain_without_connections_is_over_at_once() {
+fn drain_without_connections_ends_at_once() {
     let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
     let start = Instant::now();
     daemon.terminate();
@@ -324,7 +324,7 @@ fn a_drain_without_connections_is_over_at_once() {
 }
 
 #[test]
-fn the_drain_timeout_cuts_the_rest() {
+fn drain_timeout_closes_remaining_connections() {
     over_each_kind(&["--drain-timeout", "1s"], |daemon| {
         let silent = daemon.connect();
         silent.echo(b"silent");
@@ -350,7 +350,7 @@ fn the_drain_timeout_cuts_the_rest() {
 }
 
 #[test]
-fn waiting_for_the_end_of_a_drain_costs_no_cpu() {
+fn waiting_drain_uses_no_cpu() {
     let daemon = Daemon::start(&["--drain-timeout", "1h"]);
     let clients: Vec<Client> = (0..10).map(|_| daemon.connect()).collect();
     clients.iter().for_each(|client| client.echo(b"hello"));
@@ -363,7 +363,7 @@ fn waiting_for_the_end_of_a_drain_costs_no_cpu() {
 }
 
 #[test]
-fn a_drain_timeout_of_0_does_not_wait_but_echoes_what_the_kernel_held() {
+fn zero_drain_timeout_echoes_received_data_without_waiting() {
     // With the small buffer that takes more than one turn.
     over_each_kind(&["--drain-timeout", "0", "--buffer-size", "1024"], |daemon| {
         let open = daemon.connect();
@@ -391,7 +391,7 @@ fn a_drain_timeout_of_0_does_not_wait_but_echoes_what_the_kernel_held() {
 }
 
 #[test]
-fn a_second_signal_stops_at_once() {
+fn second_signal_exits_at_once() {
     for (first, second) in [(Signal::TERM, Signal::TERM), (Signal::TERM, Signal::INT), (Signal::INT, Signal::TERM)] {
         let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
         let client = daemon.connect();
@@ -407,7 +407,7 @@ fn a_second_signal_stops_at_once() {
 }
 
 #[test]
-fn a_second_signal_stops_at_once_although_newcomers_wait_for_what_is_cut() {
+fn second_signal_exits_despite_pending_connections() {
     let mut daemon = Daemon::with(&["--drain-timeout", "1h"]).nofile(24).start();
     let clients: Vec<Client> = (0..40).map(|_| daemon.connect()).collect();
     clients[0].echo(b"hello");
@@ -419,7 +419,7 @@ fn a_second_signal_stops_at_once_although_newcomers_wait_for_what_is_cut() {
 }
 
 #[test]
-fn a_half_closed_peer_that_is_stalled_at_the_signal_gets_all_of_its_echo() {
+fn half_closed_stalled_peer_gets_full_echo() {
     let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
     let client = daemon.connect();
     let bytes = pattern(10, 8 << 20);
@@ -449,7 +449,7 @@ fn a_half_closed_peer_that_is_stalled_at_the_signal_gets_all_of_its_echo() {
 // The other signals.
 
 #[test]
-fn sigusr1_writes_the_counters_to_stderr_whatever_the_log_level() {
+fn sigusr1_prints_counters_at_any_log_level() {
     for (arguments, filter) in [(&[][..], "info"), (&["-q"], "off"), (&["-vv"], "error")] {
         let daemon = Daemon::with(arguments).env("RUST_LOG", filter).start();
         let clients: Vec<Client> = (0..7).map(|_| daemon.connect()).collect();
@@ -466,7 +466,7 @@ fn sigusr1_writes_the_counters_to_stderr_whatever_the_log_level() {
 }
 
 #[test]
-fn sighup_is_as_sigterm() {
+fn sighup_shuts_down_like_sigterm() {
     let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
     if ignores(&daemon, 1) {
         return skip("SIGHUP is ignored here, as under nohup, and so it is by the daemon");
@@ -481,7 +481,7 @@ fn sighup_is_as_sigterm() {
 }
 
 #[test]
-fn sighup_that_was_ignored_at_start_stays_ignored() {
+fn ignored_sighup_stays_ignored() {
     // As under nohup(1).
     let mut daemon = Daemon::with(&["--drain-timeout", "0"]).shell("trap '' HUP; exec \"$@\"").start();
     let client = daemon.connect();
