@@ -8,9 +8,7 @@ use rustix::event::PollFlags;
 use rustix::net::RecvFlags;
 
 use crate::over_each_kind;
-use crate::support::{
-    Client, Daemon, Random, Signal, TIMEOUT, TcpState, assert_same, eventually, pattern, tcp_socket, wait_until,
-};
+use crate::support::{Client, Daemon, Random, Signal, TIMEOUT, TcpState, assert_same, eventually, pattern, wait_until};
 
 // Every byte received is echoed.
 

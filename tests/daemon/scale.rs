@@ -1,4 +1,4 @@
-//! Many connections, and much on one.
+//! Many connections, and long streams.
 
 use std::io::Read;
 use std::thread;
@@ -6,23 +6,24 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::assert_memory_has_not_grown;
 use crate::support::{Client, Daemon, Random, assert_same, pattern, wait_until};
 
-/// As many connections as wanted, or as our descriptors and the daemon's allow.
-fn affordable(wanted: usize) -> usize {
+/// Returns the wanted number of connections, or less if the limit on file descriptors is too low.
+fn possible_connections(wanted: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    // What the other tests of this process may need at the same time stays free.
-    let most = limit.maximum.map_or(wanted, |most| (most as usize).saturating_sub(2000).max(most as usize / 2));
-    if most < wanted {
-        crate::support::skip(&format!("{wanted} connections: RLIMIT_NOFILE allows {most}, and so many it is"));
+    // Other tests of this process need descriptors at the same time: leave 2000 of them, or half of a low limit.
+    let max = limit.maximum.map_or(wanted, |max| (max as usize).saturating_sub(2000).max(max as usize / 2));
+    if max < wanted {
+        crate::support::skip(&format!("only {max} of {wanted} connections, because RLIMIT_NOFILE does not allow more"));
     }
-    wanted.min(most)
+    wanted.min(max)
 }
 
 #[test]
 fn ten_thousand_connections_get_their_own_echo() {
-    let count = affordable(10_000);
+    let count = possible_connections(10_000);
     let mut daemon = Daemon::start(&[]);
     daemon.connect().echo(b"warm up");
     let before = daemon.memory();
@@ -31,18 +32,19 @@ fn ten_thousand_connections_get_their_own_echo() {
     for round in 0..2 {
         let messages: Vec<Vec<u8>> =
             (0..count).map(|number| pattern((round * count + number) as u64, random.between(1, 1500))).collect();
-        // All are under way before the first is read.
+        // All messages are sent before the first echo is read.
         clients.iter().zip(&messages).for_each(|(client, message)| client.send(message));
         clients.iter().zip(&messages).for_each(|(client, message)| client.expect(message));
     }
-    // 64 bytes in release, a word more in debug, and 17 of deadline, which a doubling vector may have twice.
+    // 64 bytes in a release build, one word more in a debug build, and 17 bytes for the deadline. A vector that has
+    // just doubled its capacity may use twice as much.
     let each = daemon.memory().saturating_sub(before) / count;
-    assert!(each <= 256, "{each} bytes of user memory for each idle connection");
+    assert!(each <= 256, "an idle connection should use at most 256 bytes of user memory, not {each}");
 
     clients.iter().for_each(Client::send_fin);
     clients.iter().for_each(Client::expect_fin);
-    wait_until("every descriptor is back", || daemon.descriptors().len() < 50);
-    daemon.connect().echo(b"none is left behind");
+    wait_until("the daemon has closed the descriptors of all connections", || daemon.descriptors().len() < 50);
+    daemon.connect().echo(b"still serving");
     daemon.terminate();
 }
 
@@ -63,7 +65,7 @@ fn long_stream_reaches_slow_reader_unchanged() {
                 0 => break,
                 length => got.extend_from_slice(&chunk[..length]),
             }
-            // The slowness is what is tested: the daemon stalls again and again.
+            // Slow on purpose, so that the connection stalls again and again.
             thread::sleep(Duration::from_millis(2));
         }
         assert_same(&got, &bytes);
@@ -72,11 +74,11 @@ fn long_stream_reaches_slow_reader_unchanged() {
 
 #[test]
 fn two_thousand_simultaneous_messages_are_all_echoed() {
-    // More than a batch of events holds.
-    let clients_wanted = affordable(2000);
+    // More connections than one call of epoll_wait(2) reports.
+    let count = possible_connections(2000);
     let daemon = Daemon::start(&[]);
-    let clients: Vec<Client> = (0..clients_wanted).map(|_| daemon.connect()).collect();
-    clients.iter().for_each(|client| client.echo(b"in"));
+    let clients: Vec<Client> = (0..count).map(|_| daemon.connect()).collect();
+    clients.iter().for_each(|client| client.echo(b"accepted"));
     for round in 0..3 {
         daemon.freeze();
         let message = |number: usize| pattern((round * 2000 + number) as u64, 100);
@@ -99,8 +101,8 @@ fn consecutive_short_connections_leak_nothing() {
         }
         match round {
             0 => memory = daemon.memory(),
-            _ => assert!(daemon.memory() <= memory + (64 << 10), "{memory} has become {}", daemon.memory()),
+            _ => assert_memory_has_not_grown(&daemon, memory, 64 << 10),
         }
     }
-    wait_until("every descriptor is back", || daemon.descriptors().len() < 50);
+    wait_until("the daemon has closed the descriptors of all connections", || daemon.descriptors().len() < 50);
 }

@@ -1,21 +1,36 @@
-//! The contract's section "Signals".
+//! Signals: graceful shutdown (SIGTERM, SIGINT, SIGHUP), the counters (SIGUSR1), and ignored signals.
 //!
-//! What the kernel holds at a signal is made certain, not likely: the daemon is stopped with SIGSTOP, the peers send,
-//! and `/proc/net/tcp` tells what the daemon's kernel has acknowledged. Then comes the signal, and then SIGCONT.
+//! The tests know for certain which data the kernel held when the signal was sent: they suspend the
+//! daemon with SIGSTOP, let the clients send, and read from `/proc/net/tcp` what the daemon's kernel has
+//! acknowledged. Then they send the signal, and resume the daemon with SIGCONT.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
 
 use crate::over_each_kind;
 use crate::support::{
     Client, Daemon, Random, Signal, TIMEOUT, assert_same, pattern, peers_of, pending_connections, skip, wait_until,
 };
 
-/// Far less than the drain timeout of an hour, far more than a busy machine needs.
+/// Maximum duration of what happens at once: far less than the drain timeout of an hour, and far more
+/// than a busy machine needs.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
-// (1) The listen queue.
+#[track_caller]
+fn assert_at_once(start: Instant) {
+    let elapsed = start.elapsed();
+    assert!(elapsed < AT_ONCE, "the daemon should exit at once, not after {elapsed:?}");
+}
+
+/// Returns the number of bytes that the client has sent and the daemon's kernel has not acknowledged.
+fn unacknowledged(client: &Client) -> usize {
+    client.local_socket().map_or(0, |socket| socket.unacknowledged)
+}
+
+// Phase 1: pending connections are accepted, then the listeners close.
 
 #[test]
 fn pending_connections_are_served_at_shutdown() {
@@ -30,7 +45,7 @@ fn pending_connections_are_served_at_shutdown() {
             }
         }
         if clients[0].0.is_tcp() {
-            assert_eq!(pending_connections(daemon.tcp()), 200);
+            assert_eq!(pending_connections(daemon.tcp()), 200, "all connections should be in the backlog");
         }
         daemon.signal(Signal::TERM);
         daemon.thaw();
@@ -47,7 +62,7 @@ fn pending_connections_are_served_at_shutdown() {
 fn shutdown_serves_connections_pending_at_the_limit() {
     over_each_kind(&["--drain-timeout", "1h", "--max-connections", "1"], |daemon| {
         let silent = daemon.connect();
-        silent.echo(b"the one that there may be");
+        silent.echo(b"the only one allowed");
         let waiting: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
         for client in &waiting {
             client.send(b"hello");
@@ -91,9 +106,9 @@ fn immediate_shutdown_does_not_reset_one_shot_echo() {
     client.expect(&pattern(1, 16));
     client.expect_fin();
     daemon.expect_success();
-    // A reset behind the FIN does not disturb a reader any more, so the daemon is asked how it ended.
+    // The client cannot observe a reset that arrives after the FIN, so check the close reason in the log.
     let log = daemon.whole_stderr();
-    assert!(log.contains("closed: one_shot"), "{log}");
+    assert!(log.contains("closed: one_shot"), "expected the close reason one_shot in the log:\n{log}");
 }
 
 #[test]
@@ -103,9 +118,10 @@ fn listeners_close_while_drain_waits_for_connections() {
         client.echo(b"hello");
         daemon.signal(Signal::TERM);
         client.expect_fin();
-        let error = Client::try_connect(daemon.address()).map(drop).expect_err("a newcomer is refused");
+        let result = Client::try_connect(daemon.address()).map(drop);
+        let error = result.expect_err("a new connection should be refused after the listener has closed");
         let refused = [std::io::ErrorKind::ConnectionRefused, std::io::ErrorKind::NotFound];
-        assert!(refused.contains(&error.kind()), "{error}");
+        assert!(refused.contains(&error.kind()), "expected ECONNREFUSED or ENOENT, got: {error}");
         daemon.expect_running();
         client.send_fin();
         daemon.expect_success();
@@ -118,19 +134,22 @@ fn reconnect_after_shutdown_fin_is_refused() {
         let client = daemon.connect();
         client.echo(b"hello");
         daemon.freeze();
-        let waiting: Vec<Client> = (0..300).map(|_| daemon.connect()).collect(); // More than one turn accepts.
+        let waiting: Vec<Client> = (0..300).map(|_| daemon.connect()).collect(); // More than one iteration accepts.
         daemon.signal(Signal::TERM);
         daemon.thaw();
         client.expect_fin();
-        let again = Client::try_connect(daemon.address());
-        assert!(again.is_err(), "taken into a queue that is about to be closed");
+        let reconnect = Client::try_connect(daemon.address());
+        assert!(
+            reconnect.is_err(),
+            "a client that has seen the FIN should not get into the closing listener's backlog"
+        );
         waiting.iter().for_each(Client::expect_fin);
         drop((client, waiting));
         daemon.expect_success();
     });
 }
 
-// (2) What the kernel held.
+// Phase 2: everything that the kernel held when the signal was handled is echoed.
 
 #[test]
 fn data_received_before_signal_is_echoed() {
@@ -139,11 +158,11 @@ fn data_received_before_signal_is_echoed() {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
         if signal == Signal::HUP && ignores(&daemon, 1) {
-            return skip("SIGHUP is ignored here, as under nohup, and so it is by the daemon");
+            return skip("SIGHUP was already ignored when the test started, as under nohup");
         }
         let clients: Vec<Client> = (0..50).map(|_| daemon.connect()).collect();
         for (number, client) in clients.iter().enumerate() {
-            client.echo(&pattern(number as u64, 1000)); // Each is known to the daemon and idle when it is stopped.
+            client.echo(&pattern(number as u64, 1000)); // Accepted, and idle when the daemon is suspended.
         }
         daemon.freeze();
         let held: Vec<Vec<u8>> = (0..50).map(|number| pattern(number, random.between(1, 40_000))).collect();
@@ -153,7 +172,7 @@ fn data_received_before_signal_is_echoed() {
                 client.send_fin();
             }
         }
-        wait_until("the daemon's kernel has it all", || {
+        wait_until("the daemon's kernel has acknowledged all data", || {
             peers_of(daemon.tcp()).iter().all(|peer| peer.unacknowledged == 0)
         });
         daemon.signal(signal);
@@ -178,9 +197,7 @@ fn data_from_stalled_peer_is_echoed_after_signal() {
         })
         .collect();
     daemon.freeze();
-    let acknowledged =
-        |(client, sent): &(Client, usize)| sent - client.local_socket().map_or(0, |end| end.unacknowledged);
-    let held: Vec<usize> = clients.iter().map(acknowledged).collect();
+    let held: Vec<usize> = clients.iter().map(|(client, sent)| sent - unacknowledged(client)).collect();
     daemon.signal(Signal::TERM);
     daemon.thaw();
     for ((client, sent), held) in clients.iter().zip(held) {
@@ -191,28 +208,29 @@ fn data_from_stalled_peer_is_echoed_after_signal() {
     daemon.expect_success();
 }
 
-/// What came back is a prefix of what was sent, and no shorter than what the kernel held at the signal.
+/// Asserts that the echo is a prefix of the data sent, and at least `held` bytes long: what the daemon's
+/// kernel held at the signal.
 #[track_caller]
 fn assert_prefix(got: &[u8], sent: &[u8], held: usize) {
-    assert!(got.len() <= sent.len(), "{} bytes came back of {} sent", got.len(), sent.len());
+    assert!(got.len() <= sent.len(), "got {} bytes, more than the {} sent", got.len(), sent.len());
     assert_same(got, &sent[..got.len()]);
-    assert!(got.len() >= held, "{} bytes came back, but the kernel held {held}", got.len());
+    assert!(got.len() >= held, "expected the {held} bytes that the kernel held at the signal, got {}", got.len());
 }
 
 #[test]
 fn shutdown_under_load_loses_no_received_byte() {
-    over_each_kind(&["--drain-timeout", "1h"], stop_under_load);
+    over_each_kind(&["--drain-timeout", "1h"], shut_down_under_load);
 }
 
 #[test]
 fn endless_sender_cannot_delay_its_fin() {
-    // With a buffer this small, the peers send faster than the daemon can ever read: no queue is ever seen empty.
-    over_each_kind(&["--drain-timeout", "1h", "--buffer-size", "16"], stop_under_load);
+    // With a buffer this small, the clients send faster than the daemon can read, so it never finds a queue empty.
+    over_each_kind(&["--drain-timeout", "1h", "--buffer-size", "16"], shut_down_under_load);
 }
 
-/// SIGTERM for a daemon whose peers never pause, and go on sending after it: FIN comes at once and no reset, and all
-/// that was held at the signal comes back.
-fn stop_under_load(daemon: &mut Daemon) {
+/// Sends SIGTERM to a daemon whose clients send without a pause, also after the signal. Asserts that each
+/// of them promptly gets the rest of its echo and a FIN, and no reset.
+fn shut_down_under_load(daemon: &mut Daemon) {
     let sent: Vec<AtomicUsize> = (0..8).map(|_| AtomicUsize::new(0)).collect();
     let block = pattern(4, 1 << 16);
     let clients: Vec<Client> = sent.iter().map(|_| daemon.connect()).collect();
@@ -225,35 +243,37 @@ fn stop_under_load(daemon: &mut Daemon) {
                 scope.spawn(move || send_until_closed(client, sent, block));
                 scope.spawn(move || {
                     let got = client.read_to_end();
-                    let finished = Instant::now();
+                    let closed = Instant::now();
                     sent.fetch_or(FIN_SEEN, Ordering::Relaxed);
-                    got.map(|got| (got, finished))
+                    got.map(|got| (got, closed))
                 })
             })
             .collect();
-        wait_until("every peer is under way", || sent.iter().all(|sent| sent.load(Ordering::Relaxed) > 200_000));
+        wait_until("every client has sent more than 200,000 bytes", || {
+            sent.iter().all(|sent| sent.load(Ordering::Relaxed) > 200_000)
+        });
 
         daemon.freeze();
-        // First what was sent, then what of it is not acknowledged, which may be more by now: a lower bound.
+        // A lower bound: the number of unacknowledged bytes is read after the number of sent bytes, and may have grown
+        // in between.
         let held: Vec<usize> = clients
             .iter()
             .zip(&sent)
             .map(|(client, sent)| {
                 let sent = sent.load(Ordering::Relaxed);
-                // What a Unix socket takes is with the other end at once.
-                let behind =
-                    if client.is_tcp() { client.local_socket().map_or(0, |end| end.unacknowledged) } else { 0 };
-                sent.saturating_sub(behind)
+                // A Unix socket puts the data directly into the receive buffer of the other end.
+                let in_flight = if client.is_tcp() { unacknowledged(client) } else { 0 };
+                sent.saturating_sub(in_flight)
             })
             .collect();
         daemon.signal(Signal::TERM);
-        let signalled = Instant::now();
+        let signaled = Instant::now();
         daemon.thaw();
 
         for ((reader, held), sent) in readers.into_iter().zip(held).zip(&sent) {
-            let (got, finished) = reader.join().unwrap().expect("FIN and no reset");
-            let late = finished.duration_since(signalled);
-            assert!(late < AT_ONCE, "a peer that keeps sending has put its FIN off for {late:?}");
+            let (got, closed) = reader.join().unwrap().expect("the daemon should send FIN, and no reset");
+            let delay = closed.duration_since(signaled);
+            assert!(delay < AT_ONCE, "a client that keeps sending should get its FIN at once, not after {delay:?}");
             let sent = sent.load(Ordering::Relaxed) & !FIN_SEEN;
             let expected: Vec<u8> = block.iter().copied().cycle().take(sent.max(got.len())).collect();
             assert_prefix(&got, &expected, held);
@@ -263,28 +283,28 @@ fn stop_under_load(daemon: &mut Daemon) {
     daemon.expect_success();
 }
 
-/// Marks in the count of a sender that its reader has seen the daemon's FIN.
+/// A flag in a client's count of sent bytes: its reader has seen the daemon's FIN.
 const FIN_SEEN: usize = 1 << 63;
 
-/// Sends without a pause until 200,000 bytes after the daemon's FIN, and only then sends ours.
+/// Sends without a pause. Sends FIN after another 200,000 bytes once the daemon's FIN has arrived.
 fn send_until_closed(client: &Client, sent: &AtomicUsize, block: &[u8]) {
-    let (start, mut late) = (Instant::now(), 0);
-    while late < 200_000 {
-        assert!(start.elapsed() < 2 * TIMEOUT, "after {} bytes: no end", sent.load(Ordering::Relaxed) & !FIN_SEEN);
+    let (start, mut sent_after_fin) = (Instant::now(), 0);
+    while sent_after_fin < 200_000 {
+        let total = sent.load(Ordering::Relaxed) & !FIN_SEEN;
+        assert!(start.elapsed() < 2 * TIMEOUT, "the daemon should have sent FIN; {total} bytes sent so far");
         let before = sent.load(Ordering::Relaxed);
         let offset = (before & !FIN_SEEN) % block.len();
-        client.wait_for(rustix::event::PollFlags::OUT, Duration::from_millis(100));
-        let taken =
-            client.try_send(&block[offset..]).expect("what comes after the daemon's FIN is discarded, not reset");
-        sent.fetch_add(taken, Ordering::Relaxed);
+        client.wait_for(PollFlags::OUT, Duration::from_millis(100));
+        let accepted = client.try_send(&block[offset..]).expect("the daemon should discard data sent after its FIN");
+        sent.fetch_add(accepted, Ordering::Relaxed);
         if before & FIN_SEEN != 0 {
-            late += taken;
+            sent_after_fin += accepted;
         }
     }
     client.send_fin();
 }
 
-// (3) FIN, and what comes after it.
+// Phase 3: the daemon sends FIN, and discards data until the peer's FIN.
 
 #[test]
 fn drain_ends_when_peers_close() {
@@ -296,7 +316,7 @@ fn drain_ends_when_peers_close() {
         let start = Instant::now();
         clients.iter().for_each(Client::send_fin);
         daemon.expect_success();
-        assert!(start.elapsed() < AT_ONCE);
+        assert_at_once(start);
     });
 }
 
@@ -307,11 +327,11 @@ fn data_after_our_fin_is_discarded() {
         client.echo(b"hello");
         daemon.signal(Signal::TERM);
         client.expect_fin();
-        client.send(&pattern(5, 4 << 20)); // More than any buffer between: it is read, not just held.
+        client.send(&pattern(5, 4 << 20)); // More than all kernel buffers hold, so the daemon has to read it.
         daemon.expect_running();
         client.send_fin();
         daemon.expect_success();
-        client.expect_fin(); // Still no reset.
+        client.expect_fin(); // There was no reset.
     });
 }
 
@@ -320,7 +340,7 @@ fn drain_without_connections_ends_at_once() {
     let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
     let start = Instant::now();
     daemon.terminate();
-    assert!(start.elapsed() < AT_ONCE);
+    assert_at_once(start);
 }
 
 #[test]
@@ -330,22 +350,22 @@ fn drain_timeout_closes_remaining_connections() {
         silent.echo(b"silent");
         let stalled = Client::connect_with_small_buffers(daemon.address());
         stalled.send_until_stalled(&pattern(6, 1 << 16), Duration::from_millis(100), 64 << 20);
-        let talking = daemon.connect();
-        talking.echo(b"talking");
+        let sending = daemon.connect();
+        sending.echo(b"sending");
         let start = Instant::now();
         daemon.signal(Signal::TERM);
         thread::scope(|scope| {
             scope.spawn(|| {
-                while talking.try_send(&[0; 1000]).is_ok() && start.elapsed() < AT_ONCE {
-                    talking.wait_for(rustix::event::PollFlags::OUT, Duration::from_millis(100));
+                while sending.try_send(&[0; 1000]).is_ok() && start.elapsed() < AT_ONCE {
+                    sending.wait_for(PollFlags::OUT, Duration::from_millis(100));
                 }
             });
             silent.expect_fin();
             daemon.expect_success();
         });
-        let took = start.elapsed();
-        assert!(took >= Duration::from_millis(950), "cut after {took:?}, sooner than the drain timeout of 1 s");
-        assert!(took < Duration::from_secs(3), "cut after {took:?}, long after the drain timeout of 1 s");
+        let elapsed = start.elapsed();
+        assert!(elapsed >= Duration::from_millis(950), "exited after {elapsed:?}, before the drain timeout of 1 s");
+        assert!(elapsed < Duration::from_secs(3), "exited after {elapsed:?}, long after the drain timeout of 1 s");
     });
 }
 
@@ -359,12 +379,12 @@ fn waiting_drain_uses_no_cpu() {
     daemon.signal(Signal::TERM);
     clients.iter().for_each(Client::expect_fin);
     let cpu = daemon.cpu_time_during(Duration::from_millis(500));
-    assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU in a drain that waits");
+    assert!(cpu <= Duration::from_millis(10), "waiting for peers should use no CPU time, not {cpu:?} in 500 ms");
 }
 
 #[test]
 fn zero_drain_timeout_echoes_received_data_without_waiting() {
-    // With the small buffer that takes more than one turn.
+    // With a buffer this small, echoing takes more than one iteration.
     over_each_kind(&["--drain-timeout", "0", "--buffer-size", "1024"], |daemon| {
         let open = daemon.connect();
         open.echo(b"open");
@@ -380,8 +400,8 @@ fn zero_drain_timeout_echoes_received_data_without_waiting() {
         daemon.signal(Signal::TERM);
         let start = Instant::now();
         daemon.thaw();
-        daemon.expect_success(); // Although no peer has finished.
-        assert!(start.elapsed() < AT_ONCE);
+        daemon.expect_success(); // Although no client has sent FIN.
+        assert_at_once(start);
         for client in [open, queued] {
             client.expect(&held);
             client.expect_fin();
@@ -402,7 +422,7 @@ fn second_signal_exits_at_once() {
         let start = Instant::now();
         daemon.signal(second);
         daemon.expect_success();
-        assert!(start.elapsed() < AT_ONCE);
+        assert_at_once(start);
     }
 }
 
@@ -430,14 +450,14 @@ fn half_closed_stalled_peer_gets_full_echo() {
         });
         let mut got = vec![0; 4 << 20];
         std::io::Read::read_exact(&mut &client.socket, &mut got).unwrap();
-        // Read on until the sender is through, so that every byte and the FIN are with the kernels.
+        // Read until the sender has finished, so that the kernels have all data and the FIN.
         while !sender.is_finished() {
             let mut more = [0; 4096];
             let length = std::io::Read::read(&mut &client.socket, &mut more).unwrap();
             got.extend_from_slice(&more[..length]);
         }
         daemon.freeze();
-        let held = bytes.len() - client.local_socket().map_or(0, |end| end.unacknowledged);
+        let held = bytes.len() - unacknowledged(&client);
         daemon.signal(Signal::TERM);
         daemon.thaw();
         got.extend(client.read_to_end().unwrap());
@@ -456,12 +476,12 @@ fn sigusr1_prints_counters_at_any_log_level() {
         clients.iter().for_each(|client| client.echo(b"hello"));
         daemon.signal(Signal::USR1);
         let line = daemon.wait_for_log(|line| line.contains("accepted"));
-        assert!(line.contains('7'), "seven connections were accepted: {line:?}");
-        // It stops nothing, and comes as often as it is asked for.
+        assert!(line.contains('7'), "the counters should report seven accepted connections: {line:?}");
+        // The daemon continues to serve, and prints the counters for each signal.
         clients.iter().for_each(|client| client.echo(b"still here"));
         daemon.signal(Signal::USR1);
-        wait_until("the counters a second time", || daemon.stderr().matches("accepted").count() >= 2);
-        assert_eq!(daemon.stdout().lines().count(), 1, "nothing of it goes to stdout");
+        wait_until("the counters are printed a second time", || daemon.stderr().matches("accepted").count() >= 2);
+        assert_eq!(daemon.stdout().lines().count(), 1, "the counters should not go to stdout");
     }
 }
 
@@ -469,7 +489,7 @@ fn sigusr1_prints_counters_at_any_log_level() {
 fn sighup_shuts_down_like_sigterm() {
     let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
     if ignores(&daemon, 1) {
-        return skip("SIGHUP is ignored here, as under nohup, and so it is by the daemon");
+        return skip("SIGHUP was already ignored when the test started, as under nohup");
     }
     let client = daemon.connect();
     client.echo(b"hello");
@@ -482,7 +502,7 @@ fn sighup_shuts_down_like_sigterm() {
 
 #[test]
 fn ignored_sighup_stays_ignored() {
-    // As under nohup(1).
+    // Like nohup(1).
     let mut daemon = Daemon::with(&["--drain-timeout", "0"]).shell("trap '' HUP; exec \"$@\"").start();
     let client = daemon.connect();
     client.echo(b"before");
@@ -490,21 +510,21 @@ fn ignored_sighup_stays_ignored() {
         daemon.signal(Signal::HUP);
         client.echo(b"and after");
     }
-    assert!(ignores(&daemon, 1), "SIGHUP is in SigIgn");
+    assert!(ignores(&daemon, 1), "SIGHUP should still be in SigIgn");
     daemon.close_and_terminate(client);
 }
 
 #[test]
 fn sigpipe_is_ignored() {
     let daemon = Daemon::start(&[]);
-    assert!(ignores(&daemon, 13), "SIGPIPE is in SigIgn");
+    assert!(ignores(&daemon, 13), "SIGPIPE should be in SigIgn");
     let client = daemon.connect();
     daemon.signal(Signal::PIPE);
     client.echo(b"still here");
 }
 
-/// Whether the kernel has the signal of this number down as ignored.
+/// Returns whether the daemon ignores the signal with this number (SigIgn in `/proc/PID/status`).
 fn ignores(daemon: &Daemon, number: u32) -> bool {
-    let mask = u64::from_str_radix(&daemon.status_text("SigIgn"), 16).expect("a mask");
+    let mask = u64::from_str_radix(&daemon.status_text("SigIgn"), 16).expect("SigIgn should be a hexadecimal mask");
     mask >> (number - 1) & 1 == 1
 }
