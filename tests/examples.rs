@@ -77,7 +77,7 @@ fn a_line_that_the_fin_cuts_off_has_no_answer() {
     let lines = lines();
     let peer = lines.connect();
     peer.send(b"on\nto");
-    peer.finish();
+    peer.send_fin();
     peer.expect(b"no\n");
     peer.expect_fin();
 }
@@ -113,13 +113,13 @@ fn a_line_of_1024_bytes_is_answered_and_a_longer_one_is_named_too_long_before_it
 #[test]
 fn what_a_peer_does_not_read_is_kept_and_comes_in_order() {
     let lines = lines();
-    let peer = Client::connect_narrow(&lines.address.into());
+    let peer = Client::connect_with_small_buffers(&lines.address.into());
     let text: String = pattern(7, 200_000).iter().map(|byte| format!("{byte:03}\n")).collect();
     let reversed: String = text.lines().map(|line| line.chars().rev().chain(['\n']).collect::<String>()).collect();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             peer.send(text.as_bytes());
-            peer.finish();
+            peer.send_fin();
         });
         peer.expect(reversed.as_bytes());
         peer.expect_fin();
@@ -134,7 +134,7 @@ fn the_second_protocol_drains_as_echo_does() {
     peer.expect(b"no\n");
     kill_process(Pid::from_child(&lines.child), Signal::TERM).expect("it runs");
     peer.expect_fin();
-    peer.finish();
+    peer.send_fin();
     assert_eq!(lines.child.wait().expect("a child").code(), Some(0));
 }
 
@@ -172,7 +172,7 @@ fn the_daemon_passes_every_check() {
 #[test]
 fn ten_lines_of_python_are_found_out() {
     if !support::has_program("python3") {
-        return support::skip_for_want_of("python3");
+        return support::skip_missing("python3");
     }
     let ten_lines = || Server::start(Command::new("python3").args(["examples/ten_lines.py", "0"]));
     let server = ten_lines();

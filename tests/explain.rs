@@ -66,7 +66,7 @@ fn aa_and_the_clients_fin_are_four_way() {
     let daemon = Daemon::start(&["--explain"]);
     let peer = connect(&daemon, 1);
     peer.echo(b"aa\n");
-    peer.finish();
+    peer.send_fin();
     peer.expect_fin();
     let told = [
         r#"─ PSH+ACK len 3 ─► "aa\n" ESTABLISHED"#,
@@ -100,7 +100,7 @@ fn one_shot_closes_first_holds_time_wait_and_answers_what_comes_late_with_rst() 
         peer
     };
     let finish = |peer: Client| {
-        peer.finish();
+        peer.send_fin();
         peer
     };
     for (number, act, end) in [(1, &send_late as &dyn Fn(Client) -> Client, &late[..]), (2, &finish, &finished)] {
@@ -144,12 +144,12 @@ fn a_reset_says_what_is_lost() {
 #[test]
 fn a_stall_is_a_closed_window_and_its_end_an_open_one() {
     let daemon = Daemon::start(&["--explain"]);
-    let peer = Client::connect_narrow(daemon.address());
+    let peer = Client::connect_with_small_buffers(daemon.address());
     let block = vec![b'x'; 65536];
     let mut sent = 0;
     while !daemon.stdout().contains("window closed") {
         assert!(sent < 100 << 20);
-        sent += peer.send_what_fits(&block).unwrap();
+        sent += peer.try_send(&block).unwrap();
         peer.wait_for(PollFlags::OUT, std::time::Duration::from_millis(10));
     }
     assert!(!daemon.stdout().contains("window open again"));
@@ -162,7 +162,7 @@ fn a_stall_is_a_closed_window_and_its_end_an_open_one() {
     wait_until("the end of the stall is told", || daemon.stdout().contains("window open again"));
     let narrative = daemon.stdout();
     assert!(narrative.contains("and we read no more, so that ours closes in turn: flow control"), "{narrative}");
-    peer.finish();
+    peer.send_fin();
     peer.expect_fin();
     wait_until("the end is told", || daemon.stdout().contains("finished:"));
 }
@@ -172,7 +172,7 @@ fn bulk_is_summed_up_and_no_byte_of_it_is_missing_from_the_sums() {
     let daemon = Daemon::start(&["--explain"]);
     let peer = connect(&daemon, 1);
     peer.exchange(&vec![b'x'; 8 << 20]);
-    peer.finish();
+    peer.send_fin();
     peer.expect_fin();
     wait_until("the end is told", || daemon.stdout().contains("finished:"));
     let narrative = daemon.stdout();
@@ -204,7 +204,7 @@ fn a_drain_is_told_from_our_fin_to_time_wait() {
     daemon.signal(Signal::TERM);
     peer.expect_fin();
     peer.send(b"late");
-    peer.finish();
+    peer.send_fin();
     daemon.expect_success();
     let narrative = daemon.whole_stdout();
     let story = story(&narrative, 1);
@@ -231,7 +231,7 @@ fn a_unix_socket_has_no_segments() {
     let daemon = Daemon::start(&["--explain", "--listen", &unix(&directory.join("echo.sock"))]);
     let peer = daemon.connect();
     peer.echo(b"aa\n");
-    peer.finish();
+    peer.send_fin();
     peer.expect_fin();
     wait_until("the end is told", || daemon.stdout().contains("finished:"));
     let told = [
@@ -260,7 +260,7 @@ fn connections_stay_apart_by_number() {
 
 #[test]
 fn lines_have_at_most_100_columns_and_no_colour_but_on_a_terminal() {
-    let narrative = |start: support::Start| {
+    let narrative = |start: support::DaemonBuilder| {
         let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&terminal).unwrap();
         unlockpt(&terminal).unwrap();
@@ -287,7 +287,7 @@ fn lines_have_at_most_100_columns_and_no_colour_but_on_a_terminal() {
                 talked = true;
                 let peer = Client::connect(&directory.join("echo.sock").as_path().into());
                 peer.echo("很长的一行字，长得一行写不下，所以只看得到它的开头\n".as_bytes());
-                peer.finish();
+                peer.send_fin();
                 peer.expect_fin();
             }
         }

@@ -25,7 +25,7 @@ const LIMITS: [(usize, u64); 2] = [(1, 310), (50, 195)];
 const ECHOES: usize = 1000;
 
 #[test]
-fn an_echo_costs_few_instructions() {
+fn echo_stays_within_its_instruction_limit() {
     if cfg!(debug_assertions) {
         println!("skipped: an unoptimised build tells nothing; use --release");
         return;

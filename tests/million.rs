@@ -121,7 +121,7 @@ impl Drop for Worker {
 
 #[test]
 #[ignore = "takes gigabytes of kernel memory"]
-fn as_many_connections_as_asked_for_are_held_and_each_echoes() {
+fn requested_number_of_connections_is_held_and_echoed() {
     let count: usize = std::env::var("ECHOD_CONNECTIONS").map_or(100_000, |count| count.parse().unwrap());
     // Each daemon has a worker of its own, with as many connections as the two may have descriptors.
     let share = (raise_limit() - 100).min(PER_ADDRESS * ADDRESSES_PER_DAEMON);

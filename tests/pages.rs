@@ -19,7 +19,7 @@ use std::thread;
 
 use rustix::process::{Pid, kill_process};
 use sources::{read, sources_in};
-use support::{Signal, eventually, has_program, skip_for_want_of, wait_until};
+use support::{Signal, eventually, has_program, skip_missing, wait_until};
 
 const ENGLISH: &str = "src/docs/tutorial.md";
 const CHINESE: &str = "src/docs/tutorial.zh.md";
@@ -267,7 +267,7 @@ fn openbsd_nc() -> Option<&'static str> {
 fn can_run() -> bool {
     let missing = ["ss", "python3"].into_iter().find(|program| !has_program(program));
     match missing.or_else(|| openbsd_nc().is_none().then_some("OpenBSD's nc")) {
-        Some(missing) => skip_for_want_of(missing),
+        Some(missing) => skip_missing(missing),
         None => return true,
     }
     false

@@ -170,8 +170,8 @@ fn experiments() -> Vec<Experiment> {
         let spans: Vec<String> = row.split('`').skip(1).step_by(2).map(str::to_owned).collect();
         let cells = row.split(" | ").count();
         assert_eq!((spans.len(), cells), (4, 4), "a file, a line, another, a test: {row}");
-        let [file, now, then, test] = spans.try_into().expect("four");
-        experiments.push(Experiment { file, now, then, test });
+        let [file, original, replacement, test] = spans.try_into().expect("four");
+        experiments.push(Experiment { file, original, replacement, test });
     }
     experiments
 }
@@ -185,11 +185,11 @@ fn every_module_of_the_loop_has_something_to_try_and_a_test_that_fails() {
         assert!(is_page || read(PAGE).contains(&format!("`{file}`")), "the tour does not mention {file}");
     }
     assert!(experiments.len() >= 15);
-    experiments.iter().for_each(Experiment::assert_possible);
+    experiments.iter().for_each(Experiment::assert_applicable);
 }
 
 #[test]
 #[ignore = "builds the crate once for each line to try: a quarter of an hour"]
 fn every_line_to_try_makes_its_test_fail() {
-    experiments::assert_that_all_fail(experiments());
+    experiments::assert_all_fail(experiments());
 }

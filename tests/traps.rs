@@ -472,10 +472,10 @@ const NOTHING_TO_TAKE_OUT: [(u32, &str); 5] = [
 ];
 
 fn experiments() -> Vec<Experiment> {
-    let experiment = |&(_, file, now, then, test): &(u32, &str, &str, &str, &str)| Experiment {
+    let experiment = |&(_, file, original, replacement, test): &(u32, &str, &str, &str, &str)| Experiment {
         file: file.into(),
-        now: now.into(),
-        then: then.into(),
+        original: original.into(),
+        replacement: replacement.into(),
         test: test.into(),
     };
     HANDLINGS.iter().map(experiment).collect()
@@ -488,11 +488,11 @@ fn of_each_trap_something_can_be_taken_out_or_there_is_a_reason() {
         let has_reason = NOTHING_TO_TAKE_OUT.iter().any(|reason| reason.0 == trap);
         assert!(has_handling(trap) != has_reason, "T{trap}");
     }
-    experiments().iter().for_each(Experiment::assert_possible);
+    experiments().iter().for_each(Experiment::assert_applicable);
 }
 
 #[test]
 #[ignore = "builds the crate once for each handling: a quarter of an hour"]
 fn without_its_handling_each_trap_makes_a_test_fail() {
-    experiments::assert_that_all_fail(experiments());
+    experiments::assert_all_fail(experiments());
 }

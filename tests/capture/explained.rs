@@ -115,7 +115,7 @@ fn messages_each_way_and_the_clients_fin() {
         for length in [3, 1, 2, 500, 1448, 1] {
             peer.echo(&vec![b'x'; length]);
         }
-        peer.finish();
+        peer.send_fin();
         peer.expect_fin();
     });
 }
@@ -171,7 +171,7 @@ fn a_drain_with_bytes_that_come_after_our_fin() {
         daemon.signal(Signal::TERM);
         peer.expect_fin();
         peer.send(b"too late");
-        peer.finish();
+        peer.send_fin();
         daemon.expect_success();
     });
 }
@@ -195,9 +195,9 @@ fn a_stalled_connection_falls_idle_and_its_unread_bytes_make_our_close_an_rst() 
     let Some(network) = Network::new() else { return };
     let (daemon, address) = start(&network, &["--idle-timeout=1s"]);
     let capture = network.capture();
-    let peer = network.on_client(|| Client::connect_narrow(&address.into()));
+    let peer = network.on_client(|| Client::connect_with_small_buffers(&address.into()));
     let block = vec![b'x'; 65536];
-    while peer.wait_for(PollFlags::OUT, TIMEOUT) && peer.send_what_fits(&block).is_ok() {}
+    while peer.wait_for(PollFlags::OUT, TIMEOUT) && peer.try_send(&block).is_ok() {}
     wait_until("the end is told", || daemon.stdout().contains("idle:"));
     let without_data = |mut events: Vec<Event>| {
         events.retain(|event| !matches!(event, Event::Data(..)));
@@ -218,7 +218,7 @@ fn a_message_of_several_segments_is_told_with_their_lengths() {
     let capture = network.capture();
     let peer = connect(&network, address);
     peer.echo(&[b'x'; 4000]);
-    peer.finish();
+    peer.send_fin();
     peer.expect_fin();
     let seen = seen(&capture.finish(address.port()));
     wait_until("the end is told", || daemon.stdout().contains("finished:"));

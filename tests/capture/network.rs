@@ -15,7 +15,7 @@ use std::{fmt, process, thread};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::support::{Directory, Start, eventually, has_program, skip_for_want_of};
+use super::support::{DaemonBuilder, Directory, eventually, has_program, skip_missing};
 
 /// The server's address, and the client's.
 pub const SERVER: &str = "10.77.0.1";
@@ -45,7 +45,7 @@ impl Network {
                 Err(error) => format!("network namespaces ({error})"),
             }
         };
-        skip_for_want_of(&reason);
+        skip_missing(&reason);
         None
     }
 
@@ -68,7 +68,7 @@ impl Network {
     }
 
     /// The daemon on the server's host.
-    pub fn on_server(&self, start: Start) -> Start {
+    pub fn on_server(&self, start: DaemonBuilder) -> DaemonBuilder {
         start.through(&["ip", "netns", "exec", &self.name("server")])
     }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 
 use crate::network::{Network, SERVER, Segment, Side};
-use crate::support::{Address, Client, Daemon, has_program, skip_for_want_of, wait_until};
+use crate::support::{Address, Client, Daemon, has_program, skip_missing, wait_until};
 use crate::wait_until_closed;
 
 fn segment(from: Side, flags: &[&'static str], length: usize) -> Segment {
@@ -46,7 +46,7 @@ fn aa_and_ctrl_d_are_three_segments_to_open_one_each_way_and_three_or_four_to_cl
     let peer = network.on_client(|| Client::connect(&address.into()));
 
     peer.echo(b"aa\n");
-    peer.finish(); // Ctrl-D
+    peer.send_fin(); // Ctrl-D
     peer.expect_fin();
     drop(peer);
 
@@ -57,7 +57,7 @@ fn aa_and_ctrl_d_are_three_segments_to_open_one_each_way_and_three_or_four_to_cl
 #[test]
 fn netcat_as_the_tutorial_runs_it_sends_the_same_segments() {
     if !has_program("nc") {
-        return skip_for_want_of("nc");
+        return skip_missing("nc");
     }
     let Some(network) = Network::new() else { return };
     let (daemon, address) = daemon(&network, &[]);

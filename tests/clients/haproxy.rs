@@ -78,7 +78,7 @@ fn daemon() -> Daemon {
 }
 
 #[test]
-fn a_half_close_goes_through_haproxy_and_the_whole_echo_comes_back() {
+fn half_close_through_haproxy_returns_full_echo() {
     if !is_there("haproxy") {
         return;
     }
@@ -90,7 +90,7 @@ fn a_half_close_goes_through_haproxy_and_the_whole_echo_comes_back() {
         thread::scope(|scope| {
             scope.spawn(|| {
                 client.send(&bytes);
-                client.finish();
+                client.send_fin();
             });
             assert_same(&client.read_to_end().unwrap(), &bytes);
         });
@@ -104,7 +104,7 @@ fn a_half_close_goes_through_haproxy_and_the_whole_echo_comes_back() {
 }
 
 #[test]
-fn a_conversation_through_haproxy_and_a_fin_after_a_while() {
+fn long_lived_connections_through_haproxy_close_cleanly() {
     if !is_there("haproxy") {
         return;
     }
@@ -116,7 +116,7 @@ fn a_conversation_through_haproxy_and_a_fin_after_a_while() {
             client.echo(&pattern(round * 100 + number as u64, 1000));
         }
     }
-    clients.iter().for_each(Client::finish);
+    clients.iter().for_each(Client::send_fin);
     clients.iter().for_each(Client::expect_fin);
     let ends = |server: &Daemon| server.stderr().matches("closed: finished").count();
     wait_until("both have had some, and all have finished", || {
@@ -125,7 +125,7 @@ fn a_conversation_through_haproxy_and_a_fin_after_a_while() {
 }
 
 #[test]
-fn a_daemon_that_drains_gets_no_newcomers_from_haproxy_and_loses_no_byte() {
+fn haproxy_avoids_draining_daemon_without_losing_bytes() {
     if !is_there("haproxy") {
         return;
     }
@@ -138,10 +138,10 @@ fn a_daemon_that_drains_gets_no_newcomers_from_haproxy_and_loses_no_byte() {
     for round in 0..10 {
         let client = Client::connect(&proxy.address);
         client.echo(&pattern(round, 1000));
-        client.finish();
+        client.send_fin();
         client.expect_fin();
     }
-    old.iter().for_each(Client::finish);
+    old.iter().for_each(Client::send_fin);
     old.iter().for_each(Client::expect_fin);
     servers[0].expect_success();
     servers[1].expect_running();

@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Instant;
 
-use support::{Daemon, Directory, TIMEOUT, assert_same, has_program, pattern, skip_for_want_of};
+use support::{Daemon, Directory, TIMEOUT, assert_same, has_program, pattern, skip_missing};
 
 /// More than the kernel's buffers between the two hold: who does not read while it writes, stalls.
 const MUCH: usize = 8 << 20;
@@ -26,7 +26,7 @@ const MUCH: usize = 8 << 20;
 pub fn is_there(program: &str) -> bool {
     let there = has_program(program);
     if !there {
-        skip_for_want_of(program);
+        skip_missing(program);
     }
     there
 }
@@ -137,14 +137,14 @@ fn assert_echoes_all_and_finishes(program: &str, options: &[&str]) {
 }
 
 #[test]
-fn openbsd_nc() {
+fn openbsd_nc_echoes_and_exits() {
     if is_there("nc.openbsd") {
         assert_echoes_all_and_finishes("nc.openbsd", &["-N"]);
     }
 }
 
 #[test]
-fn openbsd_nc_sends_its_fin_only_with_n() {
+fn openbsd_nc_without_n_waits_for_idle_timeout() {
     if !is_there("nc.openbsd") {
         return;
     }
@@ -159,7 +159,7 @@ fn openbsd_nc_sends_its_fin_only_with_n() {
 }
 
 #[test]
-fn openbsd_nc_over_a_unix_socket() {
+fn openbsd_nc_works_over_unix_socket() {
     if !is_there("nc.openbsd") {
         return;
     }
@@ -173,7 +173,7 @@ fn openbsd_nc_over_a_unix_socket() {
 }
 
 #[test]
-fn traditional_nc() {
+fn traditional_nc_echoes_and_exits() {
     if !is_there("nc.traditional") {
         return;
     }
@@ -189,14 +189,14 @@ fn traditional_nc() {
 }
 
 #[test]
-fn ncat() {
+fn ncat_echoes_and_exits() {
     if is_there("ncat") {
         assert_echoes_all_and_finishes("ncat", &[]);
     }
 }
 
 #[test]
-fn socat() {
+fn socat_echoes_and_exits() {
     if !is_there("socat") {
         return;
     }
@@ -210,7 +210,7 @@ fn socat() {
 }
 
 #[test]
-fn telnet() {
+fn telnet_gets_its_lines_back() {
     if !is_there("telnet") {
         return;
     }
@@ -228,7 +228,7 @@ fn telnet() {
 }
 
 #[test]
-fn curl_telnet() {
+fn curl_telnet_gets_its_lines_back() {
     if !is_there("curl") {
         return;
     }
@@ -266,7 +266,7 @@ assert answer == message, (len(answer), len(message))
 "#;
 
 #[test]
-fn python_socket() {
+fn python_socket_gets_full_echo() {
     if !is_there("python3") {
         return;
     }

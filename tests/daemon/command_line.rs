@@ -6,12 +6,12 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use crate::support::{Client, Daemon, Finished, Signal, listen_queue, pattern, wait_until};
+use crate::support::{Client, Daemon, RunOutput, Signal, pattern, pending_connections, wait_until};
 
 #[test]
 fn help_and_version_go_to_stdout_with_status_0() {
     for option in ["--help", "-h", "--version", "-V"] {
-        let Finished { code, stdout, stderr } = Daemon::with(&[option]).without_listen().run();
+        let RunOutput { code, stdout, stderr } = Daemon::with(&[option]).without_listen().run();
         assert_eq!((code, stderr.as_str()), (0, ""), "{option}");
         assert!(stdout.contains("echod"), "{option}: {stdout:?}");
         assert!(stdout.ends_with('\n') && !stdout.contains('\u{1b}'), "{option}: text for a pipe: {stdout:?}");
@@ -159,8 +159,8 @@ fn a_value_that_is_no_utf8_gets_one_line_and_status_2() {
 }
 
 /// What is wrong with the way in which the daemon refused to start, if anything is.
-fn complaint(finished: &Finished, code: i32, names: &[&str]) -> Option<String> {
-    let Finished { stderr, .. } = finished;
+fn complaint(finished: &RunOutput, code: i32, names: &[&str]) -> Option<String> {
+    let RunOutput { stderr, .. } = finished;
     let is_one_line = stderr.ends_with('\n') && stderr.lines().count() == 1;
     if finished.code != code {
         return Some(format!("status {} instead of {code}; stderr {stderr:?}", finished.code));
@@ -207,7 +207,7 @@ fn at_the_cap_accepting_pauses_and_resumes_when_a_connection_ends() {
     waiting.iter().for_each(|client| client.send(b"waiting"));
 
     // The kernel's queue holds the newcomers, those who are in are served, and the wait costs nothing.
-    let queue = || listen_queue(daemon.tcp());
+    let queue = || pending_connections(daemon.tcp());
     wait_until("five wait in the queue", || queue() == 5);
     let cpu = daemon.cpu_time_during(Duration::from_millis(500));
     assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU at the cap");
@@ -221,7 +221,7 @@ fn at_the_cap_accepting_pauses_and_resumes_when_a_connection_ends() {
     wait_until("four wait in the queue", || queue() == 4);
     waiting[1].expect_nothing_yet();
     let finished = first.pop().unwrap();
-    finished.finish();
+    finished.send_fin();
     finished.expect_fin();
     waiting[1].expect(b"waiting");
     drop(first);
@@ -299,7 +299,7 @@ fn the_backlog_is_what_listen_is_told() {
         socket
     };
     let clients: Vec<socket2::Socket> = (0..12).map(|_| connect()).collect();
-    wait_until("the queue is full", || listen_queue(address) == 5);
+    wait_until("the queue is full", || pending_connections(address) == 5);
     daemon.thaw();
     drop(clients);
     daemon.connect().echo(b"served");
@@ -337,7 +337,7 @@ fn a_process_that_stops_serves_its_share_of_the_queue_first() {
     first.thaw();
     second.thaw();
     clients.iter().for_each(|client| client.expect(b"in one queue or the other"));
-    clients.iter().for_each(Client::finish);
+    clients.iter().for_each(Client::send_fin);
     clients.iter().for_each(Client::expect_fin);
     first.expect_success();
     second.connect().echo(b"the port is served on");
@@ -366,9 +366,9 @@ fn while_it_polls_a_reply_costs_no_wake_up() {
     let daemon = Daemon::start(&["--busy-poll", "10ms"]);
     let client = daemon.connect();
     client.echo(b"warm up");
-    let before = daemon.sleeps();
+    let before = daemon.sleep_count();
     (0..200).for_each(|round| client.echo(&pattern(round, 64)));
-    let sleeps = daemon.sleeps() - before;
+    let sleeps = daemon.sleep_count() - before;
     assert!(sleeps < 100, "{sleeps} sleeps in 200 echoes, although it polls");
 }
 
@@ -379,8 +379,8 @@ fn a_busy_polling_daemon_keeps_its_other_promises() {
     client.exchange(&pattern(1, 3 << 20));
     let idle = daemon.connect();
     idle.echo(b"and then nothing");
-    idle.expect_end().ok();
-    client.expect_end().ok();
+    idle.expect_closed().ok();
+    client.expect_closed().ok();
     daemon.terminate();
 }
 
@@ -398,7 +398,7 @@ fn verbosity_is_info_by_default_and_rust_log_wins_over_the_options() {
         let client = daemon.connect();
         client.echo(b"hello");
         let peer = client.local().to_string();
-        daemon.terminate_when_finished(client);
+        daemon.close_and_terminate(client);
         let log = daemon.whole_stderr();
         (log.lines().count(), log.lines().filter(|line| line.contains(&peer)).count())
     };

@@ -1,4 +1,4 @@
-//! The contract's section "A connection".
+//! A connection: echo, half-close, backpressure, resets, fairness, and the cost of waiting.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -8,14 +8,12 @@ use rustix::event::PollFlags;
 use rustix::net::RecvFlags;
 
 use crate::over_each_kind;
-use crate::support::{
-    Client, Daemon, Random, Signal, TIMEOUT, TcpState, assert_same, eventually, pattern, tcp_socket, wait_until,
-};
+use crate::support::{Client, Daemon, Random, Signal, TIMEOUT, TcpState, assert_same, eventually, pattern, wait_until};
 
-// What comes in goes out.
+// Every byte received is echoed.
 
 #[test]
-fn every_byte_value_comes_back() {
+fn every_byte_value_is_echoed() {
     over_each_kind(&[], |daemon| {
         let all: Vec<u8> = (0..=255).collect();
         daemon.connect().echo(&all);
@@ -23,7 +21,7 @@ fn every_byte_value_comes_back() {
 }
 
 #[test]
-fn the_same_bytes_come_back_in_the_same_order_whatever_the_size_of_the_writes() {
+fn echo_is_identical_for_writes_of_any_size() {
     over_each_kind(&[], |daemon| {
         let seed = 2;
         let mut random = Random::new(seed);
@@ -33,13 +31,13 @@ fn the_same_bytes_come_back_in_the_same_order_whatever_the_size_of_the_writes() 
             scope.spawn(|| {
                 let mut rest = &bytes[..];
                 while !rest.is_empty() {
-                    // As often a few bytes as a few hundred thousand.
-                    let most = 1 << random.between(0, 18);
-                    let (now, later) = rest.split_at(random.between(1, most).min(rest.len()));
+                    // Sizes of every order of magnitude, from one byte to 256 KiB.
+                    let max = 1 << random.between(0, 18);
+                    let (now, later) = rest.split_at(random.between(1, max).min(rest.len()));
                     client.send(now);
                     rest = later;
                 }
-                client.finish();
+                client.send_fin();
             });
             assert_same(&client.read_to_end().unwrap(), &bytes);
         });
@@ -47,38 +45,43 @@ fn the_same_bytes_come_back_in_the_same_order_whatever_the_size_of_the_writes() 
 }
 
 #[test]
-fn nothing_is_held_back_while_the_peer_can_take_it() {
-    // No line, no full buffer and no timer is waited for: each byte comes back before the next is sent.
+fn single_bytes_are_echoed_without_delay() {
+    // The daemon waits neither for a line nor for a full buffer nor for a timer: each byte is echoed before the
+    // client sends the next one.
     over_each_kind(&[], |daemon| {
         let client = daemon.connect();
         let start = Instant::now();
         for number in 0..2000_u32 {
             client.echo(&[number as u8]);
         }
-        // Nagle's algorithm against a delayed acknowledgement would cost 40 ms each.
-        assert!(start.elapsed() < Duration::from_secs(20), "2000 single bytes took {:?}", start.elapsed());
+        // Nagle's algorithm combined with a delayed acknowledgment would cost 40 ms per byte.
+        let elapsed = start.elapsed();
+        assert!(
+            elapsed < Duration::from_secs(20),
+            "2000 echoes of one byte should take less than 20 s, not {elapsed:?}"
+        );
     });
 }
 
 #[test]
-fn a_message_of_exactly_the_buffer_or_one_byte_beside_it_comes_back() {
-    // A read that fills the buffer says nothing about what is behind it; a short one does.
+fn messages_around_buffer_size_are_echoed() {
+    // A short read means that the receive queue is empty; a read that fills the buffer does not.
     over_each_kind(&["--buffer-size", "4096"], |daemon| {
         for length in [4095, 4096, 4097, 8192, 40_960, 65_536] {
             let client = daemon.connect();
             let bytes = pattern(length as u64, length);
-            daemon.freeze(); // So that all of it is one event.
+            daemon.freeze(); // All bytes arrive in one event.
             client.send(&bytes);
             daemon.thaw();
             client.expect(&bytes);
-            client.finish();
+            client.send_fin();
             client.expect_fin();
         }
     });
 }
 
 #[test]
-fn a_buffer_of_one_byte_and_one_of_16_mib_echo_as_well() {
+fn smallest_and_largest_buffer_size_work() {
     for size in ["1", "16777216"] {
         let daemon = Daemon::start(&["--buffer-size", size]);
         daemon.connect().exchange(&pattern(3, 300_000));
@@ -95,14 +98,14 @@ fn urgent_data_stays_in_line() {
         client.expect(b"in line and on");
         client.send_urgent(b"!");
         client.expect(b"!");
-        client.finish();
+        client.send_fin();
         client.expect_fin();
     });
 }
 
 #[test]
-fn what_follows_an_urgent_byte_in_the_same_event_is_not_missed() {
-    // A read stops at the urgent mark with more behind it, and no edge tells of that.
+fn bytes_after_urgent_mark_are_not_missed() {
+    // A read stops at the urgent mark, and no new edge reports the bytes after it.
     over_each_kind(&[], |daemon| {
         let client = daemon.connect();
         client.echo(b"open");
@@ -121,7 +124,7 @@ fn what_follows_an_urgent_byte_in_the_same_event_is_not_missed() {
         daemon.freeze();
         client.send(b"last");
         client.send_urgent(b"mark");
-        client.finish();
+        client.send_fin();
         daemon.thaw();
         client.expect(b"lastmark");
         client.expect_fin();
@@ -136,34 +139,34 @@ fn tcp_nodelay_and_so_oobinline_are_on() {
     let local = client.local();
     let sockets = daemon.sockets();
     let is_ours = |socket: &&socket2::Socket| socket.peer_addr().is_ok_and(|peer| peer.as_socket() == Some(local));
-    let ours = sockets.iter().find(is_ours).expect("the daemon's end of the connection");
-    assert!(ours.tcp_nodelay().unwrap(), "TCP_NODELAY is off");
-    assert!(ours.out_of_band_inline().unwrap(), "SO_OOBINLINE is off");
+    let ours = sockets.iter().find(is_ours).expect("the daemon should have a socket for this connection");
+    assert!(ours.tcp_nodelay().unwrap(), "TCP_NODELAY should be on");
+    assert!(ours.out_of_band_inline().unwrap(), "SO_OOBINLINE should be on");
 }
 
 // The peer shuts down its write side.
 
 #[test]
-fn everything_before_the_peers_fin_is_echoed_and_then_comes_our_fin() {
+fn data_before_peer_fin_is_echoed_before_ours() {
     over_each_kind(&[], |daemon| {
         let client = daemon.connect();
         client.send(b"the last words");
-        client.finish();
+        client.send_fin();
         client.expect(b"the last words");
         client.expect_fin();
     });
 }
 
 #[test]
-fn a_fin_in_the_same_event_as_the_last_bytes_is_not_missed() {
-    // The read that takes the bytes is a short one. A loop that stops there waits for ever: the FIN came with the
-    // same edge.
+fn fin_with_last_bytes_is_not_missed() {
+    // The read that returns the last bytes is short. A loop that stops reading there waits forever, because the FIN
+    // arrived with the same edge.
     over_each_kind(&[], |daemon| {
         let client = daemon.connect();
         client.echo(b"open");
         daemon.freeze();
         client.send(b"bytes");
-        client.finish();
+        client.send_fin();
         daemon.thaw();
         client.expect(b"bytes");
         client.expect_fin();
@@ -171,22 +174,22 @@ fn a_fin_in_the_same_event_as_the_last_bytes_is_not_missed() {
 }
 
 #[test]
-fn a_fin_without_a_byte_is_answered_by_a_fin() {
+fn fin_without_data_is_answered_with_fin() {
     over_each_kind(&[], |daemon| {
         let client = daemon.connect();
-        client.finish();
+        client.send_fin();
         client.expect_fin();
     });
 }
 
 #[test]
-fn bytes_and_fin_that_wait_before_the_connection_is_accepted_are_served() {
-    // Registered only after all of it came: the edge is in the registration itself.
+fn data_and_fin_before_accept_are_served() {
+    // All of it arrives before the connection is registered, so registering it must report the edge.
     over_each_kind(&[], |daemon| {
         daemon.freeze();
         let client = daemon.connect();
         client.send(b"early");
-        client.finish();
+        client.send_fin();
         daemon.thaw();
         client.expect(b"early");
         client.expect_fin();
@@ -194,36 +197,40 @@ fn bytes_and_fin_that_wait_before_the_connection_is_accepted_are_served() {
 }
 
 #[test]
-fn the_socket_is_closed_only_after_the_echo_and_our_fin() {
-    // The peer finishes while it takes nothing: the daemon keeps the connection until the echo is out.
+fn socket_closes_only_after_echo_and_fin() {
+    // The client sends its FIN without reading anything. The daemon keeps the connection until the echo is sent.
     let daemon = Daemon::start(&[]);
-    let client = Client::connect_narrow(daemon.address());
+    let client = Client::connect_with_small_buffers(daemon.address());
     let block = pattern(5, 1 << 16);
     let sent = client.send_until_stalled(&block, Duration::from_millis(300), 64 << 20);
-    client.finish();
-    wait_until("the daemon's kernel knows of the FIN or holds it back behind full buffers", || {
-        client.far_end().is_some_and(|end| matches!(end.state, TcpState::CloseWait | TcpState::Established))
+    client.send_fin();
+    // ESTABLISHED as long as the client's kernel holds the FIN back behind data that does not fit into the daemon's
+    // receive buffer.
+    wait_until("the daemon's socket is in CLOSE-WAIT or ESTABLISHED", || {
+        let socket = client.remote_socket();
+        socket.is_some_and(|socket| matches!(socket.state, TcpState::CloseWait | TcpState::Established))
     });
     let got = client.read_to_end().unwrap();
     let expected: Vec<u8> = block.iter().copied().cycle().take(sent).collect();
     assert_same(&got, &expected);
-    // Both FINs are out: nothing of the connection is left at the daemon's side.
-    wait_until("the daemon's end is gone", || client.far_end().is_none());
+    // Both FINs are sent and acknowledged, so nothing is left of the daemon's socket.
+    wait_until("the daemon's socket is gone", || client.remote_socket().is_none());
 }
 
 #[test]
 fn half_close_leaves_the_other_direction_open() {
-    // "Read closed" is not "both directions gone": what was sent before the FIN may be many buffers long.
+    // A closed read side does not mean that both directions are closed: the echo of what arrived before the FIN may
+    // be many buffers long.
     over_each_kind(&[], |daemon| {
         let bytes = pattern(6, 3 << 20);
         let client = daemon.connect();
         thread::scope(|scope| {
             scope.spawn(|| {
                 client.send(&bytes);
-                client.finish();
+                client.send_fin();
             });
-            // The peer reads only once the daemon is stalled by it.
-            wait_until("something has come back", || client.wait_for(PollFlags::IN, Duration::ZERO));
+            // The client starts to read only after the first part of the echo has arrived.
+            wait_until("the first part of the echo has arrived", || client.wait_for(PollFlags::IN, Duration::ZERO));
             assert_same(&client.read_to_end().unwrap(), &bytes);
         });
     });
@@ -232,49 +239,55 @@ fn half_close_leaves_the_other_direction_open() {
 // The peer does not read.
 
 #[test]
-fn a_peer_that_does_not_read_is_not_read_from_and_blocks_itself() {
+fn nonreading_peer_is_not_read_from() {
     over_each_kind(&[], |daemon| {
         daemon.connect().echo(b"warm up");
         let before = daemon.memory();
-        let client = Client::connect_narrow(daemon.address());
-        // With nothing between but the kernel's buffers, which autotuning may widen to 32 MiB and 4 MiB.
+        let client = Client::connect_with_small_buffers(daemon.address());
+        // Only the kernel's buffers lie in between, which autotuning may enlarge to 32 MiB and 4 MiB.
         let block = pattern(7, 1 << 16);
         let sent = client.send_until_stalled(&block, Duration::from_millis(300), 64 << 20);
         let grown = daemon.memory().saturating_sub(before);
-        assert!(grown < 512 << 10, "one stalled connection took {grown} bytes of user memory");
+        assert!(
+            grown < 512 << 10,
+            "a stalled connection should use less than 512 KiB of user memory, not {grown} bytes"
+        );
 
-        // No byte was lost by it, and the connection goes on.
+        // The stall has lost no byte, and the connection continues to work.
         let expected: Vec<u8> = block.iter().copied().cycle().take(sent).collect();
         client.expect(&expected);
         client.exchange(&pattern(8, 1 << 20));
-        client.finish();
+        client.send_fin();
         client.expect_fin();
     });
 }
 
 #[test]
-fn a_stalled_connection_costs_no_cpu_and_others_go_on() {
+fn stalled_connection_neither_uses_cpu_nor_blocks_others() {
     over_each_kind(&[], |daemon| {
-        let client = Client::connect_narrow(daemon.address());
+        let client = Client::connect_with_small_buffers(daemon.address());
         client.send_until_stalled(&pattern(9, 1 << 16), Duration::from_millis(300), 64 << 20);
         let cpu = daemon.cpu_time_during(Duration::from_millis(500));
-        assert!(cpu <= Duration::from_millis(20), "{cpu:?} of CPU for a stalled connection");
-        daemon.connect().echo(b"still here");
+        assert!(
+            cpu <= Duration::from_millis(20),
+            "a stalled connection should cost no CPU time, not {cpu:?} in 500 ms"
+        );
+        daemon.connect().echo(b"still serving");
     });
 }
 
 #[test]
-fn what_comes_while_a_connection_is_stalled_is_read_when_there_is_room() {
-    // The edge of these bytes and of this FIN comes while the daemon does not read; no other will follow.
+fn data_sent_during_stall_is_read_afterwards() {
+    // The edge for this data and this FIN is delivered while the daemon does not read, and no other edge follows.
     over_each_kind(&[], |daemon| {
-        let client = Client::connect_narrow(daemon.address());
+        let client = Client::connect_with_small_buffers(daemon.address());
         let block = pattern(10, 1 << 16);
         let sent = client.send_until_stalled(&block, Duration::from_millis(300), 64 << 20);
         let rest = pattern(11, 100_000);
         thread::scope(|scope| {
             scope.spawn(|| {
                 client.send(&rest);
-                client.finish();
+                client.send_fin();
             });
             let mut expected: Vec<u8> = block.iter().copied().cycle().take(sent).collect();
             expected.extend_from_slice(&rest);
@@ -284,18 +297,19 @@ fn what_comes_while_a_connection_is_stalled_is_read_when_there_is_room() {
 }
 
 #[test]
-fn what_comes_while_a_connection_is_stalled_with_nothing_unread_is_not_forgotten() {
+fn edge_during_stall_is_remembered() {
     let daemon = Daemon::start(&[]);
-    let narrow = |socket: &socket2::Socket| socket.set_recv_buffer_size(8192);
-    let client = Client::connect_with(daemon.address(), narrow).unwrap();
+    let small_buffer = |socket: &socket2::Socket| socket.set_recv_buffer_size(8192);
+    let client = Client::connect_with(daemon.address(), small_buffer).unwrap();
     let portion = pattern(13, 40_000);
     let is_read = || {
-        let unread = tcp_socket(client.remote(), client.local()).is_none_or(|socket| socket.unread > 0);
-        let on_its_way = tcp_socket(client.local(), client.remote()).is_none_or(|socket| socket.unacknowledged > 0);
-        !unread && !on_its_way
+        let unread = client.remote_socket().is_none_or(|socket| socket.unread > 0);
+        let in_flight = client.local_socket().is_none_or(|socket| socket.unacknowledged > 0);
+        !unread && !in_flight
     };
-    // Each portion comes when the one before has been read to the last byte. The one that stays unread has come, with the FIN
-    // behind it, to a connection that was stalled and had seen its queue empty: all that it knows of them is their edge.
+    // The client sends each portion after the daemon has read all of the previous one. So the portion that stays
+    // unread, and the FIN after it, reach a connection that is stalled and has found its receive queue empty: only
+    // their edge tells the daemon that they exist.
     let mut sent = 0;
     for _ in 0..5000 {
         client.send(&portion);
@@ -308,34 +322,34 @@ fn what_comes_while_a_connection_is_stalled_with_nothing_unread_is_not_forgotten
             break;
         }
     }
-    client.finish();
+    client.send_fin();
     let expected: Vec<u8> = portion.iter().copied().cycle().take(sent).collect();
     assert_same(&client.read_to_end().unwrap(), &expected);
 }
 
 #[test]
-fn user_memory_per_stalled_connection_stays_within_the_buffer_size() {
+fn stalled_connection_memory_is_bounded_by_buffer_size() {
     const STALLED: usize = 100;
     for buffer in [4096, 65_536] {
         let daemon = Daemon::start(&["--buffer-size", &buffer.to_string()]);
-        let clients: Vec<Client> = (0..STALLED).map(|_| Client::connect_narrow(daemon.address())).collect();
+        let clients: Vec<Client> = (0..STALLED).map(|_| Client::connect_with_small_buffers(daemon.address())).collect();
         clients.iter().for_each(|client| client.echo(b"open"));
         let before = daemon.memory();
         let block = pattern(12, 1 << 16);
         wait_until_all_are_stalled(&clients, &block);
         let grown = daemon.memory().saturating_sub(before);
-        // The constant: what the allocator adds, and the pages of the shared buffer that were not touched before.
-        let most = STALLED * (buffer + 1024) + (512 << 10);
-        assert!(grown <= most, "{STALLED} stalled connections took {grown} bytes, at most {most} were promised");
+        // The constants allow for the allocator's overhead and for pages of the scratch buffer that were not resident.
+        let limit = STALLED * (buffer + 1024) + (512 << 10);
+        assert!(grown <= limit, "{STALLED} stalled connections should use at most {limit} bytes, not {grown}");
     }
 }
 
-/// Fills every connection until for a while none takes a byte.
+/// Sends on every connection until none has accepted a byte for 300 ms.
 fn wait_until_all_are_stalled(clients: &[Client], block: &[u8]) {
     let mut last = Instant::now();
     while last.elapsed() < Duration::from_millis(300) {
         for client in clients {
-            while client.send_what_fits(block).unwrap() > 0 {
+            while client.try_send(block).unwrap() > 0 {
                 last = Instant::now();
             }
         }
@@ -346,24 +360,24 @@ fn wait_until_all_are_stalled(clients: &[Client], block: &[u8]) {
 // The peer resets.
 
 #[test]
-fn a_reset_ends_that_connection_quietly_and_touches_no_other() {
+fn reset_closes_only_its_connection_quietly() {
     let daemon = Daemon::start(&[]);
     let other = daemon.connect();
     other.echo(b"before");
     let descriptors = daemon.descriptors().len();
 
-    // Idle; with an echo unread; half-closed; and before it was even accepted.
+    // Idle; with an unread echo; stalled; stalled and half-closed; and before it is accepted.
     daemon.connect().reset();
     let client = daemon.connect();
     client.echo(b"once");
     client.send(b"unread");
     client.reset();
-    let client = Client::connect_narrow(daemon.address());
+    let client = Client::connect_with_small_buffers(daemon.address());
     client.send_until_stalled(&pattern(13, 1 << 16), Duration::from_millis(200), 64 << 20);
     client.reset();
-    let client = Client::connect_narrow(daemon.address());
+    let client = Client::connect_with_small_buffers(daemon.address());
     client.send_until_stalled(&pattern(14, 1 << 16), Duration::from_millis(200), 64 << 20);
-    client.finish();
+    client.send_fin();
     client.reset();
     daemon.freeze();
     for _ in 0..20 {
@@ -374,51 +388,56 @@ fn a_reset_ends_that_connection_quietly_and_touches_no_other() {
     let late = daemon.connect();
     daemon.thaw();
 
-    late.echo(b"behind twenty resets in the listen queue");
+    late.echo(b"queued after twenty resets in the backlog");
     drop(late);
     other.echo(b"after");
-    wait_until("every descriptor is back", || daemon.descriptors().len() == descriptors);
-    assert!(!daemon.stderr().contains("127.0.0.1:"), "a reset is nothing to log at `info`: {}", daemon.stderr());
+    wait_until("the daemon has closed all descriptors of the reset connections", || {
+        daemon.descriptors().len() == descriptors
+    });
+    assert!(!daemon.stderr().contains("127.0.0.1:"), "a reset should not be logged at `info`: {}", daemon.stderr());
 }
 
 #[test]
-fn a_reset_is_told_at_debug() {
+fn reset_is_logged_at_debug_level() {
     let daemon = Daemon::start(&["-v"]);
     let client = daemon.connect();
     client.echo(b"hello");
     let peer = client.local().to_string();
     client.reset();
-    daemon.wait_for_log(|line| line.contains(&peer) && line.contains("closed: reset,")); // No error of the system's.
+    // The comma shows that no error text follows the reason.
+    daemon.wait_for_log(|line| line.contains(&peer) && line.contains("closed: reset,"));
 }
 
 #[test]
-fn a_unix_peer_that_only_hangs_up_leaves_no_slot_behind() {
+fn peer_hangup_leaks_no_descriptors() {
     over_each_kind(&["-v"], |daemon| {
         daemon.connect().echo(b"warm up");
         let clients: Vec<Client> = (0..50).map(|_| daemon.connect()).collect();
         clients.iter().for_each(|client| client.echo(b"x"));
         let open = daemon.descriptors().len();
         drop(clients);
-        wait_until("fifty descriptors are back", || daemon.descriptors().len() <= open - 50);
+        wait_until("the daemon has closed the descriptors of all fifty connections", || {
+            daemon.descriptors().len() <= open - 50
+        });
     });
 }
 
 #[test]
-fn a_peer_that_closes_over_an_unread_echo_ends_only_itself() {
+fn close_with_unread_echo_affects_no_others() {
     over_each_kind(&[], |daemon| {
         let other = daemon.connect();
         for _ in 0..50 {
             let client = daemon.connect();
             client.send(&pattern(15, 50_000));
-            drop(client); // With bytes unread or on their way: the daemon meets ECONNRESET or EPIPE.
+            drop(client); // With data unread or in flight, so the daemon gets ECONNRESET or EPIPE.
         }
         other.exchange(&pattern(16, 200_000));
     });
 }
 
 #[test]
-fn a_connection_never_answers_for_one_whose_slot_it_took() {
-    // Slots are used again at once here: bytes of a former occupant would show in the newcomer's echo.
+fn reused_slot_never_mixes_up_echoes() {
+    // Slots are reused immediately, so stale data of a closed connection would show up in the echo of a new one.
     let daemon = Daemon::start(&[]);
     let mut random = Random::new(17);
     let mut open: Vec<(Client, Vec<u8>)> = Vec::new();
@@ -442,7 +461,7 @@ fn a_connection_never_answers_for_one_whose_slot_it_took() {
 // One busy peer never starves another.
 
 #[test]
-fn busy_peers_do_not_starve_another() {
+fn busy_peers_do_not_starve_others() {
     over_each_kind(&[], |daemon| {
         let busy: Vec<Client> = (0..2).map(|_| daemon.connect()).collect();
         let quiet = daemon.connect();
@@ -452,7 +471,7 @@ fn busy_peers_do_not_starve_another() {
         thread::scope(|scope| {
             for client in &busy {
                 scope.spawn(|| {
-                    while !done.load(Ordering::Relaxed) && client.send_what_fits(&block).is_ok() {
+                    while !done.load(Ordering::Relaxed) && client.try_send(&block).is_ok() {
                         client.wait_for(PollFlags::OUT, soon);
                     }
                 });
@@ -467,21 +486,22 @@ fn busy_peers_do_not_starve_another() {
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 for number in 0..50_u8 {
                     quiet.echo(&[number]);
-                    // A newcomer is not starved, either.
+                    // A new connection must not starve, either.
                     daemon.connect().echo(b"new");
                 }
             }));
             done.store(true, Ordering::Relaxed);
-            outcome.expect("the quiet peer is served while two others never pause");
-            assert!(start.elapsed() < Duration::from_secs(20), "100 echoes took {:?}", start.elapsed());
+            outcome.expect("the quiet client should be served while two others send without a pause");
+            let elapsed = start.elapsed();
+            assert!(elapsed < Duration::from_secs(20), "100 echoes should take less than 20 s, not {elapsed:?}");
         });
     });
 }
 
 #[test]
-fn a_peer_without_end_does_not_keep_the_loop() {
-    // Of an echo, a peer that stops reading gives the daemon a rest. Here there is none: in a drain it reads and
-    // discards, and with a buffer this small the peer is always ahead of it.
+fn endless_sender_does_not_monopolize_the_loop() {
+    // While it echoes, the daemon gets a break whenever the client does not read fast enough. During a drain it
+    // does not, because it discards what it reads, and with a buffer this small the client is always faster.
     over_each_kind(&["--buffer-size", "16", "--drain-timeout", "1h"], |daemon| {
         let (busy, quiet) = (daemon.connect(), daemon.connect());
         busy.echo(b"busy");
@@ -493,30 +513,33 @@ fn a_peer_without_end_does_not_keep_the_loop() {
         thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) && start.elapsed() < 2 * TIMEOUT {
-                    busy.send_what_fits(&block).expect("discarded, not reset");
+                    busy.try_send(&block).expect("the daemon should discard the data and not reset the connection");
                     busy.wait_for(PollFlags::OUT, Duration::from_millis(100));
                 }
             });
-            wait_until("the peer is far ahead", || busy.send_what_fits(&block).is_ok_and(|taken| taken == 0));
+            wait_until("the busy client has filled the kernel's buffers", || {
+                busy.try_send(&block).is_ok_and(|sent| sent == 0)
+            });
             let open = daemon.descriptors().len();
-            quiet.finish();
-            wait_until("the quiet peer's FIN is noticed", || daemon.descriptors().len() < open);
+            quiet.send_fin();
+            wait_until("the daemon has closed the quiet client's connection", || daemon.descriptors().len() < open);
             done.store(true, Ordering::Relaxed);
         });
-        busy.finish();
+        busy.send_fin();
         daemon.expect_success();
     });
 }
 
 #[test]
-fn what_is_left_over_when_a_turn_is_used_up_is_served_without_a_new_edge() {
-    // With a buffer of one byte, any bound on the reads of a turn is reached long before the end of the queue.
+fn leftover_data_is_served_without_a_new_edge() {
+    // With a buffer of one byte, a connection exhausts any budget of reads per iteration long before its queue is
+    // empty.
     over_each_kind(&["--buffer-size", "1"], |daemon| {
         let client = daemon.connect();
         let bytes = pattern(19, 20_000);
         daemon.freeze();
         client.send(&bytes);
-        client.finish();
+        client.send_fin();
         daemon.thaw();
         client.expect(&bytes);
         client.expect_fin();
@@ -526,7 +549,7 @@ fn what_is_left_over_when_a_turn_is_used_up_is_served_without_a_new_edge() {
 // Accepting.
 
 #[test]
-fn a_burst_of_connections_in_one_event_is_accepted_to_the_last() {
+fn burst_of_connections_in_one_event_is_accepted() {
     over_each_kind(&[], |daemon| {
         daemon.freeze();
         let clients: Vec<Client> = (0..600).map(|_| daemon.connect()).collect();
@@ -540,25 +563,25 @@ fn a_burst_of_connections_in_one_event_is_accepted_to_the_last() {
 // Waiting costs no CPU.
 
 #[test]
-fn an_idle_daemon_sleeps_until_something_is_due() {
+fn idle_daemon_sleeps_and_uses_no_cpu() {
     over_each_kind(&[], |daemon| {
         let clients: Vec<Client> = (0..10).map(|_| daemon.connect()).collect();
         clients.iter().for_each(|client| client.echo(b"hello"));
-        // It goes to sleep once more after the last echo, and then there is nothing to wake it for ten minutes.
-        let asleep = eventually("the daemon sleeps", || {
-            let before = daemon.sleeps();
+        // After the last echo the daemon goes to sleep, and no timer expires for ten minutes.
+        let asleep = eventually("the daemon is asleep", || {
+            let before = daemon.sleep_count();
             thread::sleep(Duration::from_millis(50));
-            (daemon.sleeps() == before).then_some(before)
+            (daemon.sleep_count() == before).then_some(before)
         });
         let cpu = daemon.cpu_time_during(Duration::from_secs(1));
-        assert_eq!(daemon.sleeps(), asleep, "it woke although nothing was due");
-        assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU in a second of idleness");
+        assert_eq!(daemon.sleep_count(), asleep, "an idle daemon should not wake up");
+        assert!(cpu <= Duration::from_millis(10), "an idle daemon should use no CPU time, not {cpu:?} in 1 s");
     });
 }
 
 #[test]
-fn a_wake_up_for_nothing_is_borne() {
-    // SIGSTOP and SIGCONT make epoll_wait(2) return EINTR; SIGPIPE and SIGCHLD are nobody's business here.
+fn spurious_wakeup_is_harmless() {
+    // SIGSTOP and SIGCONT make epoll_wait(2) return EINTR. The daemon ignores SIGPIPE and SIGCHLD.
     over_each_kind(&[], |daemon| {
         let client = daemon.connect();
         for round in 0..50 {
@@ -569,6 +592,6 @@ fn a_wake_up_for_nothing_is_borne() {
             daemon.signal(Signal::CHILD);
         }
         client.echo(b"the same connection");
-        daemon.terminate_when_finished(client);
+        daemon.close_and_terminate(client);
     });
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Daemon, Signal, listen_queue, pattern, wait_until};
+use crate::support::{Client, Daemon, Signal, pattern, pending_connections, wait_until};
 
 #[test]
 fn with_64_descriptors_100_clients_are_all_served_in_the_end_and_waiting_costs_no_cpu() {
@@ -13,7 +13,7 @@ fn with_64_descriptors_100_clients_are_all_served_in_the_end_and_waiting_costs_n
     }
     clients[0].expect(&pattern(0, 1000));
     wait_until("the others wait in the queue", || {
-        let queue = listen_queue(daemon.tcp());
+        let queue = pending_connections(daemon.tcp());
         (36..100).contains(&queue) // Of 64 some are its own.
     });
     let cpu = daemon.cpu_time_during(Duration::from_secs(1));
@@ -22,7 +22,7 @@ fn with_64_descriptors_100_clients_are_all_served_in_the_end_and_waiting_costs_n
 
     let mut clients = clients.into_iter().enumerate();
     let (_, first) = clients.next().unwrap();
-    first.finish();
+    first.send_fin();
     first.expect_fin();
     drop(first);
     for (number, client) in clients {
@@ -57,7 +57,7 @@ fn without_descriptors_open_connections_go_on_and_the_loop_does_not_spin() {
     assert_eq!(daemon.stderr(), log, "a line for the pause, and none for each attempt");
     clients.iter().for_each(|client| client.exchange(&pattern(1, 300_000)));
     waiting.expect_nothing_yet();
-    assert_eq!(listen_queue(daemon.tcp()), 1, "the kernel's queue holds the newcomer");
+    assert_eq!(pending_connections(daemon.tcp()), 1, "the kernel's queue holds the newcomer");
 }
 
 #[test]
@@ -106,12 +106,12 @@ fn without_descriptors_a_stop_still_drains() {
     for client in &clients {
         client.expect(b"held at the signal");
         client.expect_fin();
-        client.finish();
+        client.send_fin();
     }
     // Those who have ended leave their descriptors to those who wait in the queue.
     waiting.expect(b"in the queue");
     waiting.expect_fin();
-    waiting.finish();
+    waiting.send_fin();
     daemon.expect_success();
 }
 
@@ -120,7 +120,7 @@ fn without_descriptors_or_connections_a_stop_ends_at_the_drain_timeout() {
     let mut daemon = Daemon::start(&["--drain-timeout", "1s"]);
     let first = daemon.connect();
     first.echo(b"the loop is under way");
-    first.finish();
+    first.send_fin();
     first.expect_fin();
     let open = daemon.descriptors();
     let lowest_free = (0..).find(|number| !open.contains(number)).unwrap();

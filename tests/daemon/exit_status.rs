@@ -23,7 +23,7 @@ fn status_0_also_where_connections_had_to_be_cut() {
     let mut daemon = Daemon::start(&["--drain-timeout", "100ms"]);
     let silent = daemon.connect();
     silent.echo(b"hello");
-    let stalled = Client::connect_narrow(daemon.address());
+    let stalled = Client::connect_with_small_buffers(daemon.address());
     stalled.send_until_stalled(&[7; 65_536], Duration::from_millis(200), 64 << 20);
     daemon.terminate();
 }

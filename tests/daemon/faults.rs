@@ -1,19 +1,20 @@
-//! System calls that fail, by strace(1), which answers the daemon's calls in the kernel's place.
+//! System calls that fail: strace(1) makes the daemon's calls return errors that the kernel would not
+//! return on loopback, but does return in production.
 //!
-//! Some of these no peer can bring about on loopback, and each of them happens in the world. Skipped where strace
-//! is missing or may not trace.
+//! The tests are skipped if strace is missing or is not allowed to trace.
 //!
-//! What each answer leads to; a test below shows each:
+//! How the daemon handles each error, which the tests below verify:
 //!
 //! | | recvfrom | sendto | accept4 | epoll_wait |
 //! |---|---|---|---|---|
-//! | EINTR | again | again | again | an empty turn |
-//! | EAGAIN | the next event | the next event | the next event | the end |
-//! | ECONNABORTED | that connection ends | that connection ends | the next newcomer | the end |
-//! | EMFILE | that connection ends | that connection ends | a pause | the end |
-//! | ENOBUFS, ENOMEM | after a while | after a while | a pause | the end |
+//! | EINTR | retry at once | retry at once | retry at once | empty iteration |
+//! | EAGAIN | wait for an event | wait for an event | wait for an event | exit |
+//! | ECONNABORTED | close the connection | close the connection | accept the next one | exit |
+//! | EMFILE | close the connection | close the connection | pause accepting | exit |
+//! | ENOBUFS, ENOMEM | retry later | retry later | pause accepting | exit |
 //!
-//! epoll_wait(2) knows EINTR for an answer that passes. Anything else is a poller that is broken: one line, and status 1.
+//! For epoll_wait(2), EINTR is the only temporary error. Any other means that the poller is unusable:
+//! the daemon prints one line and exits with status 1.
 
 use std::io;
 use std::process::Command;
@@ -22,46 +23,44 @@ use std::time::Duration;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
-use crate::support::{Client, Daemon, Signal, Start, TIMEOUT, has_program, pattern, skip_for_want_of};
+use crate::support::{Client, Daemon, Signal, TIMEOUT, has_program, pattern, skip_missing};
 
-/// The daemon under `strace -e inject=…`, or nothing where that does not work. With -D strace is the grandchild, and
-/// the daemon keeps the process ID that we know.
+/// Starts the daemon under `strace -e inject=…`, or skips the test and returns `None` if strace does
+/// not work here.
+///
+/// With -D, strace runs as a detached grandchild, and the daemon itself is the child that we start.
 fn with_faults(injections: &[&str]) -> Option<Daemon> {
-    Some(start_with_faults(injections)?.start())
-}
-
-fn start_with_faults(injections: &[&str]) -> Option<Start> {
     let can_trace = || {
         let mut command = Command::new("strace");
         command.args(["-D", "-o", "/dev/null", "true"]);
         command.output().is_ok_and(|output| output.status.success())
     };
     if !has_program("strace") || !can_trace() {
-        skip_for_want_of("an strace that may trace");
+        skip_missing("strace with permission to trace");
         return None;
     }
     let injections = injections.iter().flat_map(|injection| ["-e", injection]);
     let wrapper: Vec<&str> = ["strace", "-D", "-qq", "-o", "/dev/null"].into_iter().chain(injections).collect();
-    Some(Daemon::with(&[]).through(&wrapper))
+    Some(Daemon::with(&[]).through(&wrapper).start())
 }
 
 #[test]
-fn an_error_of_one_newcomer_is_none_of_the_listener() {
-    // accept(2), "Error handling": errors that are pending on the new connection come out of accept.
+fn accept_error_of_one_connection_spares_the_listener() {
+    // accept(2), "Error handling": accept returns errors that are already pending on the new connection.
     for error in ["ECONNABORTED", "EPROTO", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH", "EPERM"] {
         let Some(mut daemon) = with_faults(&[&format!("inject=accept4:error={error}:when=1..3")]) else { return };
         let client = daemon.connect();
         client.echo(error.as_bytes());
-        daemon.terminate_when_finished(client);
+        daemon.close_and_terminate(client);
     }
 }
 
 #[test]
-fn want_of_descriptors_or_memory_is_a_pause() {
+fn resource_exhaustion_pauses_accepting() {
     for error in ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"] {
         let Some(mut daemon) = with_faults(&[&format!("inject=accept4:error={error}:when=1..3")]) else { return };
         let clients: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
-        // Nobody else comes and nobody goes: the daemon tries again by itself.
+        // No other connection is opened or closed meanwhile, so the daemon retries by its own timer.
         clients.iter().for_each(|client| client.echo(error.as_bytes()));
         drop(clients);
         daemon.terminate();
@@ -69,7 +68,7 @@ fn want_of_descriptors_or_memory_is_a_pause() {
 }
 
 #[test]
-fn an_interrupted_call_is_made_again() {
+fn interrupted_calls_are_retried() {
     let interrupted = ["read", "write", "recvfrom", "sendto", "accept4", "epoll_wait"];
     let injections = interrupted.map(|call| format!("inject={call}:error=EINTR:when=20+5"));
     let injections: Vec<&str> = injections.iter().map(String::as_str).collect();
@@ -77,21 +76,21 @@ fn an_interrupted_call_is_made_again() {
     for round in 0..20 {
         let client = daemon.connect();
         client.echo(&pattern(round, 1000));
-        client.finish();
+        client.send_fin();
         client.expect_fin();
     }
     daemon.terminate();
 }
 
 #[test]
-fn an_error_of_one_connection_ends_no_other() {
+fn error_closes_only_its_own_connection() {
     for call in ["recvfrom", "sendto"] {
         for error in ["EHOSTUNREACH", "ECONNABORTED", "EMFILE"] {
             let Some(mut daemon) = with_faults(&[&format!("inject={call}:error={error}:when=40")]) else { return };
             let clients: Vec<Client> = (0..50).map(|_| daemon.connect()).collect();
             clients.iter().for_each(|client| client.send(b"hello"));
-            let ended = clients.iter().filter(|client| client.read_exactly(5).is_err()).count();
-            assert_eq!(ended, 1, "{ended} connections have ended for the {error} of one {call}");
+            let closed = clients.iter().filter(|client| client.read_exactly(5).is_err()).count();
+            assert_eq!(closed, 1, "one {error} from {call} should close one connection, not {closed}");
             daemon.connect().echo(b"served");
             drop(clients);
             daemon.terminate();
@@ -100,8 +99,8 @@ fn an_error_of_one_connection_ends_no_other() {
 }
 
 #[test]
-fn want_of_memory_for_a_read_or_a_write_is_waited_out() {
-    // No event will say that there is memory again.
+fn out_of_memory_read_or_write_is_retried() {
+    // No event reports that memory is available again.
     for error in ["ENOBUFS", "ENOMEM"] {
         let read = format!("inject=recvfrom:error={error}:when=3+7");
         let write = format!("inject=sendto:error={error}:when=2+5");
@@ -112,52 +111,53 @@ fn want_of_memory_for_a_read_or_a_write_is_waited_out() {
             clients.iter().enumerate().for_each(|(number, client)| client.send(&message(number)));
             clients.iter().enumerate().for_each(|(number, client)| client.expect(&message(number)));
         }
-        clients.iter().for_each(Client::finish);
+        clients.iter().for_each(Client::send_fin);
         clients.iter().for_each(Client::expect_fin);
         daemon.terminate();
     }
 }
 
 #[test]
-fn a_call_that_would_block_for_no_reason_costs_no_byte() {
-    // The kernel has the bytes, or the room, and says EAGAIN: the next event, whatever it is for, makes it good.
+fn spurious_eagain_loses_no_bytes() {
+    // The call returns EAGAIN although there is data to read or room to write. The daemon must recover at the next
+    // event of that descriptor.
     for call in ["recvfrom", "sendto", "accept4"] {
         let Some(mut daemon) = with_faults(&[&format!("inject={call}:error=EAGAIN:when=2+3")]) else { return };
-        let poked = daemon.connect();
+        let other = daemon.connect();
         let client = daemon.connect();
         let bytes = pattern(1, 2000);
-        let mut answered = 0;
-        let mut pokes = bytes.chunks(100);
-        while answered < bytes.len() {
-            if let Some(poke) = pokes.next() {
-                client.send(poke);
+        let mut echoed = 0;
+        let mut chunks = bytes.chunks(100);
+        while echoed < bytes.len() {
+            if let Some(chunk) = chunks.next() {
+                client.send(chunk);
             } else {
-                client.finish(); // One more event, if it is still needed.
-                client.expect(&bytes[answered..]);
+                client.send_fin(); // One more event, in case the daemon still needs one.
+                client.expect(&bytes[echoed..]);
                 client.expect_fin();
                 break;
             }
-            poked.send(b"."); // Somebody else's event.
-            drop(daemon.connect()); // And one of the listener.
-            while client.wait_for(PollFlags::IN, Duration::from_millis(20)) && answered < bytes.len() {
-                client.expect(&bytes[answered..answered + 1]);
-                answered += 1;
+            other.send(b"."); // An event of another connection.
+            drop(daemon.connect()); // An event of the listener.
+            while client.wait_for(PollFlags::IN, Duration::from_millis(20)) && echoed < bytes.len() {
+                client.expect(&bytes[echoed..echoed + 1]);
+                echoed += 1;
             }
         }
-        drop((client, poked));
+        drop((client, other));
         daemon.terminate();
     }
 }
 
 #[test]
-fn who_cannot_be_registered_is_closed_and_the_others_go_on() {
-    // The limit of epoll watches (ENOSPC), or of memory. The first calls are for the signals and the listener.
+fn failed_registration_closes_only_that_connection() {
+    // ENOSPC: the limit on epoll watches is reached. The first calls register the signals and the listener.
     for error in ["ENOSPC", "ENOMEM"] {
         let Some(mut daemon) = with_faults(&[&format!("inject=epoll_ctl:error={error}:when=5")]) else { return };
         let clients: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
         clients.iter().for_each(|client| client.send(b"hello"));
         let refused = clients.iter().filter(|client| client.read_exactly(5).is_err()).count();
-        assert_eq!(refused, 1, "{refused} connections were closed for one that could not be registered");
+        assert_eq!(refused, 1, "one failed registration should close one connection, not {refused}");
         daemon.wait_for_log(|line| line.contains("cannot register a connection"));
         daemon.signal(Signal::USR1);
         daemon.wait_for_log(|line| line.contains("; 1 accept errors"));
@@ -168,7 +168,7 @@ fn who_cannot_be_registered_is_closed_and_the_others_go_on() {
 }
 
 #[test]
-fn any_other_answer_of_the_poller_ends_the_daemon_at_once() {
+fn unexpected_poll_error_ends_the_daemon() {
     for (error, errno) in [
         ("ENOMEM", Errno::NOMEM),
         ("ENOBUFS", Errno::NOBUFS),
@@ -177,18 +177,17 @@ fn any_other_answer_of_the_poller_ends_the_daemon_at_once() {
         ("EAGAIN", Errno::AGAIN),
         ("EBADF", Errno::BADF),
     ] {
-        // The sixth only: a daemon that asked again would go on.
-        let Some(start) = start_with_faults(&[&format!("inject=epoll_wait:error={error}:when=6")]) else { return };
-        let mut daemon = start.start();
+        // Only the sixth call fails, so a daemon that calls again would survive.
+        let Some(mut daemon) = with_faults(&[&format!("inject=epoll_wait:error={error}:when=6")]) else { return };
         let client = daemon.connect();
-        // Each byte is a turn, until there is an end instead of an answer.
-        let answers =
-            (0..20).take_while(|_| client.send_what_fits(b".").is_ok() && client.read_exactly(1).is_ok()).count();
-        assert!((1..20).contains(&answers), "{answers} answers in spite of {error}");
-        assert_eq!(daemon.wait_exit(TIMEOUT).code(), Some(1), "{error}");
+        // Each byte costs a call of epoll_wait(2), so the daemon exits before it has echoed twenty.
+        let echoes = (0..20).take_while(|_| client.try_send(b".").is_ok() && client.read_exactly(1).is_ok()).count();
+        assert!((1..20).contains(&echoes), "{error} should end the daemon after a few echoes, not after {echoes}");
+        assert_eq!(daemon.wait_exit(TIMEOUT).code(), Some(1), "{error} should end the daemon with status 1");
         let log = daemon.whole_stderr();
         let line = format!("echod: cannot go on: {}", io::Error::from(errno));
-        assert_eq!(log.lines().last(), Some(line.as_str()), "{log}");
-        assert!(!log.contains("panicked") && log.matches("cannot go on").count() == 1, "{log}");
+        assert_eq!(log.lines().last(), Some(line.as_str()), "the last line of stderr should name the error:\n{log}");
+        assert_eq!(log.matches("cannot go on").count(), 1, "the error should be printed once:\n{log}");
+        assert!(!log.contains("panicked"), "the daemon should not panic:\n{log}");
     }
 }

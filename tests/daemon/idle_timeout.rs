@@ -1,5 +1,5 @@
-//! `--idle-timeout`: a connection on which no byte moved for this long is closed, in whatever state it is, at most
-//! 1 s late.
+//! `--idle-timeout`: a connection on which no byte has moved for this long is closed, whatever its
+//! state, and at most 1 s late.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,32 +10,33 @@ use crate::over_each_kind;
 use crate::support::{Client, Daemon, Signal, TIMEOUT, assert_same, pattern};
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
-const LATE: Duration = Duration::from_secs(1);
+const MAX_DELAY: Duration = Duration::from_secs(1);
 
-/// The end came no sooner than the timeout after the last byte moved, and at most 1 s late.
+/// Asserts that the connection, on which the last byte moved at `last`, has been closed just now:
+/// not before the idle timeout, and at most [`MAX_DELAY`] after it.
 #[track_caller]
-fn assert_exact(from: Instant) {
-    let after = from.elapsed();
-    // A tenth for the way between the daemon's clock reading and ours, and no more: early is never right.
+fn assert_closed_on_time(last: Instant) {
+    let after = last.elapsed();
+    // The daemon never closes a connection early; 0.1 s allows for the time between its reading of the clock and ours.
     assert!(after + Duration::from_millis(100) >= IDLE_TIMEOUT, "closed {after:?} after the last byte: too early");
-    assert!(after <= IDLE_TIMEOUT + LATE, "closed {after:?} after the last byte: too late");
+    assert!(after <= IDLE_TIMEOUT + MAX_DELAY, "closed {after:?} after the last byte: too late");
 }
 
 #[test]
-fn a_connection_that_never_says_anything_is_closed() {
+fn silent_connection_is_closed() {
     over_each_kind(&["--idle-timeout", "1s"], |daemon| {
         let start = Instant::now();
         daemon.connect().expect_fin();
-        assert_exact(start);
+        assert_closed_on_time(start);
     });
 }
 
 #[test]
-fn the_clock_starts_again_with_each_byte() {
+fn each_byte_restarts_the_idle_timeout() {
     over_each_kind(&["--idle-timeout", "1s"], |daemon| {
         let client = daemon.connect();
         let start = Instant::now();
-        // Twice the timeout in all, never half of it at once. The pause is what is tested.
+        // Twice the timeout in all, with pauses of less than half of it. The pauses are the point of the test.
         while start.elapsed() < 2 * IDLE_TIMEOUT {
             client.echo(b".");
             thread::sleep(IDLE_TIMEOUT / 4);
@@ -43,62 +44,66 @@ fn the_clock_starts_again_with_each_byte() {
         client.echo(b"last");
         let last = Instant::now();
         client.expect_fin();
-        assert_exact(last);
+        assert_closed_on_time(last);
     });
 }
 
 #[test]
-fn a_stalled_connection_is_closed() {
+fn idle_stalled_connection_is_closed() {
     over_each_kind(&["--idle-timeout", "1s"], |daemon| {
         let start = Instant::now();
-        let client = Client::connect_narrow(daemon.address());
-        assert_stall_ends(&client, start, Duration::MAX);
+        let client = Client::connect_with_small_buffers(daemon.address());
+        assert_stalled_client_is_closed(&client, start, Duration::MAX);
     });
 }
 
 #[test]
-fn a_connection_that_is_half_closed_and_stalled_is_closed() {
-    // CLOSE-WAIT, with an echo pending that nobody takes and that no event will ever tell of.
+fn idle_half_closed_stalled_connection_is_closed() {
+    // CLOSE-WAIT with pending output that the client never reads, so no event ever follows.
     over_each_kind(&["--idle-timeout", "1s"], |daemon| {
         let start = Instant::now();
-        let client = Client::connect_narrow(daemon.address());
-        assert_stall_ends(&client, start, Duration::from_millis(200));
+        let client = Client::connect_with_small_buffers(daemon.address());
+        assert_stalled_client_is_closed(&client, start, Duration::from_millis(200));
     });
 }
 
-/// Sends and never reads, and after `finish_after` without progress sends our FIN. The connection ends, at most 1 s
-/// later than the timeout after the last byte that our kernel could pass on. (How much earlier the daemon itself has
-/// moved the last one, between kernel buffers that still fill, is not to be seen from here.)
+/// Sends without ever reading, sends FIN after `fin_after` without progress, and asserts that the
+/// daemon closes the connection at most [`MAX_DELAY`] late.
+///
+/// The idle time is measured from the last byte that the client's kernel accepted. The daemon itself
+/// may have moved its last byte earlier, while the kernel buffers were still filling; the client cannot
+/// observe that, so only the whole duration is checked for closing too early.
 #[track_caller]
-fn assert_stall_ends(client: &Client, start: Instant, finish_after: Duration) {
+fn assert_stalled_client_is_closed(client: &Client, start: Instant, fin_after: Duration) {
     let block = pattern(1, 1 << 16);
-    let (mut last, mut finished) = (start, false);
-    // POLLHUP and POLLERR are told without being asked for. What came back stays unread: the stall goes on.
+    let (mut last, mut fin_sent) = (start, false);
+    // poll(2) always reports POLLHUP and POLLERR. The echo stays unread, so the connection stays stalled.
     while !client.wait_for(PollFlags::RDHUP, Duration::from_millis(10)) {
-        assert!(start.elapsed() < TIMEOUT, "nothing ends the connection");
-        if !finished && client.send_what_fits(&block).is_ok_and(|taken| taken > 0) {
+        assert!(start.elapsed() < TIMEOUT, "the daemon should have closed the connection within {TIMEOUT:?}");
+        if !fin_sent && client.try_send(&block).is_ok_and(|sent| sent > 0) {
             last = Instant::now();
         }
-        if !finished && last.elapsed() > finish_after {
-            client.finish();
-            finished = true;
+        if !fin_sent && last.elapsed() > fin_after {
+            client.send_fin();
+            fin_sent = true;
         }
     }
-    assert!(start.elapsed() >= IDLE_TIMEOUT, "closed after {:?} in all: too early", start.elapsed());
-    assert!(last.elapsed() <= IDLE_TIMEOUT + LATE, "closed {:?} after the last byte: too late", last.elapsed());
+    let (total, idle) = (start.elapsed(), last.elapsed());
+    assert!(total >= IDLE_TIMEOUT, "closed {total:?} after it was opened: too early");
+    assert!(idle <= IDLE_TIMEOUT + MAX_DELAY, "closed {idle:?} after the last byte: too late");
 }
 
 #[test]
-fn a_trickling_reader_keeps_its_connection() {
-    // Much more than the kernel's buffers hold, so the daemon is stalled all the time. It moves a few bytes in each
-    // quarter of the timeout, for more than twice the timeout, and that is life.
+fn slow_reader_is_not_idle() {
+    // The message is much longer than the kernel's buffers, so the connection is stalled all the time. It moves a few
+    // bytes in each quarter of the timeout, for more than twice the timeout, and therefore is not idle.
     let daemon = Daemon::start(&["--idle-timeout", "1s"]);
     let client = Client::connect_with(daemon.address(), |socket| socket.set_recv_buffer_size(65_536)).unwrap();
     let bytes = pattern(3, 24 << 20);
     thread::scope(|scope| {
         scope.spawn(|| {
             client.send(&bytes);
-            client.finish();
+            client.send_fin();
         });
         let (now, later) = bytes.split_at(8 << 20);
         for piece in now.chunks(now.len() / 10) {
@@ -110,50 +115,47 @@ fn a_trickling_reader_keeps_its_connection() {
 }
 
 #[test]
-fn a_one_shot_connection_that_never_says_anything_is_closed() {
+fn silent_one_shot_connection_is_closed() {
     over_each_kind(&["--one-shot", "--idle-timeout", "1s"], |daemon| {
         let start = Instant::now();
         daemon.connect().expect_fin();
-        assert_exact(start);
+        assert_closed_on_time(start);
     });
 }
 
 #[test]
-fn a_drain_that_waits_for_a_silent_peer_ends_by_the_idle_timeout() {
+fn idle_timeout_applies_during_drain() {
     over_each_kind(&["--idle-timeout", "1s", "--drain-timeout", "1h"], |daemon| {
         let client = daemon.connect();
         client.echo(b"hello");
         let last = Instant::now();
         daemon.signal(Signal::TERM);
         client.expect_fin();
-        daemon.expect_success(); // Although our FIN never comes.
-        assert_exact(last);
+        daemon.expect_success(); // Although the client never sends its FIN.
+        assert_closed_on_time(last);
     });
 }
 
 #[test]
-fn a_peer_that_still_sends_in_a_drain_is_not_idle_and_is_cut_at_the_drain_timeout() {
+fn sending_peer_outlasts_idle_timeout_during_drain() {
     let mut daemon = Daemon::start(&["--idle-timeout", "1s", "--drain-timeout", "3s", "-v"]);
     let client = daemon.connect();
     client.echo(b"hello");
     daemon.signal(Signal::TERM);
     client.expect_fin();
     let start = Instant::now();
-    while client.send_what_fits(b"more").is_ok() {
-        assert!(start.elapsed() < TIMEOUT, "a peer that sends for ever keeps the drain from its end");
+    while client.try_send(b"more").is_ok() {
+        assert!(start.elapsed() < TIMEOUT, "a client that keeps sending should not delay the end of the drain");
         thread::sleep(Duration::from_millis(50));
     }
     daemon.expect_success();
-    assert!(
-        start.elapsed() >= 2 * IDLE_TIMEOUT,
-        "bytes have moved all the time, and it was idle after {:?}",
-        start.elapsed()
-    );
-    assert!(start.elapsed() <= 3 * IDLE_TIMEOUT + LATE, "ended after {:?}", start.elapsed());
+    let elapsed = start.elapsed();
+    assert!(elapsed >= 2 * IDLE_TIMEOUT, "a sending client is not idle, but was closed after {elapsed:?}");
+    assert!(elapsed <= 3 * IDLE_TIMEOUT + MAX_DELAY, "the drain of 3 s should not have taken {elapsed:?}");
 }
 
 #[test]
-fn many_connections_are_each_closed_at_their_own_time() {
+fn each_connection_has_its_own_idle_deadline() {
     let daemon = Daemon::start(&["--idle-timeout", "1s"]);
     let clients: Vec<(Client, Instant)> = (0..20)
         .map(|_| {
@@ -165,30 +167,31 @@ fn many_connections_are_each_closed_at_their_own_time() {
         .collect();
     for (client, last) in clients {
         client.expect_fin();
-        assert_exact(last);
+        assert_closed_on_time(last);
     }
 }
 
 #[test]
-fn zero_never_closes() {
+fn zero_idle_timeout_never_closes() {
     let mut daemon = Daemon::start(&["--idle-timeout", "0"]);
     let client = daemon.connect();
     client.echo(b"before");
-    thread::sleep(IDLE_TIMEOUT + IDLE_TIMEOUT / 2); // Longer than the shortest timeout that is tested above.
+    thread::sleep(IDLE_TIMEOUT + IDLE_TIMEOUT / 2); // Longer than the timeout of the other tests.
     client.expect_nothing_yet();
     client.echo(b"after");
-    daemon.terminate_when_finished(client);
+    daemon.close_and_terminate(client);
 }
 
 #[test]
-fn waiting_for_a_deadline_costs_no_cpu() {
-    // Neither before it nor at it: poll(2) counts whole milliseconds, and a loop could spin through the last one.
+fn waiting_for_deadlines_uses_no_cpu() {
+    // Neither before a deadline nor at it: a timeout of epoll_wait(2) is in whole milliseconds, so a loop that rounds
+    // it down spins through the last one.
     let daemon = Daemon::start(&["--idle-timeout", "1s"]);
     let clients: Vec<Client> = (0..50).map(|_| daemon.connect()).collect();
     clients.iter().for_each(|client| client.echo(b"hello"));
-    let before = (daemon.cpu_time(), daemon.sleeps());
+    let before = (daemon.cpu_time(), daemon.sleep_count());
     clients.iter().for_each(Client::expect_fin);
-    let (cpu, sleeps) = (daemon.cpu_time() - before.0, daemon.sleeps() - before.1);
-    assert!(cpu <= Duration::from_millis(30), "{cpu:?} of CPU to wait for fifty deadlines");
-    assert!(sleeps <= 150, "{sleeps} times awake for fifty deadlines");
+    let (cpu, sleeps) = (daemon.cpu_time() - before.0, daemon.sleep_count() - before.1);
+    assert!(cpu <= Duration::from_millis(30), "fifty deadlines should cost at most 30 ms of CPU time, not {cpu:?}");
+    assert!(sleeps <= 150, "fifty deadlines should wake the daemon at most 150 times, not {sleeps} times");
 }

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use crate::support::{
-    Address, Client, Daemon, Directory, TcpState, has_program, pattern, resolve, skip, skip_for_want_of, tcp_socket,
-    unix, wait_until,
+    Address, Client, Daemon, Directory, TcpState, has_program, pattern, resolve, skip, skip_missing, tcp_socket, unix,
+    wait_until,
 };
 
 fn has_ipv6() -> bool {
@@ -43,7 +43,7 @@ fn a_bare_port_is_one_dual_stack_socket_on_every_interface() {
 #[test]
 fn a_bare_port_falls_back_to_ipv4_where_the_host_has_no_ipv6() {
     if !has_program("strace") {
-        return skip_for_want_of("strace, which plays the host without IPv6");
+        return skip_missing("strace, which plays the host without IPv6");
     }
     // -D: strace is the child and the daemon keeps the process ID that we know.
     let inject = "inject=socket:error=EAFNOSUPPORT:when=1";

@@ -1,7 +1,8 @@
-//! The contract, tested from outside: each test starts the built daemon on a free port and talks to it.
+//! Black-box tests of the daemon: each test starts the binary on a free port and connects to it.
 //!
-//! One crate, so that it links once; one module per section of the contract, or per option with a
-//! behaviour of its own. A test is named as the promise that it holds the daemon to.
+//! There is one module for each topic, and for each option with a behavior of its own. All of them
+//! form one crate, so that they are linked only once. The name of a test states what the daemon
+//! promises.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 #[path = "../support/mod.rs"]
@@ -23,9 +24,16 @@ mod unix_socket;
 
 use support::{Daemon, Directory};
 
-/// Runs a test over TCP and then over a Unix socket: a connection's promises hold on both.
+/// Runs a test over TCP and then over a Unix socket, because a connection behaves the same on both.
 fn over_each_kind(arguments: &[&str], test: impl Fn(&mut Daemon)) {
     test(&mut Daemon::start(arguments));
     let directory = Directory::new();
     test(&mut Daemon::start_unix(&directory.join("echo.sock"), arguments));
+}
+
+/// Asserts that the daemon uses at most `margin` bytes more than `before`.
+#[track_caller]
+fn assert_memory_has_not_grown(daemon: &Daemon, before: usize, margin: usize) {
+    let now = daemon.memory();
+    assert!(now <= before + margin, "memory should not grow from round to round: {before} bytes before, {now} now");
 }

@@ -57,7 +57,7 @@ fn a_reader_of_stdout_that_goes_away_later_is_borne() {
     client.exchange(&pattern(1, 300_000));
     daemon.signal(Signal::USR1);
     daemon.wait_for_log(|line| line.contains("accepted"));
-    daemon.terminate_when_finished(client);
+    daemon.close_and_terminate(client);
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn info_tells_the_daemons_own_life_and_nothing_of_its_connections() {
     daemon.connect().reset();
     let client = daemon.connect();
     client.echo(b"the last one");
-    daemon.terminate_when_finished(client);
+    daemon.close_and_terminate(client);
     let log = daemon.whole_stderr();
     assert!(log.lines().count() >= 2, "start and stop are told:\n{log}");
     assert!(log.lines().all(|line| line.contains("INFO")), "and nothing else:\n{log}");
@@ -111,7 +111,7 @@ fn debug_has_a_line_as_each_connection_opens_and_one_as_it_ends() {
         let client = daemon.connect();
         let peer = client.local().to_string();
         client.echo(&pattern(1, length));
-        client.finish();
+        client.send_fin();
         client.expect_fin();
         daemon.wait_for_log(|line| line.contains(&peer) && line.contains("finished"));
         let log = daemon.stderr();
@@ -140,7 +140,7 @@ fn the_line_of_the_end_has_the_reason() {
     };
 
     let (daemon, client, peer) = start(&[]);
-    client.finish();
+    client.send_fin();
     ended(&daemon, &peer, "finished");
 
     let (daemon, client, peer) = start(&["--one-shot"]);
@@ -151,7 +151,7 @@ fn the_line_of_the_end_has_the_reason() {
     client.echo(b"hello");
     daemon.signal(Signal::TERM);
     client.expect_fin();
-    client.finish();
+    client.send_fin();
     ended(&daemon, &peer, "drained");
 
     let (daemon, client, peer) = start(&[]);
@@ -181,7 +181,7 @@ fn connections_of_a_unix_socket_are_told_at_debug_too() {
     let daemon = Daemon::start_unix(&directory.join("echo.sock"), &["-v"]);
     let client = daemon.connect();
     client.echo(b"hello");
-    client.finish();
+    client.send_fin();
     client.expect_fin();
     daemon.wait_for_log(|line| line.contains("finished") && numbers(line, "").contains(&5));
 }
@@ -199,7 +199,7 @@ fn a_reader_of_stderr_that_goes_away_neither_stops_nor_slows_nor_ends_the_daemon
     client.exchange(&pattern(1, 1 << 20));
     let cpu = daemon.cpu_time_during(Duration::from_millis(300));
     assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU although nothing happens");
-    daemon.terminate_when_finished(client);
+    daemon.close_and_terminate(client);
 }
 
 #[test]
@@ -226,7 +226,7 @@ fn a_reader_of_stderr_that_stops_reading_neither_stops_nor_slows_nor_ends_the_da
     assert_eq!(log.lines().find(|line| !is_begun(line)), None, "a line that begins nowhere");
     let told = log.lines().rfind(|line| line.ends_with(" dropped")).unwrap();
     assert!(numbers(told, "").last().is_some_and(|&dropped| dropped > 0), "{told}");
-    daemon.terminate_when_finished(client);
+    daemon.close_and_terminate(client);
 }
 
 /// What a pipe has for us, once it has something.
@@ -247,7 +247,7 @@ fn a_full_disk_behind_stderr_is_borne() {
     daemon.signal(Signal::USR1);
     let client = daemon.connect();
     client.exchange(&pattern(1, 300_000));
-    daemon.terminate_when_finished(client);
+    daemon.close_and_terminate(client);
 }
 
 #[test]
@@ -287,7 +287,7 @@ fn started_with_closed_standard_descriptors_it_writes_no_log_into_a_peers_socket
             client.echo(&pattern(number as u64, 1000));
         }
         daemon.signal(Signal::USR1);
-        clients.iter().for_each(Client::finish);
+        clients.iter().for_each(Client::send_fin);
         clients.iter().for_each(Client::expect_fin); // And not a byte more.
         daemon.terminate();
     }
@@ -304,10 +304,10 @@ fn a_closed_stdin_is_no_reason_to_stop() {
     drop(writer);
     client.echo(b"still here");
     let asleep = || {
-        let before = daemon.sleeps();
+        let before = daemon.sleep_count();
         std::thread::sleep(Duration::from_millis(50));
-        daemon.sleeps() == before
+        daemon.sleep_count() == before
     };
     wait_until("it sleeps", asleep);
-    daemon.terminate_when_finished(client);
+    daemon.close_and_terminate(client);
 }

@@ -1,4 +1,4 @@
-//! Many connections, and much on one.
+//! Many connections, and long streams.
 
 use std::io::Read;
 use std::thread;
@@ -6,23 +6,24 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::assert_memory_has_not_grown;
 use crate::support::{Client, Daemon, Random, assert_same, pattern, wait_until};
 
-/// As many connections as wanted, or as our descriptors and the daemon's allow.
-fn affordable(wanted: usize) -> usize {
+/// Returns the wanted number of connections, or less if the limit on file descriptors is too low.
+fn possible_connections(wanted: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    // What the other tests of this process may need at the same time stays free.
-    let most = limit.maximum.map_or(wanted, |most| (most as usize).saturating_sub(2000).max(most as usize / 2));
-    if most < wanted {
-        crate::support::skip(&format!("{wanted} connections: RLIMIT_NOFILE allows {most}, and so many it is"));
+    // Other tests of this process need descriptors at the same time: leave 2000 of them, or half of a low limit.
+    let max = limit.maximum.map_or(wanted, |max| (max as usize).saturating_sub(2000).max(max as usize / 2));
+    if max < wanted {
+        crate::support::skip(&format!("only {max} of {wanted} connections, because RLIMIT_NOFILE does not allow more"));
     }
-    wanted.min(most)
+    wanted.min(max)
 }
 
 #[test]
-fn ten_thousand_connections_at_once_each_get_their_own_bytes_back() {
-    let count = affordable(10_000);
+fn ten_thousand_connections_get_their_own_echo() {
+    let count = possible_connections(10_000);
     let mut daemon = Daemon::start(&[]);
     daemon.connect().echo(b"warm up");
     let before = daemon.memory();
@@ -31,30 +32,31 @@ fn ten_thousand_connections_at_once_each_get_their_own_bytes_back() {
     for round in 0..2 {
         let messages: Vec<Vec<u8>> =
             (0..count).map(|number| pattern((round * count + number) as u64, random.between(1, 1500))).collect();
-        // All are under way before the first is read.
+        // All messages are sent before the first echo is read.
         clients.iter().zip(&messages).for_each(|(client, message)| client.send(message));
         clients.iter().zip(&messages).for_each(|(client, message)| client.expect(message));
     }
-    // 64 bytes in release, a word more in debug, and 17 of deadline, which a doubling vector may have twice.
+    // 64 bytes in a release build, one word more in a debug build, and 17 bytes for the deadline. A vector that has
+    // just doubled its capacity may use twice as much.
     let each = daemon.memory().saturating_sub(before) / count;
-    assert!(each <= 256, "{each} bytes of user memory for each idle connection");
+    assert!(each <= 256, "an idle connection should use at most 256 bytes of user memory, not {each}");
 
-    clients.iter().for_each(Client::finish);
+    clients.iter().for_each(Client::send_fin);
     clients.iter().for_each(Client::expect_fin);
-    wait_until("every descriptor is back", || daemon.descriptors().len() < 50);
-    daemon.connect().echo(b"none is left behind");
+    wait_until("the daemon has closed the descriptors of all connections", || daemon.descriptors().len() < 50);
+    daemon.connect().echo(b"still serving");
     daemon.terminate();
 }
 
 #[test]
-fn a_stream_of_64_mib_with_a_fin_right_behind_it_and_a_slow_reader_comes_back_equal() {
+fn long_stream_reaches_slow_reader_unchanged() {
     let daemon = Daemon::start(&[]);
     let bytes = pattern(64, 64 << 20);
     let client = daemon.connect();
     thread::scope(|scope| {
         scope.spawn(|| {
             client.send(&bytes);
-            client.finish();
+            client.send_fin();
         });
         let mut got = Vec::with_capacity(bytes.len());
         let mut chunk = vec![0; 256 << 10];
@@ -63,7 +65,7 @@ fn a_stream_of_64_mib_with_a_fin_right_behind_it_and_a_slow_reader_comes_back_eq
                 0 => break,
                 length => got.extend_from_slice(&chunk[..length]),
             }
-            // The slowness is what is tested: the daemon stalls again and again.
+            // Slow on purpose, so that the connection stalls again and again.
             thread::sleep(Duration::from_millis(2));
         }
         assert_same(&got, &bytes);
@@ -71,12 +73,12 @@ fn a_stream_of_64_mib_with_a_fin_right_behind_it_and_a_slow_reader_comes_back_eq
 }
 
 #[test]
-fn two_thousand_peers_that_talk_at_once_are_all_served_in_every_round() {
-    // More than a batch of events holds.
-    let clients_wanted = affordable(2000);
+fn two_thousand_simultaneous_messages_are_all_echoed() {
+    // More connections than one call of epoll_wait(2) reports.
+    let count = possible_connections(2000);
     let daemon = Daemon::start(&[]);
-    let clients: Vec<Client> = (0..clients_wanted).map(|_| daemon.connect()).collect();
-    clients.iter().for_each(|client| client.echo(b"in"));
+    let clients: Vec<Client> = (0..count).map(|_| daemon.connect()).collect();
+    clients.iter().for_each(|client| client.echo(b"accepted"));
     for round in 0..3 {
         daemon.freeze();
         let message = |number: usize| pattern((round * 2000 + number) as u64, 100);
@@ -87,20 +89,20 @@ fn two_thousand_peers_that_talk_at_once_are_all_served_in_every_round() {
 }
 
 #[test]
-fn three_thousand_short_connections_in_a_row_leave_nothing_behind() {
+fn consecutive_short_connections_leak_nothing() {
     let daemon = Daemon::start(&[]);
     let mut memory = 0;
     for round in 0..3 {
         for number in 0..1000_u64 {
             let client = daemon.connect();
             client.echo(&number.to_le_bytes());
-            client.finish();
+            client.send_fin();
             client.expect_fin();
         }
         match round {
             0 => memory = daemon.memory(),
-            _ => assert!(daemon.memory() <= memory + (64 << 10), "{memory} has become {}", daemon.memory()),
+            _ => assert_memory_has_not_grown(&daemon, memory, 64 << 10),
         }
     }
-    wait_until("every descriptor is back", || daemon.descriptors().len() < 50);
+    wait_until("the daemon has closed the descriptors of all connections", || daemon.descriptors().len() < 50);
 }

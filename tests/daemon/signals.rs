@@ -1,24 +1,39 @@
-//! The contract's section "Signals".
+//! Signals: graceful shutdown (SIGTERM, SIGINT, SIGHUP), the counters (SIGUSR1), and ignored signals.
 //!
-//! What the kernel holds at a signal is made certain, not likely: the daemon is stopped with SIGSTOP, the peers send,
-//! and `/proc/net/tcp` tells what the daemon's kernel has acknowledged. Then comes the signal, and then SIGCONT.
+//! The tests know for certain which data the kernel held when the signal was sent: they suspend the
+//! daemon with SIGSTOP, let the clients send, and read from `/proc/net/tcp` what the daemon's kernel has
+//! acknowledged. Then they send the signal, and resume the daemon with SIGCONT.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::PollFlags;
+
 use crate::over_each_kind;
 use crate::support::{
-    Client, Daemon, Random, Signal, TIMEOUT, assert_same, listen_queue, pattern, peers_of, skip, wait_until,
+    Client, Daemon, Random, Signal, TIMEOUT, assert_same, pattern, peers_of, pending_connections, skip, wait_until,
 };
 
-/// Far less than the drain timeout of an hour, far more than a busy machine needs.
+/// Maximum duration of what happens at once: far less than the drain timeout of an hour, and far more
+/// than a busy machine needs.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
-// (1) The listen queue.
+#[track_caller]
+fn assert_at_once(start: Instant) {
+    let elapsed = start.elapsed();
+    assert!(elapsed < AT_ONCE, "the daemon should exit at once, not after {elapsed:?}");
+}
+
+/// Returns the number of bytes that the client has sent and the daemon's kernel has not acknowledged.
+fn unacknowledged(client: &Client) -> usize {
+    client.local_socket().map_or(0, |socket| socket.unacknowledged)
+}
+
+// Phase 1: pending connections are accepted, then the listeners close.
 
 #[test]
-fn connections_that_wait_in_the_listen_queue_at_a_stop_are_served() {
+fn pending_connections_are_served_at_shutdown() {
     over_each_kind(&["--drain-timeout", "1h"], |daemon| {
         daemon.freeze();
         let clients: Vec<(Client, Vec<u8>)> =
@@ -26,11 +41,11 @@ fn connections_that_wait_in_the_listen_queue_at_a_stop_are_served() {
         for (number, (client, bytes)) in clients.iter().enumerate() {
             client.send(bytes);
             if number % 2 == 0 {
-                client.finish();
+                client.send_fin();
             }
         }
         if clients[0].0.is_tcp() {
-            assert_eq!(listen_queue(daemon.tcp()), 200);
+            assert_eq!(pending_connections(daemon.tcp()), 200, "all connections should be in the backlog");
         }
         daemon.signal(Signal::TERM);
         daemon.thaw();
@@ -44,10 +59,10 @@ fn connections_that_wait_in_the_listen_queue_at_a_stop_are_served() {
 }
 
 #[test]
-fn who_waits_at_the_cap_is_served_at_a_stop_although_nobody_has_left() {
+fn shutdown_serves_connections_pending_at_the_limit() {
     over_each_kind(&["--drain-timeout", "1h", "--max-connections", "1"], |daemon| {
         let silent = daemon.connect();
-        silent.echo(b"the one that there may be");
+        silent.echo(b"the only one allowed");
         let waiting: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
         for client in &waiting {
             client.send(b"hello");
@@ -64,7 +79,7 @@ fn who_waits_at_the_cap_is_served_at_a_stop_although_nobody_has_left() {
 }
 
 #[test]
-fn who_waits_for_want_of_descriptors_is_served_at_a_stop_by_those_that_fall_free() {
+fn shutdown_serves_pending_connections_as_descriptors_become_free() {
     for drain_timeout in ["0", "1s"] {
         let mut daemon = Daemon::with(&["--drain-timeout", drain_timeout]).nofile(24).start();
         let clients: Vec<Client> = (0..40).map(|_| daemon.connect()).collect();
@@ -80,7 +95,7 @@ fn who_waits_for_want_of_descriptors_is_served_at_a_stop_by_those_that_fall_free
 }
 
 #[test]
-fn a_one_shot_answer_is_finished_and_not_reset_by_a_stop_that_does_not_wait() {
+fn immediate_shutdown_does_not_reset_one_shot_echo() {
     let mut daemon = Daemon::start(&["--one-shot", "--drain-timeout", "0", "--buffer-size", "16", "-v"]);
     let client = daemon.connect();
     daemon.wait_for_log_text("opened");
@@ -91,69 +106,73 @@ fn a_one_shot_answer_is_finished_and_not_reset_by_a_stop_that_does_not_wait() {
     client.expect(&pattern(1, 16));
     client.expect_fin();
     daemon.expect_success();
-    // A reset behind the FIN does not disturb a reader any more, so the daemon is asked how it ended.
+    // The client cannot observe a reset that arrives after the FIN, so check the close reason in the log.
     let log = daemon.whole_stderr();
-    assert!(log.contains("closed: one_shot"), "{log}");
+    assert!(log.contains("closed: one_shot"), "expected the close reason one_shot in the log:\n{log}");
 }
 
 #[test]
-fn listeners_close_at_a_stop_while_open_connections_are_waited_for() {
+fn listeners_close_while_drain_waits_for_connections() {
     over_each_kind(&["--drain-timeout", "1h"], |daemon| {
         let client = daemon.connect();
         client.echo(b"hello");
         daemon.signal(Signal::TERM);
         client.expect_fin();
-        let error = Client::try_connect(daemon.address()).map(drop).expect_err("a newcomer is refused");
+        let result = Client::try_connect(daemon.address()).map(drop);
+        let error = result.expect_err("a new connection should be refused after the listener has closed");
         let refused = [std::io::ErrorKind::ConnectionRefused, std::io::ErrorKind::NotFound];
-        assert!(refused.contains(&error.kind()), "{error}");
+        assert!(refused.contains(&error.kind()), "expected ECONNREFUSED or ENOENT, got: {error}");
         daemon.expect_running();
-        client.finish();
+        client.send_fin();
         daemon.expect_success();
     });
 }
 
 #[test]
-fn who_sees_our_fin_at_a_stop_and_connects_again_is_refused_however_many_wait() {
+fn reconnect_after_shutdown_fin_is_refused() {
     over_each_kind(&["--drain-timeout", "1h"], |daemon| {
         let client = daemon.connect();
         client.echo(b"hello");
         daemon.freeze();
-        let waiting: Vec<Client> = (0..300).map(|_| daemon.connect()).collect(); // More than one turn accepts.
+        let waiting: Vec<Client> = (0..300).map(|_| daemon.connect()).collect(); // More than one iteration accepts.
         daemon.signal(Signal::TERM);
         daemon.thaw();
         client.expect_fin();
-        let again = Client::try_connect(daemon.address());
-        assert!(again.is_err(), "taken into a queue that is about to be closed");
+        let reconnect = Client::try_connect(daemon.address());
+        assert!(
+            reconnect.is_err(),
+            "a client that has seen the FIN should not get into the closing listener's backlog"
+        );
         waiting.iter().for_each(Client::expect_fin);
         drop((client, waiting));
         daemon.expect_success();
     });
 }
 
-// (2) What the kernel held.
+// Phase 2: everything that the kernel held when the signal was handled is echoed.
 
 #[test]
-fn every_byte_that_the_kernel_held_at_the_signal_is_echoed() {
+fn data_received_before_signal_is_echoed() {
     let seed = 1;
     let mut random = Random::new(seed);
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
         if signal == Signal::HUP && ignores(&daemon, 1) {
-            return skip("SIGHUP is ignored here, as under nohup, and so it is by the daemon");
+            return skip("SIGHUP was already ignored when the test started, as under nohup");
         }
         let clients: Vec<Client> = (0..50).map(|_| daemon.connect()).collect();
         for (number, client) in clients.iter().enumerate() {
-            client.echo(&pattern(number as u64, 1000)); // Each is known to the daemon and idle when it is stopped.
+            client.echo(&pattern(number as u64, 1000)); // Accepted, and idle when the daemon is suspended.
         }
         daemon.freeze();
         let held: Vec<Vec<u8>> = (0..50).map(|number| pattern(number, random.between(1, 40_000))).collect();
         for (number, (client, bytes)) in clients.iter().zip(&held).enumerate() {
             client.send(bytes);
             if number % 3 == 0 {
-                client.finish();
+                client.send_fin();
             }
         }
-        wait_until("the daemon's kernel has it all", || {
+        wait_until("the daemon's kernel has acknowledged all data", || {
             peers_of(daemon.tcp()).iter().all(|peer| peer.unacknowledged == 0)
         });
         daemon.signal(signal);
@@ -167,51 +186,51 @@ fn every_byte_that_the_kernel_held_at_the_signal_is_echoed() {
 }
 
 #[test]
-fn every_byte_that_the_kernel_held_from_a_stalled_peer_is_echoed_once_it_reads() {
+fn data_from_stalled_peer_is_echoed_after_signal() {
     let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
     let block = pattern(3, 1 << 16);
     let clients: Vec<(Client, usize)> = (0..5)
         .map(|_| {
-            let client = Client::connect_narrow(daemon.address());
+            let client = Client::connect_with_small_buffers(daemon.address());
             let sent = client.send_until_stalled(&block, Duration::from_millis(100), 64 << 20);
             (client, sent)
         })
         .collect();
     daemon.freeze();
-    let acknowledged = |(client, sent): &(Client, usize)| sent - client.our_end().map_or(0, |end| end.unacknowledged);
-    let held: Vec<usize> = clients.iter().map(acknowledged).collect();
+    let held: Vec<usize> = clients.iter().map(|(client, sent)| sent - unacknowledged(client)).collect();
     daemon.signal(Signal::TERM);
     daemon.thaw();
     for ((client, sent), held) in clients.iter().zip(held) {
         let expected: Vec<u8> = block.iter().copied().cycle().take(*sent).collect();
         assert_prefix(&client.read_to_end().unwrap(), &expected, held);
-        client.finish();
+        client.send_fin();
     }
     daemon.expect_success();
 }
 
-/// What came back is a prefix of what was sent, and no shorter than what the kernel held at the signal.
+/// Asserts that the echo is a prefix of the data sent, and at least `held` bytes long: what the daemon's
+/// kernel held at the signal.
 #[track_caller]
 fn assert_prefix(got: &[u8], sent: &[u8], held: usize) {
-    assert!(got.len() <= sent.len(), "{} bytes came back of {} sent", got.len(), sent.len());
+    assert!(got.len() <= sent.len(), "got {} bytes, more than the {} sent", got.len(), sent.len());
     assert_same(got, &sent[..got.len()]);
-    assert!(got.len() >= held, "{} bytes came back, but the kernel held {held}", got.len());
+    assert!(got.len() >= held, "expected the {held} bytes that the kernel held at the signal, got {}", got.len());
 }
 
 #[test]
-fn a_stop_under_load_loses_not_one_byte_that_the_kernel_held() {
-    over_each_kind(&["--drain-timeout", "1h"], stop_under_load);
+fn shutdown_under_load_loses_no_received_byte() {
+    over_each_kind(&["--drain-timeout", "1h"], shut_down_under_load);
 }
 
 #[test]
-fn a_peer_that_keeps_sending_cannot_put_its_fin_off() {
-    // With a buffer this small, the peers send faster than the daemon can ever read: no queue is ever seen empty.
-    over_each_kind(&["--drain-timeout", "1h", "--buffer-size", "16"], stop_under_load);
+fn endless_sender_cannot_delay_its_fin() {
+    // With a buffer this small, the clients send faster than the daemon can read, so it never finds a queue empty.
+    over_each_kind(&["--drain-timeout", "1h", "--buffer-size", "16"], shut_down_under_load);
 }
 
-/// SIGTERM for a daemon whose peers never pause, and go on sending after it: FIN comes at once and no reset, and all
-/// that was held at the signal comes back.
-fn stop_under_load(daemon: &mut Daemon) {
+/// Sends SIGTERM to a daemon whose clients send without a pause, also after the signal. Asserts that each
+/// of them promptly gets the rest of its echo and a FIN, and no reset.
+fn shut_down_under_load(daemon: &mut Daemon) {
     let sent: Vec<AtomicUsize> = (0..8).map(|_| AtomicUsize::new(0)).collect();
     let block = pattern(4, 1 << 16);
     let clients: Vec<Client> = sent.iter().map(|_| daemon.connect()).collect();
@@ -224,34 +243,37 @@ fn stop_under_load(daemon: &mut Daemon) {
                 scope.spawn(move || send_until_closed(client, sent, block));
                 scope.spawn(move || {
                     let got = client.read_to_end();
-                    let finished = Instant::now();
+                    let closed = Instant::now();
                     sent.fetch_or(FIN_SEEN, Ordering::Relaxed);
-                    got.map(|got| (got, finished))
+                    got.map(|got| (got, closed))
                 })
             })
             .collect();
-        wait_until("every peer is under way", || sent.iter().all(|sent| sent.load(Ordering::Relaxed) > 200_000));
+        wait_until("every client has sent more than 200,000 bytes", || {
+            sent.iter().all(|sent| sent.load(Ordering::Relaxed) > 200_000)
+        });
 
         daemon.freeze();
-        // First what was sent, then what of it is not acknowledged, which may be more by now: a lower bound.
+        // A lower bound: the number of unacknowledged bytes is read after the number of sent bytes, and may have grown
+        // in between.
         let held: Vec<usize> = clients
             .iter()
             .zip(&sent)
             .map(|(client, sent)| {
                 let sent = sent.load(Ordering::Relaxed);
-                // What a Unix socket takes is with the other end at once.
-                let behind = if client.is_tcp() { client.our_end().map_or(0, |end| end.unacknowledged) } else { 0 };
-                sent.saturating_sub(behind)
+                // A Unix socket puts the data directly into the receive buffer of the other end.
+                let in_flight = if client.is_tcp() { unacknowledged(client) } else { 0 };
+                sent.saturating_sub(in_flight)
             })
             .collect();
         daemon.signal(Signal::TERM);
-        let signalled = Instant::now();
+        let signaled = Instant::now();
         daemon.thaw();
 
         for ((reader, held), sent) in readers.into_iter().zip(held).zip(&sent) {
-            let (got, finished) = reader.join().unwrap().expect("FIN and no reset");
-            let late = finished.duration_since(signalled);
-            assert!(late < AT_ONCE, "a peer that keeps sending has put its FIN off for {late:?}");
+            let (got, closed) = reader.join().unwrap().expect("the daemon should send FIN, and no reset");
+            let delay = closed.duration_since(signaled);
+            assert!(delay < AT_ONCE, "a client that keeps sending should get its FIN at once, not after {delay:?}");
             let sent = sent.load(Ordering::Relaxed) & !FIN_SEEN;
             let expected: Vec<u8> = block.iter().copied().cycle().take(sent.max(got.len())).collect();
             assert_prefix(&got, &expected, held);
@@ -261,114 +283,114 @@ fn stop_under_load(daemon: &mut Daemon) {
     daemon.expect_success();
 }
 
-/// Marks in the count of a sender that its reader has seen the daemon's FIN.
+/// A flag in a client's count of sent bytes: its reader has seen the daemon's FIN.
 const FIN_SEEN: usize = 1 << 63;
 
-/// Sends without a pause until 200,000 bytes after the daemon's FIN, and only then sends ours.
+/// Sends without a pause. Sends FIN after another 200,000 bytes once the daemon's FIN has arrived.
 fn send_until_closed(client: &Client, sent: &AtomicUsize, block: &[u8]) {
-    let (start, mut late) = (Instant::now(), 0);
-    while late < 200_000 {
-        assert!(start.elapsed() < 2 * TIMEOUT, "after {} bytes: no end", sent.load(Ordering::Relaxed) & !FIN_SEEN);
+    let (start, mut sent_after_fin) = (Instant::now(), 0);
+    while sent_after_fin < 200_000 {
+        let total = sent.load(Ordering::Relaxed) & !FIN_SEEN;
+        assert!(start.elapsed() < 2 * TIMEOUT, "the daemon should have sent FIN; {total} bytes sent so far");
         let before = sent.load(Ordering::Relaxed);
         let offset = (before & !FIN_SEEN) % block.len();
-        client.wait_for(rustix::event::PollFlags::OUT, Duration::from_millis(100));
-        let taken =
-            client.send_what_fits(&block[offset..]).expect("what comes after the daemon's FIN is discarded, not reset");
-        sent.fetch_add(taken, Ordering::Relaxed);
+        client.wait_for(PollFlags::OUT, Duration::from_millis(100));
+        let accepted = client.try_send(&block[offset..]).expect("the daemon should discard data sent after its FIN");
+        sent.fetch_add(accepted, Ordering::Relaxed);
         if before & FIN_SEEN != 0 {
-            late += taken;
+            sent_after_fin += accepted;
         }
     }
-    client.finish();
+    client.send_fin();
 }
 
-// (3) FIN, and what comes after it.
+// Phase 3: the daemon sends FIN, and discards data until the peer's FIN.
 
 #[test]
-fn a_peer_that_finishes_ends_the_drain_at_once() {
+fn drain_ends_when_peers_close() {
     over_each_kind(&["--drain-timeout", "1h"], |daemon| {
         let clients: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
         clients.iter().for_each(|client| client.echo(b"hello"));
         daemon.signal(Signal::TERM);
         clients.iter().for_each(Client::expect_fin);
         let start = Instant::now();
-        clients.iter().for_each(Client::finish);
+        clients.iter().for_each(Client::send_fin);
         daemon.expect_success();
-        assert!(start.elapsed() < AT_ONCE);
+        assert_at_once(start);
     });
 }
 
 #[test]
-fn what_comes_after_our_fin_is_discarded_until_the_peers() {
+fn data_after_our_fin_is_discarded() {
     over_each_kind(&["--drain-timeout", "1h"], |daemon| {
         let client = daemon.connect();
         client.echo(b"hello");
         daemon.signal(Signal::TERM);
         client.expect_fin();
-        client.send(&pattern(5, 4 << 20)); // More than any buffer between: it is read, not just held.
+        client.send(&pattern(5, 4 << 20)); // More than all kernel buffers hold, so the daemon has to read it.
         daemon.expect_running();
-        client.finish();
+        client.send_fin();
         daemon.expect_success();
-        client.expect_fin(); // Still no reset.
+        client.expect_fin(); // There was no reset.
     });
 }
 
 #[test]
-fn a_drain_without_connections_is_over_at_once() {
+fn drain_without_connections_ends_at_once() {
     let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
     let start = Instant::now();
     daemon.terminate();
-    assert!(start.elapsed() < AT_ONCE);
+    assert_at_once(start);
 }
 
 #[test]
-fn the_drain_timeout_cuts_the_rest() {
+fn drain_timeout_closes_remaining_connections() {
     over_each_kind(&["--drain-timeout", "1s"], |daemon| {
         let silent = daemon.connect();
         silent.echo(b"silent");
-        let stalled = Client::connect_narrow(daemon.address());
+        let stalled = Client::connect_with_small_buffers(daemon.address());
         stalled.send_until_stalled(&pattern(6, 1 << 16), Duration::from_millis(100), 64 << 20);
-        let talking = daemon.connect();
-        talking.echo(b"talking");
+        let sending = daemon.connect();
+        sending.echo(b"sending");
         let start = Instant::now();
         daemon.signal(Signal::TERM);
         thread::scope(|scope| {
             scope.spawn(|| {
-                while talking.send_what_fits(&[0; 1000]).is_ok() && start.elapsed() < AT_ONCE {
-                    talking.wait_for(rustix::event::PollFlags::OUT, Duration::from_millis(100));
+                while sending.try_send(&[0; 1000]).is_ok() && start.elapsed() < AT_ONCE {
+                    sending.wait_for(PollFlags::OUT, Duration::from_millis(100));
                 }
             });
             silent.expect_fin();
             daemon.expect_success();
         });
-        let took = start.elapsed();
-        assert!(took >= Duration::from_millis(950), "cut after {took:?}, sooner than the drain timeout of 1 s");
-        assert!(took < Duration::from_secs(3), "cut after {took:?}, long after the drain timeout of 1 s");
+        let elapsed = start.elapsed();
+        assert!(elapsed >= Duration::from_millis(950), "exited after {elapsed:?}, before the drain timeout of 1 s");
+        assert!(elapsed < Duration::from_secs(3), "exited after {elapsed:?}, long after the drain timeout of 1 s");
     });
 }
 
 #[test]
-fn waiting_for_the_end_of_a_drain_costs_no_cpu() {
+fn waiting_drain_uses_no_cpu() {
     let daemon = Daemon::start(&["--drain-timeout", "1h"]);
     let clients: Vec<Client> = (0..10).map(|_| daemon.connect()).collect();
     clients.iter().for_each(|client| client.echo(b"hello"));
-    let stalled = Client::connect_narrow(daemon.address());
+    let stalled = Client::connect_with_small_buffers(daemon.address());
     stalled.send_until_stalled(&pattern(7, 1 << 16), Duration::from_millis(100), 64 << 20);
     daemon.signal(Signal::TERM);
     clients.iter().for_each(Client::expect_fin);
     let cpu = daemon.cpu_time_during(Duration::from_millis(500));
-    assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU in a drain that waits");
+    assert!(cpu <= Duration::from_millis(10), "waiting for peers should use no CPU time, not {cpu:?} in 500 ms");
 }
 
 #[test]
-fn a_drain_timeout_of_0_does_not_wait_but_echoes_what_the_kernel_held() {
-    // With the small buffer that takes more than one turn.
+fn zero_drain_timeout_echoes_received_data_without_waiting() {
+    // With a buffer this small, echoing takes more than one iteration.
     over_each_kind(&["--drain-timeout", "0", "--buffer-size", "1024"], |daemon| {
         let open = daemon.connect();
         open.echo(b"open");
         let silent = daemon.connect();
         silent.echo(b"silent");
-        let stalled = Client::connect_narrow(daemon.address());
+        let stalled = Client::connect_with_small_buffers(daemon.address());
         stalled.send_until_stalled(&pattern(8, 1 << 16), Duration::from_millis(100), 64 << 20);
         let held = pattern(9, 30_000);
         daemon.freeze();
@@ -378,8 +400,8 @@ fn a_drain_timeout_of_0_does_not_wait_but_echoes_what_the_kernel_held() {
         daemon.signal(Signal::TERM);
         let start = Instant::now();
         daemon.thaw();
-        daemon.expect_success(); // Although no peer has finished.
-        assert!(start.elapsed() < AT_ONCE);
+        daemon.expect_success(); // Although no client has sent FIN.
+        assert_at_once(start);
         for client in [open, queued] {
             client.expect(&held);
             client.expect_fin();
@@ -389,7 +411,7 @@ fn a_drain_timeout_of_0_does_not_wait_but_echoes_what_the_kernel_held() {
 }
 
 #[test]
-fn a_second_signal_stops_at_once() {
+fn second_signal_exits_at_once() {
     for (first, second) in [(Signal::TERM, Signal::TERM), (Signal::TERM, Signal::INT), (Signal::INT, Signal::TERM)] {
         let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
         let client = daemon.connect();
@@ -400,12 +422,12 @@ fn a_second_signal_stops_at_once() {
         let start = Instant::now();
         daemon.signal(second);
         daemon.expect_success();
-        assert!(start.elapsed() < AT_ONCE);
+        assert_at_once(start);
     }
 }
 
 #[test]
-fn a_second_signal_stops_at_once_although_newcomers_wait_for_what_is_cut() {
+fn second_signal_exits_despite_pending_connections() {
     let mut daemon = Daemon::with(&["--drain-timeout", "1h"]).nofile(24).start();
     let clients: Vec<Client> = (0..40).map(|_| daemon.connect()).collect();
     clients[0].echo(b"hello");
@@ -417,25 +439,25 @@ fn a_second_signal_stops_at_once_although_newcomers_wait_for_what_is_cut() {
 }
 
 #[test]
-fn a_half_closed_peer_that_is_stalled_at_the_signal_gets_all_of_its_echo() {
+fn half_closed_stalled_peer_gets_full_echo() {
     let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
     let client = daemon.connect();
     let bytes = pattern(10, 8 << 20);
     thread::scope(|scope| {
         let sender = scope.spawn(|| {
             client.send(&bytes);
-            client.finish();
+            client.send_fin();
         });
         let mut got = vec![0; 4 << 20];
         std::io::Read::read_exact(&mut &client.socket, &mut got).unwrap();
-        // Read on until the sender is through, so that every byte and the FIN are with the kernels.
+        // Read until the sender has finished, so that the kernels have all data and the FIN.
         while !sender.is_finished() {
             let mut more = [0; 4096];
             let length = std::io::Read::read(&mut &client.socket, &mut more).unwrap();
             got.extend_from_slice(&more[..length]);
         }
         daemon.freeze();
-        let held = bytes.len() - client.our_end().map_or(0, |end| end.unacknowledged);
+        let held = bytes.len() - unacknowledged(&client);
         daemon.signal(Signal::TERM);
         daemon.thaw();
         got.extend(client.read_to_end().unwrap());
@@ -447,40 +469,40 @@ fn a_half_closed_peer_that_is_stalled_at_the_signal_gets_all_of_its_echo() {
 // The other signals.
 
 #[test]
-fn sigusr1_writes_the_counters_to_stderr_whatever_the_log_level() {
+fn sigusr1_prints_counters_at_any_log_level() {
     for (arguments, filter) in [(&[][..], "info"), (&["-q"], "off"), (&["-vv"], "error")] {
         let daemon = Daemon::with(arguments).env("RUST_LOG", filter).start();
         let clients: Vec<Client> = (0..7).map(|_| daemon.connect()).collect();
         clients.iter().for_each(|client| client.echo(b"hello"));
         daemon.signal(Signal::USR1);
         let line = daemon.wait_for_log(|line| line.contains("accepted"));
-        assert!(line.contains('7'), "seven connections were accepted: {line:?}");
-        // It stops nothing, and comes as often as it is asked for.
+        assert!(line.contains('7'), "the counters should report seven accepted connections: {line:?}");
+        // The daemon continues to serve, and prints the counters for each signal.
         clients.iter().for_each(|client| client.echo(b"still here"));
         daemon.signal(Signal::USR1);
-        wait_until("the counters a second time", || daemon.stderr().matches("accepted").count() >= 2);
-        assert_eq!(daemon.stdout().lines().count(), 1, "nothing of it goes to stdout");
+        wait_until("the counters are printed a second time", || daemon.stderr().matches("accepted").count() >= 2);
+        assert_eq!(daemon.stdout().lines().count(), 1, "the counters should not go to stdout");
     }
 }
 
 #[test]
-fn sighup_is_as_sigterm() {
+fn sighup_shuts_down_like_sigterm() {
     let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
     if ignores(&daemon, 1) {
-        return skip("SIGHUP is ignored here, as under nohup, and so it is by the daemon");
+        return skip("SIGHUP was already ignored when the test started, as under nohup");
     }
     let client = daemon.connect();
     client.echo(b"hello");
     daemon.signal(Signal::HUP);
     client.expect_fin();
     daemon.expect_running();
-    client.finish();
+    client.send_fin();
     daemon.expect_success();
 }
 
 #[test]
-fn sighup_that_was_ignored_at_start_stays_ignored() {
-    // As under nohup(1).
+fn ignored_sighup_stays_ignored() {
+    // Like nohup(1).
     let mut daemon = Daemon::with(&["--drain-timeout", "0"]).shell("trap '' HUP; exec \"$@\"").start();
     let client = daemon.connect();
     client.echo(b"before");
@@ -488,21 +510,21 @@ fn sighup_that_was_ignored_at_start_stays_ignored() {
         daemon.signal(Signal::HUP);
         client.echo(b"and after");
     }
-    assert!(ignores(&daemon, 1), "SIGHUP is in SigIgn");
-    daemon.terminate_when_finished(client);
+    assert!(ignores(&daemon, 1), "SIGHUP should still be in SigIgn");
+    daemon.close_and_terminate(client);
 }
 
 #[test]
 fn sigpipe_is_ignored() {
     let daemon = Daemon::start(&[]);
-    assert!(ignores(&daemon, 13), "SIGPIPE is in SigIgn");
+    assert!(ignores(&daemon, 13), "SIGPIPE should be in SigIgn");
     let client = daemon.connect();
     daemon.signal(Signal::PIPE);
     client.echo(b"still here");
 }
 
-/// Whether the kernel has the signal of this number down as ignored.
+/// Returns whether the daemon ignores the signal with this number (SigIgn in `/proc/PID/status`).
 fn ignores(daemon: &Daemon, number: u32) -> bool {
-    let mask = u64::from_str_radix(&daemon.status_text("SigIgn"), 16).expect("a mask");
+    let mask = u64::from_str_radix(&daemon.status_text("SigIgn"), 16).expect("SigIgn should be a hexadecimal mask");
     mask >> (number - 1) & 1 == 1
 }

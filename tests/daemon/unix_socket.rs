@@ -183,7 +183,7 @@ fn descriptors_that_come_with_a_message_hide_nothing_behind_it() {
     // Before we read: that makes room, and the edge of the room would tell of the bytes, too.
     wait_until("all of it is back", || client.unread() == b"beforewithafter".len());
     client.expect(b"beforewithafter");
-    client.finish();
+    client.send_fin();
     client.expect_fin();
     wait_until("no descriptor was taken over", || daemon.descriptors().len() < descriptors);
 }
@@ -211,7 +211,7 @@ fn a_restart_while_the_old_daemon_drains_takes_the_path_over() {
     client.expect_fin();
     let new = Daemon::start_unix(&path, &[]);
     new.connect().echo(b"new");
-    client.finish();
+    client.send_fin();
     old.expect_success();
     new.connect().echo(b"still new");
     let mut rest = Vec::new();

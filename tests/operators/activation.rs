@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
 
-use crate::support::{Address, Client, Daemon, Directory, Start, eventually, has_program, pattern};
+use crate::support::{Address, Client, Daemon, DaemonBuilder, Directory, eventually, has_program, pattern};
 
 /// What a service manager does between fork and exec, for one socket, which the shell has as its stdin.
 const PASS_ONE: &str = r#"LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 0</dev/null"#;
@@ -15,7 +15,7 @@ const PASS_ONE: &str = r#"LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 0</dev/null"
 const PASS_TWO: &str = r#"LISTEN_FDS=2 LISTEN_PID=$$ exec "$@" 3<&0 4<&2 0</dev/null 2>/dev/null"#;
 
 /// The daemon with these arguments and nothing else, given this as its descriptor 3.
-fn activated(arguments: &[&str], socket: impl Into<OwnedFd>) -> Start {
+fn activated(arguments: &[&str], socket: impl Into<OwnedFd>) -> DaemonBuilder {
     Daemon::with(arguments).without_listen().shell(PASS_ONE).stdin(Stdio::from(socket.into()))
 }
 
@@ -39,7 +39,7 @@ fn a_passed_tcp_listener_is_served_and_the_default_is_not_bound() {
     one.exchange(&pattern(1, 1_000_000));
     two.echo(b"two");
     one.echo(b"one");
-    assert!(one.far_end().is_some());
+    assert!(one.remote_socket().is_some());
     drop([early, one, two]);
     daemon.terminate();
     assert_eq!(daemon.whole_stdout().lines().count(), 1);
@@ -151,7 +151,7 @@ fn a_descriptor_that_is_not_there_or_a_wrong_number_is_an_error() {
 #[test]
 fn systemd_socket_activate_passes_a_socket_that_is_served() {
     if !has_program("systemd-socket-activate") {
-        return crate::support::skip_for_want_of("systemd-socket-activate");
+        return crate::support::skip_missing("systemd-socket-activate");
     }
     let directory = Directory::new();
     let path = directory.join("echo.sock");
@@ -163,6 +163,6 @@ fn systemd_socket_activate_passes_a_socket_that_is_served() {
     client.exchange(&pattern(1, 1_000_000));
     assert_eq!(daemon.stdout(), format!("listening on unix://{}\n", path.display()));
     Client::connect(&address).echo(b"and the next");
-    daemon.terminate_when_finished(client);
+    daemon.close_and_terminate(client);
     assert!(path.exists());
 }

@@ -59,7 +59,7 @@ fn endless_headers_end_at_8_kib() {
     let client = Client::connect(endpoint(&daemon));
     client.send(b"GET /metrics HTTP/1.1\r\nHost: echod\r\nX: ");
     let mut sent = 0;
-    while sent < 100_000 && client.send_what_fits(&[b'x'; 100]).is_ok() {
+    while sent < 100_000 && client.try_send(&[b'x'; 100]).is_ok() {
         sent += 100;
     }
     assert_eq!(answer(&client).status, 431);
@@ -88,7 +88,7 @@ fn who_sends_without_end_after_the_answer_is_cut() {
     let client = Client::connect(endpoint(&daemon));
     client.send(b"GET /healthz HTTP/1.0\r\n\r\n");
     let start = Instant::now();
-    while client.send_what_fits(&[b'x'; 60_000]).is_ok() {
+    while client.try_send(&[b'x'; 60_000]).is_ok() {
         assert!(start.elapsed() < EXCHANGE, "not its time ends this, but how much it sends");
     }
     assert_eq!(get(&daemon, "/healthz").status, 200);
@@ -107,7 +107,7 @@ fn stalled_clients(daemon: &Daemon) -> Vec<Client> {
         b"\x16\x03\x01",
     ];
     let stalled = halves.iter().cycle().take(16).map(|half| {
-        let client = Client::connect_narrow(endpoint(daemon));
+        let client = Client::connect_with_small_buffers(endpoint(daemon));
         client.send(half);
         client
     });
@@ -133,7 +133,7 @@ fn clients_that_stall_hold_up_neither_the_echo_nor_after_5_s_the_next() {
     let bounds = EXCHANGE - Duration::from_millis(100)..EXCHANGE + Duration::from_secs(2);
     assert!(bounds.contains(&waited), "the seventeenth was answered after {waited:?}");
     for client in stalled {
-        let _ = client.read_until_end(); // By FIN or by reset, each has ended.
+        let _ = client.read_until_closed(); // By FIN or by reset, each has ended.
     }
     assert_eq!(get(&daemon, "/healthz").status, 200);
 }
@@ -144,7 +144,7 @@ fn a_request_that_trickles_in_is_cut_after_5_s() {
     let client = Client::connect(endpoint(&daemon));
     let start = Instant::now();
     client.send(b"GET /metrics HTTP/1.1\r\nHost: echod\r\nX: ");
-    while client.send_what_fits(b"x").is_ok() {
+    while client.try_send(b"x").is_ok() {
         assert!(start.elapsed() < 2 * EXCHANGE, "it still is open after {:?}", start.elapsed());
         client.wait_for(rustix::event::PollFlags::IN, Duration::from_millis(100));
     }
@@ -181,17 +181,17 @@ fn whatever_comes_the_endpoint_lives_and_leaks_nothing() {
         for _ in 0..random.between(0, 30) {
             request.extend_from_slice(words[random.between(0, words.len() - 1)]);
         }
-        let _ = client.send_what_fits(&request);
+        let _ = client.try_send(&request);
         match random.between(0, 3) {
             0 => client.reset(),
             1 => drop(client),
             2 => {
-                client.finish();
-                let (answer, _) = client.read_until_end();
+                client.send_fin();
+                let (answer, _) = client.read_until_closed();
                 assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 "), "round {round}, seed {SEED:#x}");
             }
             _ => {
-                client.finish();
+                client.send_fin();
                 drop(client);
             }
         }

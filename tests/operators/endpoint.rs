@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::http::{answer, ask, endpoint, get, metrics};
-use crate::support::{Client, Daemon, Signal, TIMEOUT, listen_queue, pattern, wait_until};
+use crate::support::{Client, Daemon, Signal, TIMEOUT, pattern, pending_connections, wait_until};
 
 const METRICS: &str = "--metrics=127.0.0.1:0";
 
@@ -71,7 +71,7 @@ fn a_peer_that_finishes_right_after_its_request_is_answered() {
     let daemon = Daemon::start(&[METRICS]);
     let client = Client::connect(endpoint(&daemon));
     client.send(b"GET /healthz HTTP/1.0\r\n\r\n");
-    client.finish();
+    client.send_fin();
     assert_eq!(answer(&client).status, 200);
 }
 
@@ -109,7 +109,7 @@ fn at_the_cap_the_endpoint_answers_and_its_peers_take_no_place_of_a_connection()
     open.iter().for_each(|client| client.echo(b"in"));
     let waiting = daemon.connect();
     waiting.send(b"waiting");
-    wait_until("the third waits in the queue", || listen_queue(daemon.tcp()) == 1);
+    wait_until("the third waits in the queue", || pending_connections(daemon.tcp()) == 1);
 
     let page = metrics(&daemon);
     assert_eq!(page.value("echod_connections_open"), 2.0);

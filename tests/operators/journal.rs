@@ -18,7 +18,7 @@ fn log_of(arguments: &[&str], journal_is_stderr: bool) -> String {
     client.echo(b"a line at debug");
     daemon.signal(Signal::USR1);
     wait_until("the counters are told", || fs::read_to_string(&path).unwrap().contains("1 accepted"));
-    daemon.terminate_when_finished(client);
+    daemon.close_and_terminate(client);
     fs::read_to_string(&path).unwrap()
 }
 

@@ -60,7 +60,7 @@ fn what_happens_to_connections_is_counted() {
     assert_eq!(page.value("echod_received_bytes_total"), 300_000.0);
     assert_eq!(page.value("echod_sent_bytes_total"), 300_000.0);
 
-    first.finish();
+    first.send_fin();
     first.expect_fin();
     second.reset();
     wait_until("a reset is counted", || closed("reset") == 1.0);
@@ -163,7 +163,7 @@ fn a_prometheus_parser_reads_the_page() {
         command
     };
     if !python("import prometheus_client").output().is_ok_and(|output| output.status.success()) {
-        return crate::support::skip_for_want_of("prometheus_client for python3 (PyPI)");
+        return crate::support::skip_missing("prometheus_client for python3 (PyPI)");
     }
     let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
     daemon.connect().echo(b"a figure that is not 0");

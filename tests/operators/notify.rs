@@ -6,7 +6,7 @@ use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{Address, Client, Daemon, Directory, Signal, Start, TIMEOUT, unix};
+use crate::support::{Address, Client, Daemon, DaemonBuilder, Directory, Signal, TIMEOUT, unix};
 
 /// The manager's end.
 struct Manager {
@@ -32,7 +32,7 @@ impl Manager {
     }
 
     /// The daemon, told where to notify, and more variables.
-    fn daemon(&self, arguments: &[&str], variables: &[&str]) -> Start {
+    fn daemon(&self, arguments: &[&str], variables: &[&str]) -> DaemonBuilder {
         let notify = format!("NOTIFY_SOCKET={}", self.name);
         Daemon::with(arguments).through(&[&["env", &notify], variables].concat())
     }

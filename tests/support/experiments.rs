@@ -1,4 +1,5 @@
-//! Taking a line out and seeing a test fail: for the tour of the code, and for the page on traps.
+//! Mutation experiments: change a line of the source and check that a test fails. The tour of the
+//! code and the page on traps list such experiments.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,30 +10,31 @@ mod sources;
 
 pub use sources::{read, sources_in};
 
-/// One thing to try: a piece of a file, what to make of it, and the test that then fails.
+/// A source change, and the test that has to fail because of it.
 #[derive(Clone, Debug)]
 pub struct Experiment {
     pub file: String,
-    pub now: String,
-    pub then: String,
+    pub original: String,
+    pub replacement: String,
     pub test: String,
 }
 
 impl Experiment {
-    /// The piece stands in the file once, and there is such a test.
-    pub fn assert_possible(&self) {
+    /// Asserts that the original text occurs exactly once in the code of the file, and that the test exists.
+    pub fn assert_applicable(&self) {
         let source = read(&self.file);
-        let code = source.split("\nmod tests {").next().expect("a first part");
-        assert_eq!(code.matches(&self.now).count(), 1, "{} does not have this once: {}", self.file, self.now);
-        assert_ne!(self.now, self.then);
+        let code = source.split("\nmod tests {").next().expect("split always yields a first part");
+        let count = code.matches(&self.original).count();
+        assert_eq!(count, 1, "{} should contain this exactly once: {}", self.file, self.original);
+        assert_ne!(self.original, self.replacement, "{}: the replacement changes nothing", self.file);
         target_of(&self.test);
     }
 }
 
-/// What to tell Cargo to have this test built, and nothing that is not needed.
+/// Returns the arguments with which Cargo builds only the target that contains this test.
 fn target_of(test: &str) -> &'static str {
-    let has_it = |path: &Path| path.is_file() && read(path).contains(&format!("fn {test}()"));
-    let in_directory = |directory: &str| sources_in(directory).iter().any(|path| has_it(path));
+    let defines_test = |path: &Path| path.is_file() && read(path).contains(&format!("fn {test}()"));
+    let in_directory = |directory: &str| sources_in(directory).iter().any(|path| defines_test(path));
     if in_directory("src") {
         return "--lib";
     }
@@ -41,39 +43,41 @@ fn target_of(test: &str) -> &'static str {
             return target;
         }
     }
-    let places = [("simulation", "--test simulation"), ("bench_checks", "--test bench_checks")];
-    let place = places.into_iter().find(|(name, _)| has_it(&PathBuf::from(format!("tests/{name}.rs"))));
-    place.unwrap_or_else(|| panic!("there is no test {test}")).1
+    let files = [("simulation", "--test simulation"), ("bench_checks", "--test bench_checks")];
+    let file = files.into_iter().find(|(name, _)| defines_test(&PathBuf::from(format!("tests/{name}.rs"))));
+    file.unwrap_or_else(|| panic!("no test is named {test}")).1
 }
 
-/// Tries each in a copy of the tree, and fails if a test passes all the same. ECHOD_ONLY chooses by a part of the file's name or of
-/// the test's.
-pub fn assert_that_all_fail(experiments: Vec<Experiment>) {
+/// Makes each change in a copy of the source tree, and panics if a test passes in spite of it.
+///
+/// The environment variable `ECHOD_ONLY` restricts the run to experiments with this text in the name
+/// of the file or of the test.
+pub fn assert_all_fail(experiments: Vec<Experiment>) {
     let copy = std::env::temp_dir().join(format!("echod-experiments-{}", std::process::id()));
-    let shell = |script: String| Command::new("sh").args(["-c", &script]).output().expect("sh");
+    let shell = |script: String| Command::new("sh").args(["-c", &script]).output().expect("sh should run");
     let copied = shell(format!(
         "mkdir {0} && git ls-files -z -co --exclude-standard | tar -c --null -T - | tar -x -C {0}",
         copy.display()
     ));
-    assert!(copied.status.success(), "{copied:?}");
+    assert!(copied.status.success(), "cannot copy the source tree: {copied:?}");
     let only = std::env::var("ECHOD_ONLY").unwrap_or_default();
     let mut survived = Vec::new();
-    for Experiment { file, now, then, test } in experiments {
+    for Experiment { file, original, replacement, test } in experiments {
         if !file.contains(&only) && !test.contains(&only) {
             continue;
         }
         let source = read(&file);
-        fs::write(copy.join(&file), source.replacen(&now, &then, 1)).expect("a copy");
+        fs::write(copy.join(&file), source.replacen(&original, &replacement, 1)).expect("write the changed file");
         let target = target_of(&test);
         let output = shell(format!("cd {} && timeout 600 cargo test --offline {target} {test} 2>&1", copy.display()));
         let output = String::from_utf8_lossy(&output.stdout);
         let failed = output.lines().any(|line| line.contains(&test) && line.ends_with("FAILED"));
-        println!("{file}, {test}: {}", if failed { "fails, as it should" } else { "SURVIVES" });
+        println!("{file}, {test}: {}", if failed { "fails, as expected" } else { "SURVIVES" });
         if !failed {
             survived.push(format!("{file}: {test}\n{output}"));
         }
-        fs::write(copy.join(&file), source).expect("a copy");
+        fs::write(copy.join(&file), source).expect("restore the file");
     }
     let _ = fs::remove_dir_all(&copy);
-    assert!(survived.is_empty(), "{}", survived.join("\n"));
+    assert!(survived.is_empty(), "these tests passed in spite of the change:\n{}", survived.join("\n"));
 }

@@ -1,12 +1,12 @@
-//! The kernel's own word on TCP sockets: `/proc/net/tcp` and `/proc/net/tcp6`.
+//! The state of TCP sockets as the kernel reports it in `/proc/net/tcp` and `/proc/net/tcp6`.
 //!
-//! From there a test knows what no peer can see: how many bytes the daemon has not read yet, how many
-//! connections wait in a listen queue, what state the daemon's end is in.
+//! These tables show what a client cannot observe: how many bytes the daemon has not read yet, how
+//! many connections are pending in a backlog, and the TCP state of the daemon's socket.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The states of RFC 9293, 3.3.2, as `/proc/net/tcp` numbers them.
+/// A TCP connection state (RFC 9293, 3.3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcpState {
     Established,
@@ -27,44 +27,47 @@ pub struct TcpSocket {
     pub local: SocketAddr,
     pub remote: SocketAddr,
     pub state: TcpState,
-    /// Bytes that the other end's kernel has not acknowledged.
+    /// Bytes that the remote end's kernel has not acknowledged.
     pub unacknowledged: usize,
-    /// Bytes that the owner has not read. Of a listener: connections that wait to be accepted.
+    /// Bytes that the owner has not read; for a listener, the number of pending connections.
     pub unread: usize,
 }
 
-/// The socket from `local` to `remote`, if there is one.
+/// Returns the socket with these two addresses, if there is one.
 pub fn tcp_socket(local: SocketAddr, remote: SocketAddr) -> Option<TcpSocket> {
     tcp_sockets(local.port()).into_iter().find(|socket| socket.local == local && socket.remote == remote)
 }
 
-/// The ends of its peers, of all connections to the daemon at `address`. One look for all of them: the table is long
-/// when thousands of other connections linger in TIME-WAIT.
+/// Returns the client's socket of every connection to the daemon at `address`.
+///
+/// Reads the table once for all of them, because it is long when thousands of other connections are
+/// in TIME-WAIT.
 pub fn peers_of(address: SocketAddr) -> Vec<TcpSocket> {
     tcp_sockets(address.port()).into_iter().filter(|socket| socket.remote == address).collect()
 }
 
-/// How many connections wait to be accepted at this address.
+/// Returns the number of connections in the backlog of the listener at `address`.
 #[track_caller]
-pub fn listen_queue(address: SocketAddr) -> usize {
+pub fn pending_connections(address: SocketAddr) -> usize {
     let listener = tcp_sockets(address.port())
         .into_iter()
         .find(|socket| socket.local == address && socket.state == TcpState::Listen);
-    listener.unwrap_or_else(|| panic!("nothing listens on {address}")).unread
+    listener.unwrap_or_else(|| panic!("no socket is listening on {address}")).unread
 }
 
-/// All sockets with this port at either end.
+/// Returns all sockets with this local or remote port.
 fn tcp_sockets(port: u16) -> Vec<TcpSocket> {
     let port = format!(":{port:04X} ");
     let mut sockets = Vec::new();
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        let table = fs::read_to_string(table).unwrap_or_default(); // No tcp6 on a host without IPv6.
+        let table = fs::read_to_string(table).unwrap_or_default(); // A host without IPv6 has no tcp6.
         sockets.extend(table.lines().skip(1).filter(|line| line.contains(&port)).filter_map(parse));
     }
     sockets
 }
 
-/// `   0: 0100007F:270F 00000000:0000 0A 00000000:00000000 …`: number, local, remote, state, queues.
+/// Parses a line of the table, for example `   0: 0100007F:270F 00000000:0000 0A 00000000:00000000 …`:
+/// entry number, local address, remote address, state, and the sizes of the send and receive queues.
 fn parse(line: &str) -> Option<TcpSocket> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let local = parse_address(fields.next()?)?;
@@ -85,7 +88,7 @@ fn parse(line: &str) -> Option<TcpSocket> {
     Some(TcpSocket { local, remote, state, unacknowledged: number(unacknowledged)?, unread: number(unread)? })
 }
 
-/// The address is printed as one or four words in the byte order of the machine.
+/// Parses an address, which is printed as one or four 32-bit words in the machine's byte order.
 fn parse_address(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
     let word = |index: usize| u32::from_str_radix(ip.get(index * 8..index * 8 + 8)?, 16).ok().map(u32::to_ne_bytes);

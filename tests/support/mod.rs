@@ -1,11 +1,11 @@
-//! What every black-box test needs: the daemon as a process of its own, peers that give up after a
-//! while, and the kernel's own word on sockets and processes.
+//! Support for black-box tests: the daemon as a separate process, clients with timeouts, and the
+//! state of sockets and processes as the kernel reports it.
 //!
-//! Nothing here sleeps to be sure of something. [`eventually`] asks for a fact until it is one, and
-//! every other wait ends with the fact or with a panic after [`TIMEOUT`]. That is generous, so that a
-//! slow machine does not fail; a test that passes never waits for it.
-#![allow(dead_code, unused_imports, reason = "each test crate uses the part that it needs")]
-#![allow(clippy::print_stderr, reason = "a skip and a failed daemon's log belong on the terminal")]
+//! Nothing here sleeps in order to synchronize. [`eventually`] polls until a condition holds, and
+//! every other wait ends with the awaited event or panics after [`TIMEOUT`]. The timeout is generous
+//! so that a slow machine does not fail a test; a test that passes never waits that long.
+#![allow(dead_code, unused_imports, reason = "each test crate uses only some of these items")]
+#![allow(clippy::print_stderr, reason = "skip notices and a failed daemon's log go to the terminal")]
 
 mod client;
 mod daemon;
@@ -17,64 +17,69 @@ use std::time::{Duration, Instant};
 use std::{fs, process, thread};
 
 pub use client::{Address, Client};
-pub use daemon::{Daemon, Finished, Start, resolve, unix};
-pub use kernel::{TcpSocket, TcpState, listen_queue, peers_of, tcp_socket};
+pub use daemon::{Daemon, DaemonBuilder, RunOutput, resolve, unix};
+pub use kernel::{TcpSocket, TcpState, peers_of, pending_connections, tcp_socket};
 pub use rustix::process::Signal;
 
-/// How long a fact may take before the test fails.
+/// Maximum time to wait for one event or condition before the test fails.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Asks for a fact until it is there, or panics with `what` after [`TIMEOUT`].
+/// Polls until `probe` returns a value, and returns that value.
+///
+/// Panics after [`TIMEOUT`]; `what` describes the awaited condition in the message.
 #[track_caller]
-pub fn eventually<T>(what: &str, mut fact: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     let mut pause = Duration::from_micros(200);
     loop {
-        if let Some(fact) = fact() {
-            return fact;
+        if let Some(value) = probe() {
+            return value;
         }
-        assert!(start.elapsed() < TIMEOUT, "waited {TIMEOUT:?} in vain for this: {what}");
+        assert!(start.elapsed() < TIMEOUT, "timed out after {TIMEOUT:?} waiting for: {what}");
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
     }
 }
 
-/// [`eventually`] for a plain condition.
+/// Polls until `condition` is true. Panics after [`TIMEOUT`], like [`eventually`].
 #[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     eventually(what, || condition().then_some(()));
 }
 
-/// Compares bytes, and says where they part instead of printing megabytes.
+/// Asserts that two byte strings are equal. On failure, prints the first difference instead of
+/// megabytes of data.
 #[track_caller]
 pub fn assert_same(got: &[u8], expected: &[u8]) {
-    if let Some(place) = got.iter().zip(expected).position(|(a, b)| a != b) {
-        panic!("byte {place} is {:#04x}, expected {:#04x}", got[place], expected[place]);
+    if let Some(offset) = got.iter().zip(expected).position(|(a, b)| a != b) {
+        panic!("the byte at offset {offset} is {:#04x}, expected {:#04x}", got[offset], expected[offset]);
     }
-    assert_eq!(got.len(), expected.len(), "equal as far as they go, but the length differs");
+    let common = got.len().min(expected.len());
+    assert_eq!(got.len(), expected.len(), "wrong number of bytes (the first {common} are as expected)");
 }
 
-/// Says on the terminal why a test is not run, which libtest has no word for.
+/// Prints why a test was skipped (libtest has no concept of skipping).
 pub fn skip(reason: &str) {
-    let test = thread::current().name().unwrap_or("a test").to_owned();
+    let test = thread::current().name().unwrap_or("unnamed test").to_owned();
     eprintln!("skipped: {test}: {reason}");
 }
 
-/// As [`skip`], for want of something that CI installs: there, with `ECHOD_REQUIRE_TOOLS=1`, it is a failure.
+/// Like [`skip`], for a missing tool or privilege. With `ECHOD_REQUIRE_TOOLS=1`, as in CI, the test
+/// fails instead.
 #[track_caller]
-pub fn skip_for_want_of(what: &str) {
+pub fn skip_missing(what: &str) {
     let required = std::env::var_os("ECHOD_REQUIRE_TOOLS").is_some_and(|value| value == "1");
-    assert!(!required, "ECHOD_REQUIRE_TOOLS=1 wants {what}, which is not here");
-    skip(&format!("for want of {what}"));
+    assert!(!required, "ECHOD_REQUIRE_TOOLS=1 is set, but this is missing: {what}");
+    skip(&format!("missing: {what}"));
 }
 
-/// Whether a program is there to be run.
+/// Returns whether `PATH` contains a file of this name.
 pub fn has_program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|directory| directory.join(name).is_file())
 }
 
-/// Numbers that look random and repeat with the seed (SplitMix64).
+/// A pseudorandom number generator (SplitMix64): the same seed gives the same numbers.
 pub struct Random(u64);
 
 impl Random {
@@ -90,13 +95,16 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// One of `least..=most`.
-    pub fn between(&mut self, least: usize, most: usize) -> usize {
-        least + (self.number() % (most - least + 1) as u64) as usize
+    /// Returns a number in `min..=max`.
+    pub fn between(&mut self, min: usize, max: usize) -> usize {
+        min + (self.number() % (max - min + 1) as u64) as usize
     }
 }
 
-/// `length` bytes that no other seed has: a byte too many, too few or of another connection shows.
+/// Returns `length` pseudorandom bytes that depend on the seed.
+///
+/// A byte that is missing, duplicated, out of place or from another connection therefore shows up in
+/// a comparison.
 pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
     let mut random = Random::new(seed);
     let mut bytes = Vec::with_capacity(length + 8);
@@ -107,7 +115,7 @@ pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// A directory of this test alone, gone with everything in it when the test ends.
+/// A temporary directory for one test, removed with its contents when dropped.
 pub struct Directory(PathBuf);
 
 impl Directory {
@@ -115,7 +123,7 @@ impl Directory {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("echod-test-{}-{number}", process::id()));
-        fs::create_dir_all(&path).expect("a temporary directory");
+        fs::create_dir_all(&path).expect("create a temporary directory");
         Directory(path)
     }
 

@@ -3,18 +3,20 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Returns the text of a file of the repository.
+/// Returns the text of a file in the repository.
 pub fn read(path: impl AsRef<Path>) -> String {
     let path = path.as_ref();
-    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
 }
 
-/// Returns the Rust files of a folder and of the folders in it.
+/// Returns the paths of all Rust files in a folder and its subfolders.
 pub fn sources_in(folder: impl AsRef<Path>) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let folder = folder.as_ref();
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("cannot read {}: {error}", folder.display()));
+    let paths = entries.map(|entry| entry.expect("directory entry").path());
     let sources = |path: PathBuf| match path.is_dir() {
         true => sources_in(path),
         false => Vec::from_iter(Some(path).filter(|path| path.extension().is_some_and(|extension| extension == "rs"))),
     };
-    entries.flat_map(sources).collect()
+    paths.flat_map(sources).collect()
 }
