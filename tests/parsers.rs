@@ -15,7 +15,7 @@ use std::iter;
 use std::time::Duration;
 
 use echod::daemon::options::Options;
-use echod::listen::listener::Address;
+use echod::listen::address::Address;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};

@@ -1,1 +1,203 @@
-pub use crate::listen::listener::{Address, printable};
+//! Listening addresses, as the user types them.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Where to listen, as the user typed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// `9999`: every interface, IPv6 and IPv4 on one socket.
+    Port(u16),
+    /// `127.0.0.1:9999`, `[::1]:9999`. An IPv6 address takes IPv6 only.
+    Ip(SocketAddr),
+    /// `localhost:9999`: each address that the name stands for.
+    Host {
+        /// The name, or an IPv6 address with the name of an interface (`fe80::1%eth0`).
+        host: String,
+        /// 0 asks the kernel for a free one.
+        port: u16,
+    },
+    /// `unix:/run/echo.sock`.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Reads an address. The error is one clause for a person, without the address itself.
+    pub fn parse(text: &str) -> Result<Address, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return parse_path(path);
+        }
+        if let Ok(address) = text.parse() {
+            return Ok(Address::Ip(address));
+        }
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return parse_port(text).map(Address::Port);
+        }
+        if text.parse::<Ipv6Addr>().is_ok() {
+            // `::1:80` lands here, too: it is an IPv6 address as a whole, and nobody can say whether 80 was a port.
+            return Err("an IPv6 address needs brackets and a port, as in [::1]:9999".into());
+        }
+        if let Some((scheme, _)) = text.split_once("://") {
+            return Err(format!("write it without {}://", printable(scheme)));
+        }
+        let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.ends_with(']')) else {
+            return Err(match text {
+                "" => "expected PORT, IP:PORT, [IPv6]:PORT, HOST:PORT or unix:PATH".into(),
+                _ => format!("the port is missing, as in {}:9999", printable(text)),
+            });
+        };
+        let host = parse_host(host)?;
+        Ok(Address::Host { host, port: parse_port(port)? })
+    }
+}
+
+fn parse_path(path: &str) -> Result<Address, String> {
+    if path.is_empty() {
+        return Err("the path is missing, as in unix:/run/echo.sock".into());
+    }
+    if path.contains('\0') {
+        return Err("a path cannot hold a NUL byte".into());
+    }
+    // The limit differs between systems (108 bytes on Linux, 104 on BSD): the standard library knows it.
+    match std::os::unix::net::SocketAddr::from_pathname(path) {
+        Ok(_) => Ok(Address::Unix(path.into())),
+        Err(_) => Err(format!("the path is too long for a Unix socket: {} bytes", path.len())),
+    }
+}
+
+fn parse_port(port: &str) -> Result<u16, String> {
+    if port.is_empty() {
+        return Err("the port is missing behind the colon".into());
+    }
+    // `parse` alone would allow "+80".
+    if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(format!("{} is no port number", printable(port)));
+    }
+    port.parse().map_err(|_| "a port is at most 65535".into())
+}
+
+fn parse_host(host: &str) -> Result<String, String> {
+    if let Some(v6) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        let (address, interface) = v6.split_once('%').unwrap_or((v6, ""));
+        let named = !interface.is_empty() && interface.chars().all(|c| c.is_ascii_graphic());
+        return match address.parse::<Ipv6Addr>() {
+            Ok(_) if named || v6 == address => Ok(v6.into()), // getaddrinfo(3) knows the interfaces by name.
+            _ => Err("what stands in the brackets is no IPv6 address".into()),
+        };
+    }
+    match host {
+        "" => Err("the host is missing before the colon; the port alone takes every interface".into()),
+        "*" => Err("the port alone takes every interface".into()),
+        _ if host.contains(':') => Err("more than one colon; an IPv6 address needs brackets, as in [::1]:9999".into()),
+        _ if host.chars().all(|c| c.is_ascii_digit() || c == '.') && host.parse::<Ipv4Addr>().is_err() => {
+            Err(format!("{host} is no IPv4 address")) // getaddrinfo(3) would read 10.1 as 10.0.0.1.
+        }
+        _ if host.chars().all(|c| c.is_alphanumeric() || "-._".contains(c)) => Ok(host.into()),
+        _ => Err(format!("{} is no host name", printable(host))),
+    }
+}
+
+/// Control characters escaped: a message is one line, whatever was typed.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Address, String> {
+        Address::parse(text)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Port(port) => port.fmt(f),
+            Address::Ip(address) => address.fmt(f),
+            Address::Host { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Address::Host { host, port } => write!(f, "{host}:{port}"),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+    use std::os::unix::net::SocketAddr as UnixAddr;
+
+    use super::*;
+    use crate::listen::test_support::address;
+
+    #[test]
+    fn an_address_is_read_and_shown_as_it_was_typed() {
+        let host = |host: &str, port| Address::Host { host: host.into(), port };
+        for (text, expected) in [
+            ("9999", Address::Port(9999)),
+            ("0", Address::Port(0)),
+            ("127.0.0.1:0", Address::Ip(([127, 0, 0, 1], 0).into())),
+            ("[::1]:80", Address::Ip((Ipv6Addr::LOCALHOST, 80).into())),
+            ("localhost:80", host("localhost", 80)),
+            ("echo-1.example_a.:7", host("echo-1.example_a.", 7)),
+            ("bücher.example:7", host("bücher.example", 7)),
+            ("[fe80::1%eth0]:7", host("fe80::1%eth0", 7)),
+            ("unix:/run/x", Address::Unix("/run/x".into())),
+            ("unix:relative:1", Address::Unix("relative:1".into())),
+            ("unix:///run/x", Address::Unix("///run/x".into())),
+        ] {
+            assert_eq!(address(text), expected, "{text}");
+            assert_eq!(expected.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_with_one_clear_clause() {
+        for (text, expected) in [
+            ("", "expected PORT, IP:PORT, [IPv6]:PORT, HOST:PORT or unix:PATH"),
+            ("localhost", "the port is missing, as in localhost:9999"),
+            ("127.0.0.1", "the port is missing, as in 127.0.0.1:9999"),
+            ("[::1]", "the port is missing, as in [::1]:9999"),
+            ("localhost:", "the port is missing behind the colon"),
+            ("70000", "a port is at most 65535"),
+            ("99999999999999999999", "a port is at most 65535"),
+            ("127.0.0.1:70000", "a port is at most 65535"),
+            ("localhost:99999", "a port is at most 65535"),
+            ("[::1]:99999", "a port is at most 65535"),
+            ("localhost:http", "http is no port number"),
+            ("localhost:+80", "+80 is no port number"),
+            ("localhost:-1", "-1 is no port number"),
+            ("::1", "an IPv6 address needs brackets and a port, as in [::1]:9999"),
+            ("::1:80", "an IPv6 address needs brackets and a port, as in [::1]:9999"),
+            ("1:2:3:4:5:6:7:8:80", "more than one colon; an IPv6 address needs brackets, as in [::1]:9999"),
+            ("[::g]:80", "what stands in the brackets is no IPv6 address"),
+            ("[127.0.0.1]:80", "what stands in the brackets is no IPv6 address"),
+            ("[fe80::1%]:80", "what stands in the brackets is no IPv6 address"),
+            (":80", "the host is missing before the colon; the port alone takes every interface"),
+            ("*:80", "the port alone takes every interface"),
+            ("256.0.0.1:80", "256.0.0.1 is no IPv4 address"),
+            ("10.1:80", "10.1 is no IPv4 address"),
+            ("a b:80", "a b is no host name"),
+            ("a\nb:80", "a\\nb is no host name"),
+            ("tcp://127.0.0.1:80", "write it without tcp://"),
+            ("unix:", "the path is missing, as in unix:/run/echo.sock"),
+            ("unix:a\0b", "a path cannot hold a NUL byte"),
+        ] {
+            assert_eq!(Address::parse(text).expect_err(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_unix_path_may_be_as_long_as_the_system_allows_and_no_longer() {
+        let longest = (1..200).take_while(|&n| UnixAddr::from_pathname("x".repeat(n)).is_ok()).count();
+        assert!(longest >= 100, "{longest}");
+        assert!(Address::parse(&format!("unix:{}", "x".repeat(longest))).is_ok());
+        let why = Address::parse(&format!("unix:{}", "x".repeat(longest + 1))).expect_err("too long");
+        assert_eq!(why, format!("the path is too long for a Unix socket: {} bytes", longest + 1));
+    }
+}

@@ -3,10 +3,17 @@
 //! What lives here: parsing an [`address`], making a [`socket`] from it, the [`listener`] with its errors, and the life of a Unix
 //! socket's file ([`unix_file`]). What it may use: nothing else of this crate.
 
-/// Parsing of addresses.
+use std::io;
+
+use rustix::io::Errno;
+
 pub mod address;
 pub mod listener;
-/// Making sockets.
 pub mod socket;
-/// The files of Unix sockets.
+#[cfg(test)]
+mod test_support;
 pub mod unix_file;
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    Errno::from_io_error(error) == Some(errno)
+}
