@@ -112,7 +112,7 @@ fn assert_one_printable_line(message: &str) {
 }
 
 #[test]
-fn an_address_is_refused_in_one_line_or_shown_as_it_can_be_read_again() {
+fn addresses_round_trip_or_fail_in_one_line() {
     for_each(1, texts(&PIECES), |text| match Address::parse(text) {
         Err(message) => {
             assert_one_printable_line(&message);
@@ -148,7 +148,7 @@ fn expected(text: &str) -> Option<Duration> {
 }
 
 #[test]
-fn a_duration_is_what_the_contract_says_and_nothing_else_is() {
+fn duration_parses_exactly_as_documented() {
     for_each(20, prop_oneof![texts(&PIECES), texts(&NUMBERS_AND_UNITS)], |text| {
         let arguments = ["echod".into(), OsString::from(format!("--idle-timeout={text}"))];
         match Options::parse(arguments) {
@@ -169,7 +169,7 @@ fn a_duration_is_what_the_contract_says_and_nothing_else_is() {
 }
 
 #[test]
-fn whatever_stands_on_the_command_line_is_taken_or_refused_in_one_line() {
+fn command_line_parses_or_fails_in_one_line() {
     const OPTIONS: &[&str] = &["--listen", "-l", "--listen", "--metrics", "--backlog", "--drain-timeout"];
     const FLAGS: &[&str] = &["--one-shot", "--reuse-port", "-v", "--explain"];
     let lines = (prop::option::of(select(FLAGS)), select(OPTIONS), texts(&PIECES));

@@ -127,6 +127,7 @@ impl fmt::Display for Address {
         }
     }
 }
+
 #[cfg(test)]
 mod tests {
     use std::net::Ipv6Addr;
@@ -136,7 +137,7 @@ mod tests {
     use crate::listen::test_support::address;
 
     #[test]
-    fn an_address_is_read_and_shown_as_it_was_typed() {
+    fn addresses_parse_and_display_as_typed() {
         let host = |host: &str, port| Address::Host { host: host.into(), port };
         for (text, expected) in [
             ("9999", Address::Port(9999)),
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused_with_one_clear_clause() {
+    fn invalid_address_is_rejected_with_its_reason() {
         for (text, expected) in [
             ("", "expected PORT, IP:PORT, [IPv6]:PORT, HOST:PORT or unix:PATH"),
             ("localhost", "the port is missing, as in localhost:9999"),
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unix_path_may_be_as_long_as_the_system_allows_and_no_longer() {
+    fn unix_path_is_limited_to_the_system_maximum() {
         let longest = (1..200).take_while(|&n| UnixAddr::from_pathname("x".repeat(n)).is_ok()).count();
         assert!(longest >= 100, "{longest}");
         assert!(Address::parse(&format!("unix:{}", "x".repeat(longest))).is_ok());

@@ -21,7 +21,7 @@ pub struct Listener {
     /// An edge has come and accept(2) has not said EAGAIN since.
     pub ready: bool,
     /// While the server drains: how many more newcomers are taken.
-    left: Option<u32>,
+    drain_limit: Option<u32>,
     /// What was asked for; for an inherited listener the most that it can be.
     backlog: u32,
     local: String,
@@ -92,19 +92,19 @@ impl Listener {
                 (ListeningSocket::Unix(listener), local)
             }
         };
-        Ok(Listener { index: 0, ready: false, left: None, backlog, local, _file: file, socket })
+        Ok(Listener { index: 0, ready: false, drain_limit: None, backlog, local, _file: file, socket })
     }
 
     /// Takes over a listening socket that another process made, for socket activation. Its file, if it
     /// has one, stays that process's. Anything but a TCP or Unix stream listener is an error.
     pub fn from_inherited(socket: impl Into<Socket>) -> io::Result<Listener> {
         let socket = socket.into();
-        let refuse = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        let invalid = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         if socket.r#type()? != Type::STREAM {
-            return refuse("it is not a stream socket");
+            return invalid("it is not a stream socket");
         }
         if !socket.is_listener()? {
-            return refuse("it is a socket that does not listen");
+            return invalid("it is a socket that does not listen");
         }
         socket.set_cloexec(true)?;
         let kind = match socket.domain()? {
@@ -113,7 +113,7 @@ impl Listener {
                 Kind::Tcp
             }
             Domain::UNIX => Kind::Unix,
-            _ => return refuse("it is neither a TCP nor a Unix socket"),
+            _ => return invalid("it is neither a TCP nor a Unix socket"),
         };
         // Who called listen(2) knows the backlog; the kernel only tells that it is no longer than this.
         Listener::new(socket.into(), kind, somaxconn().unwrap_or(4096), None)
@@ -132,23 +132,23 @@ impl Listener {
     pub fn drain(&mut self) {
         self.ready = true;
         // The kernel's cap, not what was asked for, says how many can wait.
-        let longest = self.backlog.min(somaxconn().unwrap_or(u32::MAX));
-        self.left = Some(longest.saturating_add(1));
+        let max_pending = self.backlog.min(somaxconn().unwrap_or(u32::MAX));
+        self.drain_limit = Some(max_pending.saturating_add(1));
     }
 
     /// An edge has come. Of a drain's newcomers no more are taken than could wait when it began.
     pub fn mark_ready(&mut self) {
-        self.ready = self.left != Some(0);
+        self.ready = self.drain_limit != Some(0);
     }
 
     /// Takes the first connection out of the queue. [`AcceptError::classify`] sorts the errors.
     pub fn accept(&mut self) -> io::Result<Accepted> {
-        let newcomer = self.socket.accept()?;
-        if let Some(left) = &mut self.left {
-            *left = left.saturating_sub(1);
-            self.ready = *left > 0;
+        let accepted = self.socket.accept()?;
+        if let Some(limit) = &mut self.drain_limit {
+            *limit = limit.saturating_sub(1);
+            self.ready = *limit > 0;
         }
-        Ok(newcomer)
+        Ok(accepted)
     }
 
     /// Where it listens, as it is told on stdout: `tcp://127.0.0.1:41233`, `unix:///run/echo.sock`.
@@ -223,6 +223,7 @@ impl AcceptError {
         }
     }
 }
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -231,12 +232,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::listen::is;
+    use crate::listen::is_errno;
     use crate::listen::socket::ListenOptions;
     use crate::listen::test_support::{Directory, address, bind, connect, soon};
 
     #[test]
-    fn no_edge_renews_the_share_of_newcomers_that_a_drain_takes() {
+    fn event_during_drain_does_not_renew_its_limit() {
         let one = ListenOptions { backlog: 1, reuse_port: false };
         let mut listener = address("127.0.0.1:0").bind(&one).expect("a listener").remove(0);
         let port = listener.port().expect("a port");
@@ -253,7 +254,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_drain_takes_no_more_than_the_kernel_lets_wait_whatever_was_asked_for() {
+    fn drain_accepts_at_most_the_kernel_backlog_limit() {
         let most =
             fs::read_to_string("/proc/sys/net/core/somaxconn").expect("Linux tells").trim().parse().expect("a number");
         assert_eq!(somaxconn(), Some(most));
@@ -261,12 +262,12 @@ mod tests {
             let options = ListenOptions { backlog: asked, reuse_port: false };
             let mut listener = address("127.0.0.1:0").bind(&options).expect("a listener").remove(0);
             listener.drain();
-            assert_eq!(listener.left, Some(left), "{asked} were asked for");
+            assert_eq!(listener.drain_limit, Some(left), "{asked} were asked for");
         }
     }
 
     #[test]
-    fn an_accepted_stream_never_blocks_does_not_delay_and_keeps_urgent_bytes_in_line() {
+    fn accepted_tcp_stream_has_the_expected_options() {
         let mut listener = bind("127.0.0.1:0");
         let client = connect(listener.port().expect("a port"), "127.0.0.1").expect("a connection");
         let Accepted::Tcp(mut stream, _) = soon(|| listener.accept()) else { panic!("TCP gives TCP") };
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn urgent_bytes_stay_in_line_on_a_unix_socket_too() {
+    fn urgent_bytes_stay_inline_on_unix_sockets() {
         let directory = Directory::new("urgent");
         let mut listener = bind(&directory.unix("s"));
         let client = std::os::unix::net::UnixStream::connect(directory.path("s")).expect("a connection");
@@ -291,7 +292,7 @@ mod tests {
         let client = Socket::from(client.into());
         client.send(b"ab").expect("room");
         match client.send_out_of_band(b"!") {
-            Err(error) if is(&error, Errno::OPNOTSUPP) => return, // No urgent data on Unix sockets here.
+            Err(error) if is_errno(&error, Errno::OPNOTSUPP) => return, // No urgent data on Unix sockets here.
             result => assert_eq!(result.expect("room"), 1),
         }
         client.send(b"cd").expect("room");
@@ -306,13 +307,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_queue_is_no_error() {
+    fn accept_on_empty_backlog_would_block() {
         let verdict = AcceptError::classify(&bind("127.0.0.1:0").accept().expect_err("nobody is there"));
         assert_eq!(verdict, AcceptError::WouldBlock);
     }
 
     #[test]
-    fn a_unix_listener_tells_its_absolute_path_and_its_file_goes_with_it() {
+    fn unix_listener_reports_absolute_path_and_removes_file() {
         let directory = Directory::new("life");
         let path = directory.path("s");
         let mut listener = bind(&directory.unix("s"));
@@ -330,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inherited_listener_does_not_block_and_keeps_its_file() {
+    fn inherited_listener_is_nonblocking_and_keeps_its_file() {
         let directory = Directory::new("inherited");
         let path = directory.path("s");
         let theirs = StdUnixListener::bind(&path).expect("a listener");
@@ -355,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_inherited_and_no_stream_listener_is_refused() {
+    fn inherited_non_listener_is_rejected() {
         let (one, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
         let connected = Listener::from_inherited(OwnedFd::from(one)).expect_err("a connected socket");
         assert_eq!(connected.to_string(), "it is a socket that does not listen");
@@ -367,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_accept_are_sorted_by_what_the_loop_does_next() {
+    fn accept_errors_are_classified_by_errno() {
         for (verdict, errnos) in [
             (AcceptError::WouldBlock, &[Errno::AGAIN, Errno::WOULDBLOCK][..]),
             (AcceptError::Interrupted, &[Errno::INTR]),

@@ -14,6 +14,6 @@ pub mod socket;
 mod test_support;
 pub mod unix_file;
 
-fn is(error: &io::Error, errno: Errno) -> bool {
+fn is_errno(error: &io::Error, errno: Errno) -> bool {
     Errno::from_io_error(error) == Some(errno)
 }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::listen::address::{Address, printable};
-use crate::listen::is;
+use crate::listen::is_errno;
 use crate::listen::listener::{Kind, Listener};
 use crate::listen::unix_file::{SocketFile, remove_stale};
 
@@ -33,43 +33,45 @@ impl ListenOptions {
 /// Why there is no listener: what was tried, on what, what the system said, and what was found there.
 #[derive(Debug)]
 pub struct BindError {
-    tried: String,
+    target: String,
     error: io::Error,
-    found: Option<&'static str>,
+    hint: Option<&'static str>,
 }
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot listen on {}: {}", self.tried, self.error)?;
-        self.found.map_or(Ok(()), |found| write!(f, ": {found}"))
+        write!(f, "cannot listen on {}: {}", self.target, self.error)?;
+        self.hint.map_or(Ok(()), |hint| write!(f, ": {hint}"))
     }
 }
 
 impl std::error::Error for BindError {}
+
 impl Address {
     /// Makes the listening sockets that the address stands for: bound, listening, non-blocking,
     /// close-on-exec. One, or several for a host name.
     pub fn bind(&self, options: &ListenOptions) -> Result<Vec<Listener>, BindError> {
-        let failed = |error| BindError { tried: self.spoken(), error, found: None };
+        let failed = |error| BindError { target: self.describe(), error, hint: None };
         match self {
             Address::Port(port) => Ok(vec![
-                listen_everywhere(*port, |address, family| listen_tcp(address, family, options)).map_err(failed)?,
+                listen_on_all_interfaces(*port, |address, family| listen_tcp(address, family, options))
+                    .map_err(failed)?,
             ]),
             Address::Ip(address) => Ok(vec![listen_tcp(*address, Family::Own, options).map_err(failed)?]),
             Address::Host { host, port } => {
-                let mut named = Vec::new();
+                let mut addresses = Vec::new();
                 for address in (host.as_str(), *port).to_socket_addrs().map_err(failed)? {
                     // A name that stands twice in /etc/hosts is named twice.
-                    if !named.contains(&address) {
-                        named.push(address);
+                    if !addresses.contains(&address) {
+                        addresses.push(address);
                     }
                 }
-                self.listen_on_each(&named, |address| listen_tcp(address, Family::Own, options))
+                self.listen_on_each(&addresses, |address| listen_tcp(address, Family::Own, options))
             }
-            Address::Unix(path) => Ok(vec![listen_unix(path, options).map_err(|(error, found)| BindError {
-                tried: self.spoken(),
+            Address::Unix(path) => Ok(vec![listen_unix(path, options).map_err(|(error, hint)| BindError {
+                target: self.describe(),
                 error,
-                found,
+                hint,
             })?]),
         }
     }
@@ -78,42 +80,46 @@ impl Address {
     /// does not have (a container without IPv6): that one is left out if another could be bound.
     fn listen_on_each(
         &self,
-        named: &[SocketAddr],
+        addresses: &[SocketAddr],
         mut listen: impl FnMut(SocketAddr) -> io::Result<Listener>,
     ) -> Result<Vec<Listener>, BindError> {
         let mut listeners: Vec<Listener> = Vec::new();
-        let mut left_out = Vec::new();
-        let mut tries = 0;
+        let mut skipped = Vec::new();
+        let mut retries = 0;
         let mut next = 0;
-        while let Some(&(mut address)) = named.get(next) {
+        while let Some(&(mut address)) = addresses.get(next) {
             if let (0, Some(first)) = (address.port(), listeners.first()) {
                 // One name, one port: the one that the kernel chose for the first address.
                 address.set_port(first.port().unwrap_or(0));
             }
             match listen(address) {
                 Ok(listener) => listeners.push(listener),
-                Err(error) if names_absent_family(&error) => left_out.push((address, error)),
-                Err(error) if is(&error, Errno::ADDRINUSE) && named[next].port() == 0 && tries < PORT_TRIES => {
+                Err(error) if is_unsupported_family(&error) => skipped.push((address, error)),
+                Err(error)
+                    if is_errno(&error, Errno::ADDRINUSE)
+                        && addresses[next].port() == 0
+                        && retries < MAX_PORT_RETRIES =>
+                {
                     // The kernel's choice is taken on this address: have it choose again.
-                    tries += 1;
+                    retries += 1;
                     next = 0;
                     listeners.clear();
-                    left_out.clear();
+                    skipped.clear();
                     continue;
                 }
-                Err(error) => return Err(self.failed_on(address, error)),
+                Err(error) => return Err(self.bind_error(address, error)),
             }
             next += 1;
         }
-        match (listeners.is_empty(), left_out.pop()) {
-            (true, Some((address, error))) => return Err(self.failed_on(address, error)),
+        match (listeners.is_empty(), skipped.pop()) {
+            (true, Some((address, error))) => return Err(self.bind_error(address, error)),
             (true, None) => {
                 // getaddrinfo(3) promises at least one address with a success.
                 let error = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-                return Err(BindError { tried: self.spoken(), error, found: None });
+                return Err(BindError { target: self.describe(), error, hint: None });
             }
             (false, last) => {
-                for (address, error) in left_out.into_iter().chain(last) {
+                for (address, error) in skipped.into_iter().chain(last) {
                     log::warn!("not listening on {address}, one of the addresses of {self}: {error}");
                 }
             }
@@ -121,12 +127,12 @@ impl Address {
         Ok(listeners)
     }
 
-    fn failed_on(&self, address: SocketAddr, error: io::Error) -> BindError {
-        BindError { tried: format!("{address} ({self})"), error, found: None }
+    fn bind_error(&self, address: SocketAddr, error: io::Error) -> BindError {
+        BindError { target: format!("{address} ({self})"), error, hint: None }
     }
 
     /// The address in a sentence: "cannot listen on port 9999".
-    fn spoken(&self) -> String {
+    fn describe(&self) -> String {
         match self {
             Address::Port(port) => format!("port {port}"),
             _ => printable(&self.to_string()),
@@ -135,7 +141,8 @@ impl Address {
 }
 
 /// How often the kernel may choose a port for the first address of a name that the others cannot have.
-const PORT_TRIES: u32 = 16;
+const MAX_PORT_RETRIES: u32 = 16;
+
 /// Which addresses an IPv6 socket takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Family {
@@ -147,10 +154,13 @@ enum Family {
 
 /// Every interface: one dual-stack socket, or an IPv4 one where the host has no IPv6. Not two sockets:
 /// with port 0 they would get two ports.
-fn listen_everywhere(port: u16, listen: impl Fn(SocketAddr, Family) -> io::Result<Listener>) -> io::Result<Listener> {
+fn listen_on_all_interfaces(
+    port: u16,
+    listen: impl Fn(SocketAddr, Family) -> io::Result<Listener>,
+) -> io::Result<Listener> {
     match listen((Ipv6Addr::UNSPECIFIED, port).into(), Family::Both) {
         // EINVAL: OpenBSD does not let IPV6_V6ONLY be switched off.
-        Err(error) if names_absent_family(&error) || is(&error, Errno::INVAL) => {
+        Err(error) if is_unsupported_family(&error) || is_errno(&error, Errno::INVAL) => {
             log::info!("no IPv6 here ({error}): listening on 0.0.0.0");
             listen((Ipv4Addr::UNSPECIFIED, port).into(), Family::Own)
         }
@@ -159,8 +169,8 @@ fn listen_everywhere(port: u16, listen: impl Fn(SocketAddr, Family) -> io::Resul
 }
 
 /// The host does not have the address's family: no such sockets, or no such address on any interface.
-fn names_absent_family(error: &io::Error) -> bool {
-    is(error, Errno::AFNOSUPPORT) || is(error, Errno::ADDRNOTAVAIL)
+fn is_unsupported_family(error: &io::Error) -> bool {
+    is_errno(error, Errno::AFNOSUPPORT) || is_errno(error, Errno::ADDRNOTAVAIL)
 }
 
 fn listen_tcp(address: SocketAddr, family: Family, options: &ListenOptions) -> io::Result<Listener> {
@@ -189,27 +199,29 @@ pub(super) fn prepare_tcp(socket: &Socket) -> io::Result<()> {
 
 /// No SO_REUSEADDR here: on a Unix socket it means nothing. The file is what is in the way.
 fn listen_unix(path: &Path, options: &ListenOptions) -> Result<Listener, (io::Error, Option<&'static str>)> {
-    let untold = |error| (error, None);
-    let address = SockAddr::unix(path).map_err(untold)?;
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(untold)?;
+    let no_hint = |error| (error, None);
+    let address = SockAddr::unix(path).map_err(no_hint)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(no_hint)?;
     if let Err(error) = socket.bind(&address) {
-        if !is(&error, Errno::ADDRINUSE) {
+        if !is_errno(&error, Errno::ADDRINUSE) {
             return Err((error, None));
         }
-        match remove_stale(path).map_err(untold)? {
-            None => socket.bind(&address).map_err(untold)?,
-            found => return Err((error, found)),
+        match remove_stale(path).map_err(no_hint)? {
+            None => socket.bind(&address).map_err(no_hint)?,
+            hint => return Err((error, hint)),
         }
     }
     // From here on the file is ours, and goes when `file` does, also on the way out through `?`.
-    let file = SocketFile::of(path).map_err(untold)?;
-    socket.listen(options.backlog()).map_err(untold)?;
-    Listener::new(socket.into(), Kind::Unix, options.backlog, Some(file)).map_err(untold)
+    let file = SocketFile::of(path).map_err(no_hint)?;
+    socket.listen(options.backlog()).map_err(no_hint)?;
+    Listener::new(socket.into(), Kind::Unix, options.backlog, Some(file)).map_err(no_hint)
 }
+
 /// The kernel's cap on every backlog: net.core.somaxconn. `None` where it is not told.
 pub fn somaxconn() -> Option<u32> {
     fs::read_to_string("/proc/sys/net/core/somaxconn").ok()?.trim().parse().ok()
 }
+
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -218,12 +230,12 @@ mod tests {
     use crate::listen::listener::{AcceptError, Accepted};
     use crate::listen::test_support::{OPTIONS, address, bind, connect, refused, soon};
 
-    fn plainly(address: SocketAddr) -> io::Result<Listener> {
+    fn listen_at(address: SocketAddr) -> io::Result<Listener> {
         listen_tcp(address, Family::Own, &OPTIONS)
     }
 
     #[test]
-    fn a_bare_port_serves_ipv4_and_ipv6_on_one_socket() {
+    fn bare_port_serves_ipv4_and_ipv6_on_one_socket() {
         let mut listener = bind("0");
         let port = listener.port().expect("a port");
         assert_eq!(listener.local(), format!("tcp://[::]:{port}"));
@@ -236,9 +248,9 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_port_falls_back_to_ipv4_where_there_is_no_ipv6_and_for_no_other_reason() {
+    fn bare_port_falls_back_only_without_ipv6() {
         let without_ipv6 = |errno: Errno| {
-            listen_everywhere(0, |address, family| match family {
+            listen_on_all_interfaces(0, |address, family| match family {
                 Family::Both => Err(errno.into()),
                 Family::Own => listen_tcp(address, family, &OPTIONS),
             })
@@ -247,11 +259,11 @@ mod tests {
             let local = without_ipv6(errno).expect("IPv4").local();
             assert!(local.starts_with("tcp://0.0.0.0:"), "{errno:?}: {local}");
         }
-        assert!(is(&without_ipv6(Errno::ADDRINUSE).expect_err("no way out"), Errno::ADDRINUSE));
+        assert!(is_errno(&without_ipv6(Errno::ADDRINUSE).expect_err("no way out"), Errno::ADDRINUSE));
     }
 
     #[test]
-    fn an_explicit_ipv6_address_takes_ipv6_only() {
+    fn explicit_ipv6_address_is_ipv6_only() {
         // The kernel's choice for IPv6 may be somebody else's port on IPv4, but not ten times in a row.
         let pair = (0..10).find_map(|_| {
             let v6 = bind("[::]:0");
@@ -267,9 +279,9 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_bound_on_each_of_its_addresses_with_one_port() {
+    fn host_name_binds_every_address_with_one_port() {
         let addresses = [([127, 0, 0, 1], 0).into(), ([127, 0, 0, 2], 0).into()];
-        let listeners = address("some.name:0").listen_on_each(&addresses, plainly).expect("listeners");
+        let listeners = address("some.name:0").listen_on_each(&addresses, listen_at).expect("listeners");
         let port = listeners[0].port().expect("a port");
         let urls: Vec<_> = listeners.iter().map(Listener::local).collect();
         assert_eq!(urls, [format!("tcp://127.0.0.1:{port}"), format!("tcp://127.0.0.2:{port}")]);
@@ -277,54 +289,54 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_a_family_that_the_host_lacks_is_left_out_if_another_is_bound() {
+    fn unsupported_family_is_skipped_if_another_address_binds() {
         // 192.0.2.0/24 is for documentation (RFC 5737): no interface has it, as ::1 without IPv6.
         let here: SocketAddr = "127.0.0.1:0".parse().expect("an address");
         let nowhere: SocketAddr = "192.0.2.1:0".parse().expect("an address");
-        let named = address("some.name:0");
+        let host = address("some.name:0");
         for order in [[here, nowhere], [nowhere, here]] {
-            assert_eq!(named.listen_on_each(&order, plainly).expect("one listener").len(), 1);
+            assert_eq!(host.listen_on_each(&order, listen_at).expect("one listener").len(), 1);
         }
-        let error = named.listen_on_each(&[nowhere], plainly).expect_err("nothing to listen on").to_string();
+        let error = host.listen_on_each(&[nowhere], listen_at).expect_err("nothing to listen on").to_string();
         assert!(error.starts_with("cannot listen on 192.0.2.1:0 (some.name:0): "), "{error}");
-        assert!(named.listen_on_each(&[], plainly).is_err());
+        assert!(host.listen_on_each(&[], listen_at).is_err());
     }
 
     #[test]
-    fn a_taken_address_of_a_name_is_an_error_although_another_is_free() {
+    fn taken_address_of_a_host_name_is_an_error() {
         let taken = bind("127.0.0.1:0");
         let port = taken.port().expect("a port");
         let addresses = [([127, 0, 0, 2], port).into(), ([127, 0, 0, 1], port).into()];
-        let named = Address::Host { host: "some.name".into(), port };
-        let error = named.listen_on_each(&addresses, plainly).expect_err("taken").to_string();
+        let host = Address::Host { host: "some.name".into(), port };
+        let error = host.listen_on_each(&addresses, listen_at).expect_err("taken").to_string();
         assert!(error.contains(&format!("127.0.0.1:{port} (some.name:{port}): Address already in use")), "{error}");
     }
 
     #[test]
-    fn a_port_that_the_next_address_of_a_name_cannot_have_is_chosen_again() {
-        let named = [([127, 0, 0, 1], 0).into(), ([127, 0, 0, 2], 0).into()];
+    fn port_taken_on_second_address_is_chosen_again() {
+        let addresses = [([127, 0, 0, 1], 0).into(), ([127, 0, 0, 2], 0).into()];
         let listen = |refusals: u32| {
             let (mut choices, mut refused) = (0, 0);
-            let result = address("some.name:0").listen_on_each(&named, |address| {
+            let result = address("some.name:0").listen_on_each(&addresses, |address| {
                 if address.port() == 0 {
                     choices += 1;
                 } else if refused < refusals {
                     refused += 1;
                     return Err(Errno::ADDRINUSE.into());
                 }
-                plainly(([127, 0, 0, 1], 0).into()) // Whatever was asked for: what others hold plays no part here.
+                listen_at(([127, 0, 0, 1], 0).into()) // Whatever was asked for: what others hold plays no part here.
             });
             (choices, result)
         };
-        let (choices, result) = listen(PORT_TRIES);
-        assert_eq!((choices, result.expect("listeners").len()), (PORT_TRIES + 1, 2));
-        let (choices, result) = listen(PORT_TRIES + 1);
-        assert!(is(&result.expect_err("an end").error, Errno::ADDRINUSE));
-        assert_eq!(choices, PORT_TRIES + 1, "it is not tried for ever");
+        let (choices, result) = listen(MAX_PORT_RETRIES);
+        assert_eq!((choices, result.expect("listeners").len()), (MAX_PORT_RETRIES + 1, 2));
+        let (choices, result) = listen(MAX_PORT_RETRIES + 1);
+        assert!(is_errno(&result.expect_err("an end").error, Errno::ADDRINUSE));
+        assert_eq!(choices, MAX_PORT_RETRIES + 1, "it is not tried for ever");
     }
 
     #[test]
-    fn a_taken_port_is_named_with_what_the_system_says() {
+    fn taken_port_error_names_address_and_errno() {
         let taken = bind("127.0.0.1:0");
         let port = taken.port().expect("a port");
         let expected = format!("cannot listen on 127.0.0.1:{port}: Address already in use (os error 98)");
@@ -334,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_right_after_a_stop_can_bind() {
+    fn restart_right_after_stop_can_bind() {
         let mut listener = bind("127.0.0.1:0");
         let port = listener.port().expect("a port");
         let mut client = connect(port, "127.0.0.1").expect("a connection");
@@ -346,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn with_reuse_port_two_listeners_share_a_port() {
+    fn reuse_port_lets_two_listeners_share_a_port() {
         let shared = ListenOptions { reuse_port: true, ..OPTIONS };
         let first = address("127.0.0.1:0").bind(&shared).expect("a listener").remove(0);
         let same = format!("127.0.0.1:{}", first.port().expect("a port"));

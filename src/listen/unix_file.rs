@@ -26,18 +26,18 @@ pub(super) fn remove_stale(path: &Path) -> io::Result<Option<&'static str>> {
     }
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     probe.set_nonblocking(true)?; // It must not wait for room in a full queue.
-    let found = occupant(probe.connect(&SockAddr::unix(path)?))?;
-    if found.is_none() {
+    let hint = probe_result(probe.connect(&SockAddr::unix(path)?))?;
+    if hint.is_none() {
         // The name may have gone to a living server meanwhile. A window of microseconds stays: no call
         // unlinks by inode.
-        remove_same(path, (before.dev(), before.ino()))?;
+        remove_if_same(path, (before.dev(), before.ino()))?;
     }
-    Ok(found)
+    Ok(hint)
 }
 
 /// Who is behind a socket's file, by what connect(2) says. Only ECONNREFUSED says that nobody is, and
 /// ENOENT that the file has gone as well.
-fn occupant(answer: io::Result<()>) -> io::Result<Option<&'static str>> {
+fn probe_result(answer: io::Result<()>) -> io::Result<Option<&'static str>> {
     const ALIVE: Option<&str> = Some("another process listens there");
     let Err(error) = answer else { return Ok(ALIVE) };
     match Errno::from_io_error(&error) {
@@ -67,32 +67,33 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Err(error) = remove_same(&self.path, self.identity) {
+        if let Err(error) = remove_if_same(&self.path, self.identity) {
             log::warn!("cannot remove {}: {error}", self.path.display());
         }
     }
 }
 
 /// Unlinks `path` if it still is the file of this device and inode number. One that has gone already is no error.
-fn remove_same(path: &Path, identity: (u64, u64)) -> io::Result<()> {
+fn remove_if_same(path: &Path, identity: (u64, u64)) -> io::Result<()> {
     let is_same = |now: &fs::Metadata| (now.dev(), now.ino()) == identity;
     match fs::symlink_metadata(path).and_then(|now| if is_same(&now) { fs::remove_file(path) } else { Ok(()) }) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
 }
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::{UnixDatagram, UnixListener as StdUnixListener};
 
     use super::*;
-    use crate::listen::is;
+    use crate::listen::is_errno;
     use crate::listen::listener::Accepted;
     use crate::listen::socket::ListenOptions;
     use crate::listen::test_support::{Directory, OPTIONS, address, bind, refused, soon};
 
     #[test]
-    fn a_stale_unix_file_is_replaced() {
+    fn stale_socket_file_is_replaced() {
         let directory = Directory::new("stale");
         drop(StdUnixListener::bind(directory.path("s")).expect("a listener")); // std leaves the file.
         assert!(directory.path("s").exists());
@@ -100,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_live_unix_listener_is_left_alone_even_if_its_queue_is_full() {
+    fn live_listener_with_full_backlog_is_left_alone() {
         let directory = Directory::new("live");
         let path = directory.path("s");
         let one = ListenOptions { backlog: 1, ..OPTIONS };
@@ -121,27 +122,27 @@ mod tests {
                 Err(error) => break error,
             }
         };
-        assert!(is(&full, Errno::AGAIN), "{full}");
+        assert!(is_errno(&full, Errno::AGAIN), "{full}");
         assert_eq!(refused(&directory.unix("s")), wanted);
         assert!(matches!(soon(|| listener.accept()), Accepted::Unix(_)));
     }
 
     #[test]
-    fn what_is_no_socket_of_our_kind_is_left_alone() {
+    fn other_files_at_the_path_are_left_alone() {
         let directory = Directory::new("other");
         fs::write(directory.path("file"), "precious").expect("a file");
         fs::create_dir(directory.path("directory")).expect("a directory");
         drop(StdUnixListener::bind(directory.path("stale")).expect("a listener"));
         std::os::unix::fs::symlink(directory.path("stale"), directory.path("link")).expect("a link");
         let _datagram = UnixDatagram::bind(directory.path("datagram")).expect("a socket");
-        for (name, found) in [
+        for (name, hint) in [
             ("file", "there is a file that is no socket"),
             ("directory", "there is a directory"),
             ("link", "there is a symbolic link"),
             ("datagram", "there is a socket of another type"),
         ] {
             let error = refused(&directory.unix(name));
-            assert!(error.ends_with(found), "{error}");
+            assert!(error.ends_with(hint), "{error}");
             assert!(fs::symlink_metadata(directory.path(name)).is_ok(), "{name}");
         }
         assert_eq!(fs::read(directory.path("file")).expect("the file"), b"precious");
@@ -149,34 +150,34 @@ mod tests {
     }
 
     #[test]
-    fn only_a_refusal_says_that_nobody_listens_on_a_path() {
+    fn only_connection_refused_means_stale() {
         let alive = "another process listens there";
-        for (errno, found) in [
+        for (errno, hint) in [
             (Errno::CONNREFUSED, None),
             (Errno::NOENT, None),
             (Errno::AGAIN, Some(alive)),
             (Errno::PROTOTYPE, Some("there is a socket of another type")),
             (Errno::ACCESS, Some("there is a socket that we may not connect to")),
         ] {
-            assert_eq!(occupant(Err(errno.into())).expect("an answer"), found, "{errno:?}");
+            assert_eq!(probe_result(Err(errno.into())).expect("an answer"), hint, "{errno:?}");
         }
-        assert_eq!(occupant(Ok(())).expect("an answer"), Some(alive));
-        assert!(is(&occupant(Err(Errno::NOMEM.into())).expect_err("no answer"), Errno::NOMEM));
+        assert_eq!(probe_result(Ok(())).expect("an answer"), Some(alive));
+        assert!(is_errno(&probe_result(Err(Errno::NOMEM.into())).expect_err("no answer"), Errno::NOMEM));
     }
 
     #[test]
-    fn what_has_gone_already_need_not_be_removed_and_any_other_obstacle_is_an_error() {
+    fn missing_file_is_success_but_other_errors_are_reported() {
         let directory = Directory::new("gone");
         let path = directory.path("s");
         assert!(remove_stale(&path).expect("nothing there").is_none());
-        remove_same(&path, (0, 0)).expect("nothing to do");
+        remove_if_same(&path, (0, 0)).expect("nothing to do");
         fs::write(&path, "a file where a directory is to be").expect("a file");
-        assert!(is(&remove_stale(&path.join("s")).expect_err("no directory"), Errno::NOTDIR));
-        assert!(is(&remove_same(&path.join("s"), (0, 0)).expect_err("no directory"), Errno::NOTDIR));
+        assert!(is_errno(&remove_stale(&path.join("s")).expect_err("no directory"), Errno::NOTDIR));
+        assert!(is_errno(&remove_if_same(&path.join("s"), (0, 0)).expect_err("no directory"), Errno::NOTDIR));
     }
 
     #[test]
-    fn a_file_that_is_no_longer_ours_is_not_removed() {
+    fn replaced_socket_file_is_not_removed() {
         let directory = Directory::new("replaced");
         let ours = bind(&directory.unix("s"));
         fs::remove_file(directory.path("s")).expect("our file");

@@ -18,7 +18,7 @@ fn at(ip: &str, port: u16) -> Address {
 }
 
 #[test]
-fn a_bare_port_is_one_dual_stack_socket_on_every_interface() {
+fn bare_port_is_one_dual_stack_socket() {
     let mut daemon = Daemon::start(&["-v", "--listen", "0"]);
     let address = daemon.tcp();
     let port = address.port();
@@ -41,7 +41,7 @@ fn a_bare_port_is_one_dual_stack_socket_on_every_interface() {
 }
 
 #[test]
-fn a_bare_port_falls_back_to_ipv4_where_the_host_has_no_ipv6() {
+fn bare_port_falls_back_to_ipv4_without_ipv6() {
     if !has_program("strace") {
         return skip_for_want_of("strace, which plays the host without IPv6");
     }
@@ -54,7 +54,7 @@ fn a_bare_port_falls_back_to_ipv4_where_the_host_has_no_ipv6() {
 }
 
 #[test]
-fn the_default_is_port_9999_on_every_interface() {
+fn default_is_port_9999_on_all_interfaces() {
     // In a network of its own, where nobody else can have that port.
     let own_network = [&["unshare", "--net"][..], &["unshare", "--net", "--user", "--map-root-user"]];
     let may = |wrapper: &&&[&str]| {
@@ -70,7 +70,7 @@ fn the_default_is_port_9999_on_every_interface() {
 }
 
 #[test]
-fn an_ipv4_address_listens_there_alone() {
+fn ipv4_address_listens_on_that_address_only() {
     let daemon = Daemon::start(&["--listen", "127.0.0.21:0"]);
     let address = daemon.tcp();
     assert_eq!(address.ip().to_string(), "127.0.0.21");
@@ -80,7 +80,7 @@ fn an_ipv4_address_listens_there_alone() {
 }
 
 #[test]
-fn an_ipv6_address_listens_for_ipv6_only() {
+fn ipv6_address_listens_for_ipv6_only() {
     if !has_ipv6() {
         return skip("this host has no IPv6");
     }
@@ -96,7 +96,7 @@ fn an_ipv6_address_listens_for_ipv6_only() {
 }
 
 #[test]
-fn ipv4_and_ipv6_of_one_port_are_two_listeners_side_by_side() {
+fn ipv4_and_ipv6_wildcards_share_a_port() {
     if !has_ipv6() {
         return skip("this host has no IPv6");
     }
@@ -111,7 +111,7 @@ fn ipv4_and_ipv6_of_one_port_are_two_listeners_side_by_side() {
 }
 
 #[test]
-fn a_host_name_listens_on_each_address_that_it_names() {
+fn host_name_listens_on_every_address() {
     let expected = resolve("localhost:0");
     let daemon = Daemon::with(&["--listen", "localhost:0"]).listeners(expected.len()).start();
     let mut ips: Vec<IpAddr> = daemon
@@ -135,7 +135,7 @@ fn port_0_twice_gives_two_ports() {
 }
 
 #[test]
-fn several_listeners_of_every_kind_serve_side_by_side() {
+fn listeners_of_every_kind_serve_side_by_side() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let arguments = ["-l", "127.0.0.1:0", "-l", &unix(&path), "-l", "0", "-l", "127.0.0.25:0"];
@@ -152,7 +152,7 @@ fn several_listeners_of_every_kind_serve_side_by_side() {
 }
 
 #[test]
-fn a_restart_right_after_a_stop_can_bind() {
+fn restart_right_after_stop_can_bind() {
     // The daemon's FIN goes first in a drain, so TIME-WAIT is at its side and the port is not free without SO_REUSEADDR.
     let mut daemon = Daemon::start(&["--listen", "127.0.0.26:0"]);
     let (address, client) = (daemon.tcp(), daemon.connect());
@@ -170,7 +170,7 @@ fn a_restart_right_after_a_stop_can_bind() {
 }
 
 #[test]
-fn listeners_are_bound_before_the_first_connection_is_accepted() {
+fn all_listeners_are_bound_before_the_first_accept() {
     // The lines come once every socket is bound: when they are there, each connects at once.
     let daemon = Daemon::start(&["-l", "127.0.0.1:0", "-l", "127.0.0.1:0", "-l", "127.0.0.1:0"]);
     for address in daemon.addresses() {

@@ -26,7 +26,7 @@ fn assert_refused(path: &Path, reason: &str) {
 }
 
 #[test]
-fn the_file_is_there_while_the_daemon_runs_and_removed_at_exit() {
+fn socket_file_exists_while_running_and_is_removed() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let mut daemon = Daemon::start_unix(&path, &[]);
@@ -38,7 +38,7 @@ fn the_file_is_there_while_the_daemon_runs_and_removed_at_exit() {
 }
 
 #[test]
-fn the_file_is_removed_after_a_second_signal_and_a_cut_too() {
+fn socket_file_is_removed_after_a_forced_exit() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let mut daemon = Daemon::start_unix(&path, &["--drain-timeout", "1h"]);
@@ -58,7 +58,7 @@ fn the_file_is_removed_after_a_second_signal_and_a_cut_too() {
 }
 
 #[test]
-fn the_file_is_removed_when_the_start_fails_later() {
+fn socket_file_is_removed_when_startup_fails() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let finished = Daemon::with(&["-l", &unix(&path), "-l", "192.0.2.1:0"]).run();
@@ -67,7 +67,7 @@ fn the_file_is_removed_when_the_start_fails_later() {
 }
 
 #[test]
-fn a_stale_socket_is_replaced() {
+fn stale_socket_is_replaced() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     drop(UnixListener::bind(&path).unwrap()); // std leaves the file: connecting says ECONNREFUSED.
@@ -82,7 +82,7 @@ fn a_stale_socket_is_replaced() {
 }
 
 #[test]
-fn a_live_socket_is_an_error_and_left_alone() {
+fn live_socket_is_an_error_and_left_alone() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let first = Daemon::start_unix(&path, &[]);
@@ -91,7 +91,7 @@ fn a_live_socket_is_an_error_and_left_alone() {
 }
 
 #[test]
-fn a_live_socket_with_a_full_queue_is_not_taken_for_a_stale_one() {
+fn live_socket_with_full_backlog_is_not_stale() {
     // Connecting to it says EAGAIN, or blocks: only ECONNREFUSED means stale.
     let directory = Directory::new();
     let path = directory.join("echo.sock");
@@ -113,7 +113,7 @@ fn a_live_socket_with_a_full_queue_is_not_taken_for_a_stale_one() {
 }
 
 #[test]
-fn a_directory_is_an_error_and_left_alone() {
+fn directory_is_an_error_and_left_alone() {
     let directory = Directory::new();
     let path = directory.join("a-directory");
     fs::create_dir(&path).unwrap();
@@ -122,7 +122,7 @@ fn a_directory_is_an_error_and_left_alone() {
 }
 
 #[test]
-fn a_file_that_is_no_socket_is_an_error_and_left_alone() {
+fn non_socket_file_is_an_error_and_left_alone() {
     let directory = Directory::new();
     let path = directory.join("precious");
     fs::write(&path, "not to be lost").unwrap();
@@ -136,13 +136,13 @@ fn a_file_that_is_no_socket_is_an_error_and_left_alone() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_an_error() {
+fn missing_directory_is_an_error() {
     let directory = Directory::new();
     assert_refused(&directory.join("nowhere/echo.sock"), "No such file or directory (os error 2)");
 }
 
 #[test]
-fn the_longest_path_is_served_and_one_byte_more_is_refused() {
+fn longest_path_works_and_longer_is_rejected() {
     // unix(7): 108 bytes with the NUL at the end. The message of a longer one is in `command_line.rs`.
     let directory = Directory::new();
     let room = 107 - directory.path().as_os_str().len() - 1;
@@ -155,7 +155,7 @@ fn the_longest_path_is_served_and_one_byte_more_is_refused() {
 }
 
 #[test]
-fn a_file_that_has_taken_the_place_of_ours_is_not_removed() {
+fn socket_file_of_another_daemon_is_not_removed() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let mut first = Daemon::start_unix(&path, &[]);
@@ -168,7 +168,7 @@ fn a_file_that_has_taken_the_place_of_ours_is_not_removed() {
 }
 
 #[test]
-fn descriptors_that_come_with_a_message_hide_nothing_behind_it() {
+fn data_after_passed_descriptors_is_not_missed() {
     // A read stops at SCM_RIGHTS (unix(7)) with more behind it, and no new edge.
     let directory = Directory::new();
     let daemon = Daemon::start_unix(&directory.join("echo.sock"), &[]);
@@ -200,7 +200,7 @@ fn send_descriptor(socket: &Socket, bytes: &[u8]) {
 }
 
 #[test]
-fn a_restart_while_the_old_daemon_drains_takes_the_path_over() {
+fn restart_during_drain_takes_over_the_path() {
     // The listener closes first: from then on the file is stale, and the new daemon's file is not the old one's.
     let directory = Directory::new();
     let path = directory.join("echo.sock");

@@ -26,7 +26,7 @@ fn tcp_listener() -> (TcpListener, SocketAddr) {
 }
 
 #[test]
-fn a_passed_tcp_listener_is_served_and_the_default_is_not_bound() {
+fn passed_tcp_listener_replaces_the_default() {
     let (listener, address) = tcp_listener();
     let early = Client::connect(&Address::Tcp(address));
     early.send(b"before there was a daemon");
@@ -46,7 +46,7 @@ fn a_passed_tcp_listener_is_served_and_the_default_is_not_bound() {
 }
 
 #[test]
-fn a_passed_socket_becomes_non_blocking_and_close_on_exec() {
+fn passed_socket_becomes_nonblocking_and_close_on_exec() {
     let (listener, _) = tcp_listener();
     let daemon = activated(&[], listener).start();
     let info = daemon.proc("fdinfo/3");
@@ -60,7 +60,7 @@ fn a_passed_socket_becomes_non_blocking_and_close_on_exec() {
 }
 
 #[test]
-fn a_passed_unix_listener_is_served_and_its_file_stays() {
+fn passed_unix_listener_is_served_and_keeps_its_file() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let mut daemon = activated(&[], UnixListener::bind(&path).unwrap()).start();
@@ -71,7 +71,7 @@ fn a_passed_unix_listener_is_served_and_its_file_stays() {
 }
 
 #[test]
-fn two_passed_sockets_are_served_both() {
+fn two_passed_sockets_are_both_served() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let (listener, address) = tcp_listener();
@@ -85,7 +85,7 @@ fn two_passed_sockets_are_served_both() {
 }
 
 #[test]
-fn an_explicit_address_is_bound_beside_a_passed_socket() {
+fn explicit_address_is_bound_besides_passed_socket() {
     let (listener, address) = tcp_listener();
     let start = Daemon::with(&["--listen=127.0.0.1:0"]).shell(PASS_ONE).stdin(OwnedFd::from(listener));
     let daemon = start.listeners(2).start();
@@ -97,7 +97,7 @@ fn an_explicit_address_is_bound_beside_a_passed_socket() {
 }
 
 #[test]
-fn what_is_passed_to_another_process_is_not_touched() {
+fn descriptors_for_another_process_are_ignored() {
     let (listener, address) = tcp_listener();
     let other = r#"LISTEN_FDS=1 LISTEN_PID=1 exec "$@" 3<&0 0</dev/null"#;
     let start = Daemon::with(&["--listen=127.0.0.1:0"]).shell(other).stdin(OwnedFd::from(listener));
@@ -108,7 +108,7 @@ fn what_is_passed_to_another_process_is_not_touched() {
 }
 
 #[test]
-fn whatever_is_no_stream_listener_is_an_error() {
+fn passed_non_listener_is_an_error() {
     let directory = Directory::new();
     let file = directory.join("file");
     fs::write(&file, "").unwrap();
@@ -134,7 +134,7 @@ fn whatever_is_no_stream_listener_is_an_error() {
 }
 
 #[test]
-fn a_descriptor_that_is_not_there_or_a_wrong_number_is_an_error() {
+fn missing_descriptor_or_invalid_count_is_an_error() {
     for (count, says) in
         [("2", "descriptor 4"), ("no", "LISTEN_FDS"), ("-1", "LISTEN_FDS"), ("4000000000", "LISTEN_FDS")]
     {
@@ -149,7 +149,7 @@ fn a_descriptor_that_is_not_there_or_a_wrong_number_is_an_error() {
 }
 
 #[test]
-fn systemd_socket_activate_passes_a_socket_that_is_served() {
+fn systemd_socket_activate_passes_a_working_socket() {
     if !has_program("systemd-socket-activate") {
         return crate::support::skip_for_want_of("systemd-socket-activate");
     }
