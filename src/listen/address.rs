@@ -1,22 +1,22 @@
-//! Listening addresses, as the user types them.
+//! Parsing of listening addresses.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Where to listen, as the user typed it.
+/// An address to listen on, as the user typed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// `9999`: every interface, IPv6 and IPv4 on one socket.
+    /// `9999`: all interfaces, IPv6 and IPv4 on one socket.
     Port(u16),
-    /// `127.0.0.1:9999`, `[::1]:9999`. An IPv6 address takes IPv6 only.
+    /// `127.0.0.1:9999`, `[::1]:9999`. An IPv6 address accepts IPv6 only.
     Ip(SocketAddr),
-    /// `localhost:9999`: each address that the name stands for.
+    /// `localhost:9999`: every address that the name resolves to.
     Host {
-        /// The name, or an IPv6 address with the name of an interface (`fe80::1%eth0`).
+        /// A name, or an IPv6 address with a zone (`fe80::1%eth0`).
         host: String,
-        /// 0 asks the kernel for a free one.
+        /// The port; 0 lets the kernel choose a free one.
         port: u16,
     },
     /// `unix:/run/echo.sock`.
@@ -24,7 +24,7 @@ pub enum Address {
 }
 
 impl Address {
-    /// Reads an address. The error is one clause for a person, without the address itself.
+    /// Parses an address. The error is a message for the user; it does not repeat the whole address.
     pub fn parse(text: &str) -> Result<Address, String> {
         if let Some(path) = text.strip_prefix("unix:") {
             return parse_path(path);
@@ -36,16 +36,16 @@ impl Address {
             return parse_port(text).map(Address::Port);
         }
         if text.parse::<Ipv6Addr>().is_ok() {
-            // `::1:80` lands here, too: it is an IPv6 address as a whole, and nobody can say whether 80 was a port.
-            return Err("an IPv6 address needs brackets and a port, as in [::1]:9999".into());
+            // `::1:80` is a valid IPv6 address as a whole, so the port is ambiguous.
+            return Err("an IPv6 address needs brackets and a port, e.g. [::1]:9999".into());
         }
         if let Some((scheme, _)) = text.split_once("://") {
-            return Err(format!("write it without {}://", printable(scheme)));
+            return Err(format!("remove the {}:// prefix", printable(scheme)));
         }
         let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.ends_with(']')) else {
             return Err(match text {
                 "" => "expected PORT, IP:PORT, [IPv6]:PORT, HOST:PORT or unix:PATH".into(),
-                _ => format!("the port is missing, as in {}:9999", printable(text)),
+                _ => format!("missing port, e.g. {}:9999", printable(text)),
             });
         };
         let host = parse_host(host)?;
@@ -55,51 +55,51 @@ impl Address {
 
 fn parse_path(path: &str) -> Result<Address, String> {
     if path.is_empty() {
-        return Err("the path is missing, as in unix:/run/echo.sock".into());
+        return Err("missing path, e.g. unix:/run/echo.sock".into());
     }
     if path.contains('\0') {
-        return Err("a path cannot hold a NUL byte".into());
+        return Err("a path cannot contain a NUL byte".into());
     }
-    // The limit differs between systems (108 bytes on Linux, 104 on BSD): the standard library knows it.
+    // The standard library knows the limit, which is 108 bytes on Linux and 104 on BSD.
     match std::os::unix::net::SocketAddr::from_pathname(path) {
         Ok(_) => Ok(Address::Unix(path.into())),
-        Err(_) => Err(format!("the path is too long for a Unix socket: {} bytes", path.len())),
+        Err(_) => Err(format!("the path is too long for a Unix socket ({} bytes)", path.len())),
     }
 }
 
 fn parse_port(port: &str) -> Result<u16, String> {
     if port.is_empty() {
-        return Err("the port is missing behind the colon".into());
+        return Err("missing port after the colon".into());
     }
-    // `parse` alone would allow "+80".
+    // `u16::from_str` would accept "+80".
     if !port.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(format!("{} is no port number", printable(port)));
+        return Err(format!("invalid port '{}'", printable(port)));
     }
-    port.parse().map_err(|_| "a port is at most 65535".into())
+    port.parse().map_err(|_| format!("port {port} is greater than 65535"))
 }
 
 fn parse_host(host: &str) -> Result<String, String> {
     if let Some(v6) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         let (address, interface) = v6.split_once('%').unwrap_or((v6, ""));
-        let named = !interface.is_empty() && interface.chars().all(|c| c.is_ascii_graphic());
+        let has_zone = !interface.is_empty() && interface.chars().all(|c| c.is_ascii_graphic());
         return match address.parse::<Ipv6Addr>() {
-            Ok(_) if named || v6 == address => Ok(v6.into()), // getaddrinfo(3) knows the interfaces by name.
-            _ => Err("what stands in the brackets is no IPv6 address".into()),
+            Ok(_) if has_zone || v6 == address => Ok(v6.into()), // getaddrinfo(3) resolves the zone.
+            _ => Err("the part in brackets is not a valid IPv6 address".into()),
         };
     }
     match host {
-        "" => Err("the host is missing before the colon; the port alone takes every interface".into()),
-        "*" => Err("the port alone takes every interface".into()),
-        _ if host.contains(':') => Err("more than one colon; an IPv6 address needs brackets, as in [::1]:9999".into()),
+        "" => Err("missing host before the colon; use just the port to listen on all interfaces".into()),
+        "*" => Err("use just the port to listen on all interfaces".into()),
+        _ if host.contains(':') => Err("more than one colon; an IPv6 address needs brackets, e.g. [::1]:9999".into()),
         _ if host.chars().all(|c| c.is_ascii_digit() || c == '.') && host.parse::<Ipv4Addr>().is_err() => {
-            Err(format!("{host} is no IPv4 address")) // getaddrinfo(3) would read 10.1 as 10.0.0.1.
+            Err(format!("invalid IPv4 address {host}")) // getaddrinfo(3) would read 10.1 as 10.0.0.1.
         }
         _ if host.chars().all(|c| c.is_alphanumeric() || "-._".contains(c)) => Ok(host.into()),
-        _ => Err(format!("{} is no host name", printable(host))),
+        _ => Err(format!("invalid host name '{}'", printable(host))),
     }
 }
 
-/// Control characters escaped: a message is one line, whatever was typed.
+/// Returns `text` with control characters escaped, so that a message that quotes it stays on one line.
 pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
@@ -161,33 +161,33 @@ mod tests {
     fn invalid_address_is_rejected_with_its_reason() {
         for (text, expected) in [
             ("", "expected PORT, IP:PORT, [IPv6]:PORT, HOST:PORT or unix:PATH"),
-            ("localhost", "the port is missing, as in localhost:9999"),
-            ("127.0.0.1", "the port is missing, as in 127.0.0.1:9999"),
-            ("[::1]", "the port is missing, as in [::1]:9999"),
-            ("localhost:", "the port is missing behind the colon"),
-            ("70000", "a port is at most 65535"),
-            ("99999999999999999999", "a port is at most 65535"),
-            ("127.0.0.1:70000", "a port is at most 65535"),
-            ("localhost:99999", "a port is at most 65535"),
-            ("[::1]:99999", "a port is at most 65535"),
-            ("localhost:http", "http is no port number"),
-            ("localhost:+80", "+80 is no port number"),
-            ("localhost:-1", "-1 is no port number"),
-            ("::1", "an IPv6 address needs brackets and a port, as in [::1]:9999"),
-            ("::1:80", "an IPv6 address needs brackets and a port, as in [::1]:9999"),
-            ("1:2:3:4:5:6:7:8:80", "more than one colon; an IPv6 address needs brackets, as in [::1]:9999"),
-            ("[::g]:80", "what stands in the brackets is no IPv6 address"),
-            ("[127.0.0.1]:80", "what stands in the brackets is no IPv6 address"),
-            ("[fe80::1%]:80", "what stands in the brackets is no IPv6 address"),
-            (":80", "the host is missing before the colon; the port alone takes every interface"),
-            ("*:80", "the port alone takes every interface"),
-            ("256.0.0.1:80", "256.0.0.1 is no IPv4 address"),
-            ("10.1:80", "10.1 is no IPv4 address"),
-            ("a b:80", "a b is no host name"),
-            ("a\nb:80", "a\\nb is no host name"),
-            ("tcp://127.0.0.1:80", "write it without tcp://"),
-            ("unix:", "the path is missing, as in unix:/run/echo.sock"),
-            ("unix:a\0b", "a path cannot hold a NUL byte"),
+            ("localhost", "missing port, e.g. localhost:9999"),
+            ("127.0.0.1", "missing port, e.g. 127.0.0.1:9999"),
+            ("[::1]", "missing port, e.g. [::1]:9999"),
+            ("localhost:", "missing port after the colon"),
+            ("70000", "port 70000 is greater than 65535"),
+            ("99999999999999999999", "port 99999999999999999999 is greater than 65535"),
+            ("127.0.0.1:70000", "port 70000 is greater than 65535"),
+            ("localhost:99999", "port 99999 is greater than 65535"),
+            ("[::1]:99999", "port 99999 is greater than 65535"),
+            ("localhost:http", "invalid port 'http'"),
+            ("localhost:+80", "invalid port '+80'"),
+            ("localhost:-1", "invalid port '-1'"),
+            ("::1", "an IPv6 address needs brackets and a port, e.g. [::1]:9999"),
+            ("::1:80", "an IPv6 address needs brackets and a port, e.g. [::1]:9999"),
+            ("1:2:3:4:5:6:7:8:80", "more than one colon; an IPv6 address needs brackets, e.g. [::1]:9999"),
+            ("[::g]:80", "the part in brackets is not a valid IPv6 address"),
+            ("[127.0.0.1]:80", "the part in brackets is not a valid IPv6 address"),
+            ("[fe80::1%]:80", "the part in brackets is not a valid IPv6 address"),
+            (":80", "missing host before the colon; use just the port to listen on all interfaces"),
+            ("*:80", "use just the port to listen on all interfaces"),
+            ("256.0.0.1:80", "invalid IPv4 address 256.0.0.1"),
+            ("10.1:80", "invalid IPv4 address 10.1"),
+            ("a b:80", "invalid host name 'a b'"),
+            ("a\nb:80", "invalid host name 'a\\nb'"),
+            ("tcp://127.0.0.1:80", "remove the tcp:// prefix"),
+            ("unix:", "missing path, e.g. unix:/run/echo.sock"),
+            ("unix:a\0b", "a path cannot contain a NUL byte"),
         ] {
             assert_eq!(Address::parse(text).expect_err(text), expected, "{text:?}");
         }
@@ -198,7 +198,8 @@ mod tests {
         let longest = (1..200).take_while(|&n| UnixAddr::from_pathname("x".repeat(n)).is_ok()).count();
         assert!(longest >= 100, "{longest}");
         assert!(Address::parse(&format!("unix:{}", "x".repeat(longest))).is_ok());
-        let why = Address::parse(&format!("unix:{}", "x".repeat(longest + 1))).expect_err("too long");
-        assert_eq!(why, format!("the path is too long for a Unix socket: {} bytes", longest + 1));
+        let message =
+            Address::parse(&format!("unix:{}", "x".repeat(longest + 1))).expect_err("path should be too long");
+        assert_eq!(message, format!("the path is too long for a Unix socket ({} bytes)", longest + 1));
     }
 }

@@ -1,4 +1,4 @@
-//! Accepting connections, and what the errors of accept(2) mean: [`AcceptError::classify`].
+//! Listening sockets: accepting connections, and what an error of accept(2) means for the loop.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,20 +13,20 @@ use crate::listen::address::printable;
 use crate::listen::socket::{prepare_tcp, somaxconn};
 use crate::listen::unix_file::SocketFile;
 
-/// A listening socket, non-blocking.
+/// A non-blocking listening socket.
 #[derive(Debug)]
 pub struct Listener {
-    /// Its place among the listeners, which is in its token. The server sets it.
+    /// The index in the listener's token, set by the server.
     pub index: u32,
-    /// An edge has come and accept(2) has not said EAGAIN since.
+    /// Whether an event has reported pending connections, and accept(2) has not returned EAGAIN since.
     pub ready: bool,
-    /// While the server drains: how many more newcomers are taken.
+    /// During a graceful shutdown, how many more connections are accepted.
     drain_limit: Option<u32>,
-    /// What was asked for; for an inherited listener the most that it can be.
+    /// The backlog that was passed to listen(2). For an inherited listener, the largest that it can be.
     backlog: u32,
     local: String,
-    // Before the socket, so that the file goes first: while the socket is open, its inode is held and
-    // its number cannot come again as another file's.
+    // Declared, and so dropped, before the socket: as long as the socket is open, the kernel does not reuse the inode number
+    // by which the file is recognized.
     _file: Option<SocketFile>,
     socket: ListeningSocket,
 }
@@ -41,7 +41,7 @@ impl ListeningSocket {
     fn accept(&self) -> io::Result<Accepted> {
         match self {
             ListeningSocket::Tcp(listener) => {
-                let (stream, address) = listener.accept()?; // Non-blocking and close-on-exec from birth: accept4(2).
+                let (stream, address) = listener.accept()?; // accept4(2) makes it non-blocking and close-on-exec.
                 #[cfg(not(any(target_os = "linux", target_os = "android")))]
                 {
                     rustix::net::sockopt::set_tcp_nodelay(&stream, true)?;
@@ -51,8 +51,8 @@ impl ListeningSocket {
             }
             ListeningSocket::Unix(listener) => {
                 let (stream, _) = listener.accept()?;
-                // Linux has urgent data on Unix sockets since 5.15, and there nothing is handed on from
-                // the listener. Where the option is unknown there is nothing to keep in line.
+                // Linux supports urgent data on Unix sockets since 5.15. Accepted Unix sockets do not inherit the option, and
+                // a system that does not know it has no urgent data either.
                 let _ = rustix::net::sockopt::set_socket_oobinline(&stream, true);
                 Ok(Accepted::Unix(stream))
             }
@@ -60,7 +60,7 @@ impl ListeningSocket {
     }
 }
 
-/// An accepted stream: non-blocking and close-on-exec.
+/// An accepted stream, non-blocking and close-on-exec.
 #[derive(Debug)]
 pub enum Accepted {
     /// A TCP stream and the peer's address.
@@ -69,6 +69,7 @@ pub enum Accepted {
     Unix(UnixStream),
 }
 
+/// The kind of a stream socket.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     Tcp,
@@ -76,9 +77,9 @@ pub(super) enum Kind {
 }
 
 impl Listener {
-    /// Takes over a socket that listens.
+    /// Wraps a socket that is already listening.
     pub(super) fn new(socket: OwnedFd, kind: Kind, backlog: u32, file: Option<SocketFile>) -> io::Result<Listener> {
-        // mio would not check it, and a blocking listener stops the loop at the second accept(2).
+        // mio does not check this, and a blocking listener would hang the loop in accept(2) on an empty backlog.
         rustix::io::ioctl_fionbio(&socket, true)?;
         let (socket, local) = match kind {
             Kind::Tcp => {
@@ -95,8 +96,8 @@ impl Listener {
         Ok(Listener { index: 0, ready: false, drain_limit: None, backlog, local, _file: file, socket })
     }
 
-    /// Takes over a listening socket that another process made, for socket activation. Its file, if it
-    /// has one, stays that process's. Anything but a TCP or Unix stream listener is an error.
+    /// Wraps a listening socket that another process created, for socket activation. The file of a Unix socket belongs to that
+    /// process and is never removed. Anything but a TCP or Unix stream listener is an error.
     pub fn from_inherited(socket: impl Into<Socket>) -> io::Result<Listener> {
         let socket = socket.into();
         let invalid = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
@@ -115,11 +116,11 @@ impl Listener {
             Domain::UNIX => Kind::Unix,
             _ => return invalid("it is neither a TCP nor a Unix socket"),
         };
-        // Who called listen(2) knows the backlog; the kernel only tells that it is no longer than this.
+        // Only the process that called listen(2) knows the backlog. It cannot be larger than somaxconn.
         Listener::new(socket.into(), kind, somaxconn().unwrap_or(4096), None)
     }
 
-    /// Makes it known to the poller: once, until close(2).
+    /// Registers the listener with the poller. The registration lasts until the listener is closed.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match &mut self.socket {
             ListeningSocket::Tcp(listener) => registry.register(listener, token, Interest::READABLE),
@@ -127,21 +128,22 @@ impl Listener {
         }
     }
 
-    /// The server drains. Whoever waits in the queue is still accepted, since close(2) would reset them; no more than the
-    /// backlog and one can wait, so newcomers cannot put the end off. When it is no longer `ready`, it can be closed.
+    /// Starts a graceful shutdown. Pending connections are still accepted, because close(2) would reset them. The listener can
+    /// be closed once it is no longer `ready`: when its backlog was empty, or when as many connections were accepted as could
+    /// be pending (the backlog plus one). New connections therefore cannot delay the shutdown.
     pub fn drain(&mut self) {
         self.ready = true;
-        // The kernel's cap, not what was asked for, says how many can wait.
+        // The kernel caps the backlog that was passed to listen(2).
         let max_pending = self.backlog.min(somaxconn().unwrap_or(u32::MAX));
         self.drain_limit = Some(max_pending.saturating_add(1));
     }
 
-    /// An edge has come. Of a drain's newcomers no more are taken than could wait when it began.
+    /// Records an event. During a graceful shutdown it has no effect once the limit of [`drain`](Listener::drain) is reached.
     pub fn mark_ready(&mut self) {
         self.ready = self.drain_limit != Some(0);
     }
 
-    /// Takes the first connection out of the queue. [`AcceptError::classify`] sorts the errors.
+    /// Accepts the first pending connection. [`AcceptError::classify`] interprets an error.
     pub fn accept(&mut self) -> io::Result<Accepted> {
         let accepted = self.socket.accept()?;
         if let Some(limit) = &mut self.drain_limit {
@@ -151,11 +153,12 @@ impl Listener {
         Ok(accepted)
     }
 
-    /// Where it listens, as it is told on stdout: `tcp://127.0.0.1:41233`, `unix:///run/echo.sock`.
+    /// Returns the local address as it is printed on stdout: `tcp://127.0.0.1:41233`, `unix:///run/echo.sock`.
     pub fn local(&self) -> String {
         self.local.clone()
     }
 
+    /// Returns the port of a TCP listener.
     pub(super) fn port(&self) -> Option<u16> {
         match &self.socket {
             ListeningSocket::Tcp(listener) => listener.local_addr().ok().map(|address| address.port()),
@@ -164,8 +167,8 @@ impl Listener {
     }
 }
 
-/// A Unix listener's address as a URL. What is not UTF-8 is replaced, and control characters are escaped:
-/// the line must stay one line.
+/// Returns the address of a Unix listener as a URL. Invalid UTF-8 is replaced and control characters are escaped, so that it
+/// fits on one line.
 fn unix_url(listener: &UnixListener) -> io::Result<String> {
     let address = listener.local_addr()?;
     #[cfg(target_os = "linux")]
@@ -179,46 +182,46 @@ fn unix_url(listener: &UnixListener) -> io::Result<String> {
     Ok(format!("unix://{}", printable(&path.to_string_lossy())))
 }
 
-/// What an error of [`Listener::accept`] means for the loop.
+/// The meaning of an error of [`Listener::accept`] for the loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AcceptError {
-    /// The queue is empty: wait for the next edge.
+    /// The backlog is empty: wait for the next event.
     WouldBlock,
-    /// A signal came in between: try again.
+    /// A signal interrupted the call: try again.
     Interrupted,
-    /// The newcomer whose turn it was is gone: count it, take the next.
+    /// The connection ended before it was accepted: count it, and accept the next one.
     Aborted,
-    /// There is no descriptor or no memory for it now. It stays in the queue: count, pause, try later.
+    /// File descriptors or memory ran out. The connection stays in the backlog: count the error, pause, and retry.
     ResourcesExhausted,
-    /// This is no listening socket any more: the daemon cannot go on.
+    /// The descriptor is no longer a listening socket: the daemon cannot continue.
     Fatal,
 }
 
 impl AcceptError {
-    /// Sorts what accept(2) said; the section is "ERRORS" unless another one is named.
+    /// Classifies an error by what the loop does next. Quotations are from accept(2), "ERRORS", unless another section is named.
     pub fn classify(error: &io::Error) -> AcceptError {
         let Some(errno) = Errno::from_io_error(error) else {
-            return AcceptError::ResourcesExhausted; // Not from a system call: as with an unknown number, below.
+            return AcceptError::ResourcesExhausted; // Not from a system call. See the last arm.
         };
         match errno {
-            Errno::AGAIN => AcceptError::WouldBlock, // And EWOULDBLOCK, the same number wherever mio runs.
+            Errno::AGAIN => AcceptError::WouldBlock, // EWOULDBLOCK is the same number on every system mio supports.
             Errno::INTR => AcceptError::Interrupted,
-            Errno::CONNABORTED => AcceptError::Aborted, // The peer reset it while it was in the queue (not on Linux).
+            Errno::CONNABORTED => AcceptError::Aborted, // The peer reset it in the backlog (not on Linux).
             Errno::PERM => AcceptError::Aborted,        // "Firewall rules forbid connection."
             Errno::PROTO | Errno::TIMEDOUT => AcceptError::Aborted,
-            // accept(2), "Error handling": Linux reports network errors that already wait on the new
-            // socket, and "the application should detect [them] and treat them like EAGAIN by retrying".
-            // EOPNOTSUPP is also what a socket that cannot listen says; ours listen.
+            // accept(2), "Error handling": Linux returns errors that are already pending on the new socket, and "the
+            // application should detect [them] and treat them like EAGAIN by retrying". EOPNOTSUPP is also the error of a
+            // socket that cannot listen; ours can.
             Errno::NETDOWN | Errno::NOPROTOOPT | Errno::HOSTDOWN | Errno::HOSTUNREACH => AcceptError::Aborted,
             Errno::OPNOTSUPP | Errno::NETUNREACH => AcceptError::Aborted,
             #[cfg(any(target_os = "linux", target_os = "android"))]
             Errno::NONET => AcceptError::Aborted,
-            Errno::BADF | Errno::NOTSOCK => AcceptError::Fatal, // Somebody closed our descriptor: a bug of ours.
-            Errno::INVAL => AcceptError::Fatal,                 // It does not listen (shutdown(2) does that, too).
-            Errno::FAULT => AcceptError::Fatal,                 // The address buffer is wrong: a bug below us.
-            // EMFILE: RLIMIT_NOFILE is reached, ours must close. ENFILE: the whole system's limit is. ENOBUFS and ENOMEM:
-            // the kernel's memory, or the limit of socket buffers. And what is unknown: neither a spin nor an end is
-            // right, a pause is visible, bounded and heals itself.
+            Errno::BADF | Errno::NOTSOCK => AcceptError::Fatal, // The descriptor was closed: a bug in this process.
+            Errno::INVAL => AcceptError::Fatal,                 // It does not listen, for instance after shutdown(2).
+            Errno::FAULT => AcceptError::Fatal,                 // The address buffer is invalid: a bug in a library.
+            // EMFILE: RLIMIT_NOFILE is reached, and one of our descriptors must be closed first. ENFILE: the limit of the
+            // whole system is reached. ENOBUFS and ENOMEM: out of kernel memory, or of memory for socket buffers. An unknown
+            // error belongs here as well: a pause neither spins nor stops the daemon, and it ends by itself.
             _ => AcceptError::ResourcesExhausted,
         }
     }
@@ -239,43 +242,43 @@ mod tests {
     #[test]
     fn event_during_drain_does_not_renew_its_limit() {
         let one = ListenOptions { backlog: 1, reuse_port: false };
-        let mut listener = address("127.0.0.1:0").bind(&one).expect("a listener").remove(0);
-        let port = listener.port().expect("a port");
+        let mut listener = address("127.0.0.1:0").bind(&one).expect("listener").remove(0);
+        let port = listener.port().expect("TCP port");
         listener.drain();
         for _ in 0..2 {
-            assert!(listener.ready, "as many as can wait: the backlog and one");
-            let _client = connect(port, "127.0.0.1").expect("a connection");
+            assert!(listener.ready, "the backlog plus one connections can be pending");
+            let _client = connect(port, "127.0.0.1").expect("connection");
             soon(|| listener.accept());
         }
         assert!(!listener.ready);
         listener.mark_ready();
-        assert!(!listener.ready, "newcomers put the end of a drain off");
+        assert!(!listener.ready, "new connections must not delay the shutdown");
     }
 
     #[test]
     #[cfg(target_os = "linux")]
     fn drain_accepts_at_most_the_kernel_backlog_limit() {
-        let most =
-            fs::read_to_string("/proc/sys/net/core/somaxconn").expect("Linux tells").trim().parse().expect("a number");
-        assert_eq!(somaxconn(), Some(most));
-        for (asked, left) in [(most - 1, most), (most, most + 1), (most + 1, most + 1), (u32::MAX, most + 1)] {
-            let options = ListenOptions { backlog: asked, reuse_port: false };
-            let mut listener = address("127.0.0.1:0").bind(&options).expect("a listener").remove(0);
+        let max =
+            fs::read_to_string("/proc/sys/net/core/somaxconn").expect("somaxconn").trim().parse().expect("number");
+        assert_eq!(somaxconn(), Some(max));
+        for (backlog, limit) in [(max - 1, max), (max, max + 1), (max + 1, max + 1), (u32::MAX, max + 1)] {
+            let options = ListenOptions { backlog, reuse_port: false };
+            let mut listener = address("127.0.0.1:0").bind(&options).expect("listener").remove(0);
             listener.drain();
-            assert_eq!(listener.drain_limit, Some(left), "{asked} were asked for");
+            assert_eq!(listener.drain_limit, Some(limit), "backlog {backlog}");
         }
     }
 
     #[test]
     fn accepted_tcp_stream_has_the_expected_options() {
         let mut listener = bind("127.0.0.1:0");
-        let client = connect(listener.port().expect("a port"), "127.0.0.1").expect("a connection");
-        let Accepted::Tcp(mut stream, _) = soon(|| listener.accept()) else { panic!("TCP gives TCP") };
+        let client = connect(listener.port().expect("TCP port"), "127.0.0.1").expect("connection");
+        let Accepted::Tcp(mut stream, _) = soon(|| listener.accept()) else { panic!("expected a TCP stream") };
         let tcp = &stream;
-        assert!(tcp.nodelay().expect("an option"));
+        assert!(tcp.nodelay().expect("socket option"));
         let flags = rustix::io::fcntl_getfd(tcp).expect("flags");
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
-        assert_eq!(stream.read(&mut [0]).expect_err("nothing to read").kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(stream.read(&mut [0]).expect_err("nothing to read yet").kind(), io::ErrorKind::WouldBlock);
         assert_urgent_byte_in_line(&mut stream, client);
     }
 
@@ -283,24 +286,24 @@ mod tests {
     fn urgent_bytes_stay_inline_on_unix_sockets() {
         let directory = Directory::new("urgent");
         let mut listener = bind(&directory.unix("s"));
-        let client = std::os::unix::net::UnixStream::connect(directory.path("s")).expect("a connection");
-        let Accepted::Unix(mut stream) = soon(|| listener.accept()) else { panic!("a Unix stream") };
+        let client = std::os::unix::net::UnixStream::connect(directory.path("s")).expect("connection");
+        let Accepted::Unix(mut stream) = soon(|| listener.accept()) else { panic!("expected a Unix stream") };
         assert_urgent_byte_in_line(&mut stream, client);
     }
 
     fn assert_urgent_byte_in_line(stream: &mut impl Read, client: impl Into<OwnedFd>) {
         let client = Socket::from(client.into());
-        client.send(b"ab").expect("room");
+        client.send(b"ab").expect("send");
         match client.send_out_of_band(b"!") {
-            Err(error) if is_errno(&error, Errno::OPNOTSUPP) => return, // No urgent data on Unix sockets here.
-            result => assert_eq!(result.expect("room"), 1),
+            Err(error) if is_errno(&error, Errno::OPNOTSUPP) => return, // This system has no urgent data on Unix sockets.
+            result => assert_eq!(result.expect("send"), 1),
         }
-        client.send(b"cd").expect("room");
+        client.send(b"cd").expect("send");
         let mut got = Vec::new();
         while got.len() < 5 {
             let mut bytes = [0; 16];
             let n = soon(|| stream.read(&mut bytes));
-            assert_ne!(n, 0, "{got:?}");
+            assert_ne!(n, 0, "end of stream after {got:?}");
             got.extend_from_slice(&bytes[..n]);
         }
         assert_eq!(got, b"ab!cd");
@@ -308,8 +311,8 @@ mod tests {
 
     #[test]
     fn accept_on_empty_backlog_would_block() {
-        let verdict = AcceptError::classify(&bind("127.0.0.1:0").accept().expect_err("nobody is there"));
-        assert_eq!(verdict, AcceptError::WouldBlock);
+        let error = AcceptError::classify(&bind("127.0.0.1:0").accept().expect_err("the backlog is empty"));
+        assert_eq!(error, AcceptError::WouldBlock);
     }
 
     #[test]
@@ -318,13 +321,13 @@ mod tests {
         let path = directory.path("s");
         let mut listener = bind(&directory.unix("s"));
         assert_eq!(listener.local(), format!("unix://{}", path.display()));
-        let mut client = std::os::unix::net::UnixStream::connect(&path).expect("a connection");
-        client.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
-        let Accepted::Unix(mut stream) = soon(|| listener.accept()) else { panic!("a Unix stream") };
-        stream.write_all(b"hi").expect("room");
-        stream.shutdown(std::net::Shutdown::Write).expect("an open stream");
+        let mut client = std::os::unix::net::UnixStream::connect(&path).expect("connection");
+        client.set_read_timeout(Some(Duration::from_secs(10))).expect("socket");
+        let Accepted::Unix(mut stream) = soon(|| listener.accept()) else { panic!("expected a Unix stream") };
+        stream.write_all(b"hi").expect("send");
+        stream.shutdown(std::net::Shutdown::Write).expect("shutdown");
         let mut got = String::new();
-        client.read_to_string(&mut got).expect("text");
+        client.read_to_string(&mut got).expect("read");
         assert_eq!(got, "hi");
         drop(listener);
         assert!(!path.exists());
@@ -334,42 +337,49 @@ mod tests {
     fn inherited_listener_is_nonblocking_and_keeps_its_file() {
         let directory = Directory::new("inherited");
         let path = directory.path("s");
-        let theirs = StdUnixListener::bind(&path).expect("a listener");
-        let mut listener = Listener::from_inherited(Socket::from(theirs)).expect("a listener");
+        let theirs = StdUnixListener::bind(&path).expect("listener");
+        let mut listener = Listener::from_inherited(Socket::from(theirs)).expect("listener");
         assert_eq!(listener.local(), format!("unix://{}", path.display()));
-        // Asked before it is tried: one that blocks would wait for ever.
-        let ListeningSocket::Unix(socket) = &listener.socket else { panic!("a Unix socket gives one") };
+        // Checked before accepting, because accept(2) would hang on a blocking listener.
+        let ListeningSocket::Unix(socket) = &listener.socket else { panic!("expected a Unix listener") };
         assert!(rustix::fs::fcntl_getfl(socket).expect("flags").contains(rustix::fs::OFlags::NONBLOCK));
-        assert_eq!(AcceptError::classify(&listener.accept().expect_err("nobody is there")), AcceptError::WouldBlock);
+        assert_eq!(
+            AcceptError::classify(&listener.accept().expect_err("the backlog is empty")),
+            AcceptError::WouldBlock
+        );
         drop(listener);
         assert!(path.exists());
 
-        let theirs = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
-        rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).expect("flags"); // As exec needs it.
-        let mut listener = Listener::from_inherited(OwnedFd::from(theirs)).expect("a listener");
-        let ListeningSocket::Tcp(socket) = &listener.socket else { panic!("TCP gives TCP") };
+        let theirs = std::net::TcpListener::bind("127.0.0.1:0").expect("listener");
+        rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).expect("flags"); // Passed descriptors are open across exec.
+        let mut listener = Listener::from_inherited(OwnedFd::from(theirs)).expect("listener");
+        let ListeningSocket::Tcp(socket) = &listener.socket else { panic!("expected a TCP listener") };
         assert!(rustix::io::fcntl_getfd(socket).expect("flags").contains(rustix::io::FdFlags::CLOEXEC));
-        assert_eq!(AcceptError::classify(&listener.accept().expect_err("nobody is there")), AcceptError::WouldBlock);
-        let _client = connect(listener.port().expect("a port"), "127.0.0.1").expect("a connection");
-        let Accepted::Tcp(stream, _) = soon(|| listener.accept()) else { panic!("TCP gives TCP") };
-        assert!(stream.nodelay().expect("an option"));
+        assert_eq!(
+            AcceptError::classify(&listener.accept().expect_err("the backlog is empty")),
+            AcceptError::WouldBlock
+        );
+        let _client = connect(listener.port().expect("TCP port"), "127.0.0.1").expect("connection");
+        let Accepted::Tcp(stream, _) = soon(|| listener.accept()) else { panic!("expected a TCP stream") };
+        assert!(stream.nodelay().expect("socket option"));
     }
 
     #[test]
     fn inherited_non_listener_is_rejected() {
-        let (one, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
-        let connected = Listener::from_inherited(OwnedFd::from(one)).expect_err("a connected socket");
+        let (one, _other) = std::os::unix::net::UnixStream::pair().expect("socket pair");
+        let connected = Listener::from_inherited(OwnedFd::from(one)).expect_err("a connected socket is not a listener");
         assert_eq!(connected.to_string(), "it is a socket that does not listen");
-        let datagram = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
-        let datagram = Listener::from_inherited(OwnedFd::from(datagram)).expect_err("a datagram socket");
+        let datagram = std::net::UdpSocket::bind("127.0.0.1:0").expect("socket");
+        let datagram =
+            Listener::from_inherited(OwnedFd::from(datagram)).expect_err("a datagram socket is not a listener");
         assert_eq!(datagram.to_string(), "it is not a stream socket");
-        let file = fs::File::open("/dev/null").expect("a device");
+        let file = fs::File::open("/dev/null").expect("/dev/null");
         assert!(Listener::from_inherited(OwnedFd::from(file)).is_err());
     }
 
     #[test]
     fn accept_errors_are_classified_by_errno() {
-        for (verdict, errnos) in [
+        for (expected, errnos) in [
             (AcceptError::WouldBlock, &[Errno::AGAIN, Errno::WOULDBLOCK][..]),
             (AcceptError::Interrupted, &[Errno::INTR]),
             (
@@ -393,9 +403,12 @@ mod tests {
             (AcceptError::Fatal, &[Errno::BADF, Errno::INVAL, Errno::NOTSOCK, Errno::FAULT]),
         ] {
             for &errno in errnos {
-                assert_eq!(AcceptError::classify(&errno.into()), verdict, "{errno:?}");
+                assert_eq!(AcceptError::classify(&errno.into()), expected, "{errno:?}");
             }
         }
-        assert_eq!(AcceptError::classify(&io::Error::other("no number")), AcceptError::ResourcesExhausted);
+        assert_eq!(
+            AcceptError::classify(&io::Error::other("an error without an errno")),
+            AcceptError::ResourcesExhausted
+        );
     }
 }

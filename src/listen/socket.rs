@@ -1,7 +1,7 @@
-//! Bound sockets from addresses: one address can give several listeners (`localhost` names `127.0.0.1` and `::1`).
+//! Binding of addresses to listening sockets.
 //!
-//! socket2 makes the sockets, because the backlog, SO_REUSEPORT and IPV6_V6ONLY must be chosen before listen(2); mio
-//! takes them over from there.
+//! One address can give several listeners: `localhost` often resolves to `127.0.0.1` and `::1`. socket2 creates the sockets,
+//! because the backlog, SO_REUSEPORT and IPV6_V6ONLY must be set before or with listen(2). Then mio takes them over.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
@@ -15,12 +15,12 @@ use crate::listen::is_errno;
 use crate::listen::listener::{Kind, Listener};
 use crate::listen::unix_file::{SocketFile, remove_stale};
 
-/// How the sockets are made.
+/// The options of a listening socket.
 #[derive(Clone, Copy, Debug)]
 pub struct ListenOptions {
-    /// How many connections may wait to be accepted: listen(2). The kernel caps it at [`somaxconn`].
+    /// The maximum number of pending connections: listen(2). The kernel caps it at [`somaxconn`].
     pub backlog: u32,
-    /// SO_REUSEPORT, so that several processes share a TCP port. Unix sockets do not have it.
+    /// SO_REUSEPORT, which lets several processes share a TCP port. It has no effect on Unix sockets.
     pub reuse_port: bool,
 }
 
@@ -30,7 +30,7 @@ impl ListenOptions {
     }
 }
 
-/// Why there is no listener: what was tried, on what, what the system said, and what was found there.
+/// The error of [`Address::bind`]: the address, the error that the system reported, and sometimes a hint at its cause.
 #[derive(Debug)]
 pub struct BindError {
     target: String,
@@ -48,8 +48,10 @@ impl fmt::Display for BindError {
 impl std::error::Error for BindError {}
 
 impl Address {
-    /// Makes the listening sockets that the address stands for: bound, listening, non-blocking,
-    /// close-on-exec. One, or several for a host name.
+    /// Creates the listening sockets of this address: non-blocking and close-on-exec. A host name can give several of them,
+    /// any other address gives one.
+    ///
+    /// A host name is resolved here, with getaddrinfo(3), which blocks.
     pub fn bind(&self, options: &ListenOptions) -> Result<Vec<Listener>, BindError> {
         let failed = |error| BindError { target: self.describe(), error, hint: None };
         match self {
@@ -61,7 +63,7 @@ impl Address {
             Address::Host { host, port } => {
                 let mut addresses = Vec::new();
                 for address in (host.as_str(), *port).to_socket_addrs().map_err(failed)? {
-                    // A name that stands twice in /etc/hosts is named twice.
+                    // A name that is listed twice in /etc/hosts resolves to the same address twice.
                     if !addresses.contains(&address) {
                         addresses.push(address);
                     }
@@ -76,8 +78,9 @@ impl Address {
         }
     }
 
-    /// A host's addresses. A name such as `localhost` often has an address of a family that this host
-    /// does not have (a container without IPv6): that one is left out if another could be bound.
+    /// Listens on every address of a host name, all with the same port. An address of a family that this host does not
+    /// support is skipped if another one could be bound: in a container without IPv6, `localhost` often still resolves to
+    /// `::1`.
     fn listen_on_each(
         &self,
         addresses: &[SocketAddr],
@@ -89,7 +92,7 @@ impl Address {
         let mut next = 0;
         while let Some(&(mut address)) = addresses.get(next) {
             if let (0, Some(first)) = (address.port(), listeners.first()) {
-                // One name, one port: the one that the kernel chose for the first address.
+                // Use the port that the kernel chose for the first address.
                 address.set_port(first.port().unwrap_or(0));
             }
             match listen(address) {
@@ -100,7 +103,7 @@ impl Address {
                         && addresses[next].port() == 0
                         && retries < MAX_PORT_RETRIES =>
                 {
-                    // The kernel's choice is taken on this address: have it choose again.
+                    // The port that the kernel chose is taken on this address: start over with another one.
                     retries += 1;
                     next = 0;
                     listeners.clear();
@@ -114,13 +117,13 @@ impl Address {
         match (listeners.is_empty(), skipped.pop()) {
             (true, Some((address, error))) => return Err(self.bind_error(address, error)),
             (true, None) => {
-                // getaddrinfo(3) promises at least one address with a success.
+                // getaddrinfo(3) returns at least one address if it succeeds.
                 let error = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
                 return Err(BindError { target: self.describe(), error, hint: None });
             }
             (false, last) => {
                 for (address, error) in skipped.into_iter().chain(last) {
-                    log::warn!("not listening on {address}, one of the addresses of {self}: {error}");
+                    log::warn!("skipping {address} (from {self}): {error}");
                 }
             }
         }
@@ -131,7 +134,7 @@ impl Address {
         BindError { target: format!("{address} ({self})"), error, hint: None }
     }
 
-    /// The address in a sentence: "cannot listen on port 9999".
+    /// Returns the address as it appears in "cannot listen on port 9999".
     fn describe(&self) -> String {
         match self {
             Address::Port(port) => format!("port {port}"),
@@ -140,45 +143,47 @@ impl Address {
     }
 }
 
-/// How often the kernel may choose a port for the first address of a name that the others cannot have.
+/// How often the kernel may choose another port for the first address of a host name, because the one that it chose is
+/// taken on another address. That is rare, and sixteen times in a row it is not a coincidence.
 const MAX_PORT_RETRIES: u32 = 16;
 
-/// Which addresses an IPv6 socket takes.
+/// The IP versions that an IPv6 socket accepts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Family {
-    /// Its own: IPV6_V6ONLY, so that `[::]:80` and `0.0.0.0:80` go together.
+    /// IPv6 only (IPV6_V6ONLY), so that `[::]:80` and `0.0.0.0:80` can be bound together.
     Own,
-    /// IPv4 as well. Such peers come as `::ffff:192.0.2.1`, which [`Peer`] turns back.
+    /// IPv6 and IPv4. The addresses of IPv4 peers look like `::ffff:192.0.2.1` here.
     Both,
 }
 
-/// Every interface: one dual-stack socket, or an IPv4 one where the host has no IPv6. Not two sockets:
-/// with port 0 they would get two ports.
+/// Listens on all interfaces: with one dual-stack socket, or with an IPv4 socket if the host does not support IPv6. Two
+/// sockets would get two different ports for port 0.
 fn listen_on_all_interfaces(
     port: u16,
     listen: impl Fn(SocketAddr, Family) -> io::Result<Listener>,
 ) -> io::Result<Listener> {
     match listen((Ipv6Addr::UNSPECIFIED, port).into(), Family::Both) {
-        // EINVAL: OpenBSD does not let IPV6_V6ONLY be switched off.
+        // EINVAL: on OpenBSD, IPV6_V6ONLY cannot be turned off.
         Err(error) if is_unsupported_family(&error) || is_errno(&error, Errno::INVAL) => {
-            log::info!("no IPv6 here ({error}): listening on 0.0.0.0");
+            log::info!("IPv6 is not available ({error}); listening on 0.0.0.0 instead");
             listen((Ipv4Addr::UNSPECIFIED, port).into(), Family::Own)
         }
         result => result,
     }
 }
 
-/// The host does not have the address's family: no such sockets, or no such address on any interface.
+/// Returns whether the host does not support the address family: it has no such sockets, or no interface has the address.
 fn is_unsupported_family(error: &io::Error) -> bool {
     is_errno(error, Errno::AFNOSUPPORT) || is_errno(error, Errno::ADDRNOTAVAIL)
 }
 
+/// Creates a TCP listener.
 fn listen_tcp(address: SocketAddr, family: Family, options: &ListenOptions) -> io::Result<Listener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?; // Close-on-exec.
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?; // Sets close-on-exec.
     if address.is_ipv6() {
         socket.set_only_v6(family == Family::Own)?;
     }
-    // Connections of a former daemon linger in TIME-WAIT and hold the port: bind(2) over them.
+    // Otherwise connections of the previous process that are in TIME-WAIT would make bind(2) fail.
     socket.set_reuse_address(true)?;
     if options.reuse_port {
         socket.set_reuse_port(true)?;
@@ -189,15 +194,16 @@ fn listen_tcp(address: SocketAddr, family: Family, options: &ListenOptions) -> i
     Listener::new(socket.into(), Kind::Tcp, options.backlog, None)
 }
 
-/// What every accepted stream shall have, set once on the listener: Linux hands it on to the sockets
-/// that it makes for newcomers, which saves two system calls per connection. Elsewhere [`Listener::accept`]
-/// sets it.
+/// Sets the options that accepted TCP streams are to have. On Linux they inherit them from the listener, which saves two
+/// system calls per connection. On other systems [`Listener::accept`] sets them.
 pub(super) fn prepare_tcp(socket: &Socket) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?; // Nagle would hold a small echo back until the last one is acknowledged.
-    socket.set_out_of_band_inline(true) // An urgent byte stays where it stands in the stream: RFC 6093.
+    socket.set_tcp_nodelay(true)?; // Nagle's algorithm would delay a small echo until the previous one is acknowledged.
+    socket.set_out_of_band_inline(true) // Urgent data stays in line, as RFC 6093 recommends.
 }
 
-/// No SO_REUSEADDR here: on a Unix socket it means nothing. The file is what is in the way.
+/// Creates a Unix listener, replacing a stale socket file. The error comes with a hint at what was found at the path.
+///
+/// SO_REUSEADDR has no effect on Unix sockets, where the address in use is a file.
 fn listen_unix(path: &Path, options: &ListenOptions) -> Result<Listener, (io::Error, Option<&'static str>)> {
     let no_hint = |error| (error, None);
     let address = SockAddr::unix(path).map_err(no_hint)?;
@@ -211,13 +217,13 @@ fn listen_unix(path: &Path, options: &ListenOptions) -> Result<Listener, (io::Er
             hint => return Err((error, hint)),
         }
     }
-    // From here on the file is ours, and goes when `file` does, also on the way out through `?`.
+    // From here on the file is ours. Dropping `file` removes it, also if one of the next calls fails.
     let file = SocketFile::of(path).map_err(no_hint)?;
     socket.listen(options.backlog()).map_err(no_hint)?;
     Listener::new(socket.into(), Kind::Unix, options.backlog, Some(file)).map_err(no_hint)
 }
 
-/// The kernel's cap on every backlog: net.core.somaxconn. `None` where it is not told.
+/// Returns the kernel's limit for every backlog, net.core.somaxconn. `None` if it is unknown.
 pub fn somaxconn() -> Option<u32> {
     fs::read_to_string("/proc/sys/net/core/somaxconn").ok()?.trim().parse().ok()
 }
@@ -237,11 +243,11 @@ mod tests {
     #[test]
     fn bare_port_serves_ipv4_and_ipv6_on_one_socket() {
         let mut listener = bind("0");
-        let port = listener.port().expect("a port");
+        let port = listener.port().expect("TCP port");
         assert_eq!(listener.local(), format!("tcp://[::]:{port}"));
         for (ip, shown) in [("127.0.0.1", "127.0.0.1:"), ("::1", "[::1]:")] {
-            let _client = connect(port, ip).expect("a connection");
-            let Accepted::Tcp(_, peer) = soon(|| listener.accept()) else { panic!("TCP") };
+            let _client = connect(port, ip).expect("connection");
+            let Accepted::Tcp(_, peer) = soon(|| listener.accept()) else { panic!("expected a TCP stream") };
             let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
             assert!(peer.to_string().starts_with(shown), "{peer}");
         }
@@ -259,30 +265,30 @@ mod tests {
             let local = without_ipv6(errno).expect("IPv4").local();
             assert!(local.starts_with("tcp://0.0.0.0:"), "{errno:?}: {local}");
         }
-        assert!(is_errno(&without_ipv6(Errno::ADDRINUSE).expect_err("no way out"), Errno::ADDRINUSE));
+        assert!(is_errno(&without_ipv6(Errno::ADDRINUSE).expect_err("no fallback for this error"), Errno::ADDRINUSE));
     }
 
     #[test]
     fn explicit_ipv6_address_is_ipv6_only() {
-        // The kernel's choice for IPv6 may be somebody else's port on IPv4, but not ten times in a row.
+        // The port that the kernel chooses for IPv6 may be taken on IPv4, but not ten times in a row.
         let pair = (0..10).find_map(|_| {
             let v6 = bind("[::]:0");
-            let port = v6.port().expect("a port");
+            let port = v6.port().expect("TCP port");
             let v4 = address(&format!("0.0.0.0:{port}")).bind(&OPTIONS).ok()?.remove(0);
             Some((v6, v4, port))
         });
-        let (mut v6, mut v4, port) = pair.expect("room for both beside each other");
+        let (mut v6, mut v4, port) = pair.expect("one port for both families");
         assert_eq!((v6.local(), v4.local()), (format!("tcp://[::]:{port}"), format!("tcp://0.0.0.0:{port}")));
-        let _client = connect(port, "127.0.0.1").expect("a connection");
+        let _client = connect(port, "127.0.0.1").expect("connection");
         soon(|| v4.accept());
-        assert_eq!(AcceptError::classify(&v6.accept().expect_err("nobody for IPv6")), AcceptError::WouldBlock);
+        assert_eq!(AcceptError::classify(&v6.accept().expect_err("no connection over IPv6")), AcceptError::WouldBlock);
     }
 
     #[test]
     fn host_name_binds_every_address_with_one_port() {
         let addresses = [([127, 0, 0, 1], 0).into(), ([127, 0, 0, 2], 0).into()];
         let listeners = address("some.name:0").listen_on_each(&addresses, listen_at).expect("listeners");
-        let port = listeners[0].port().expect("a port");
+        let port = listeners[0].port().expect("TCP port");
         let urls: Vec<_> = listeners.iter().map(Listener::local).collect();
         assert_eq!(urls, [format!("tcp://127.0.0.1:{port}"), format!("tcp://127.0.0.2:{port}")]);
         assert!(!address("localhost:0").bind(&OPTIONS).expect("listeners").is_empty());
@@ -290,14 +296,14 @@ mod tests {
 
     #[test]
     fn unsupported_family_is_skipped_if_another_address_binds() {
-        // 192.0.2.0/24 is for documentation (RFC 5737): no interface has it, as ::1 without IPv6.
-        let here: SocketAddr = "127.0.0.1:0".parse().expect("an address");
-        let nowhere: SocketAddr = "192.0.2.1:0".parse().expect("an address");
+        // 192.0.2.0/24 is reserved for documentation (RFC 5737). No interface has such an address, as none has ::1 without IPv6.
+        let here: SocketAddr = "127.0.0.1:0".parse().expect("address");
+        let nowhere: SocketAddr = "192.0.2.1:0".parse().expect("address");
         let host = address("some.name:0");
         for order in [[here, nowhere], [nowhere, here]] {
             assert_eq!(host.listen_on_each(&order, listen_at).expect("one listener").len(), 1);
         }
-        let error = host.listen_on_each(&[nowhere], listen_at).expect_err("nothing to listen on").to_string();
+        let error = host.listen_on_each(&[nowhere], listen_at).expect_err("no address can be bound").to_string();
         assert!(error.starts_with("cannot listen on 192.0.2.1:0 (some.name:0): "), "{error}");
         assert!(host.listen_on_each(&[], listen_at).is_err());
     }
@@ -305,10 +311,10 @@ mod tests {
     #[test]
     fn taken_address_of_a_host_name_is_an_error() {
         let taken = bind("127.0.0.1:0");
-        let port = taken.port().expect("a port");
+        let port = taken.port().expect("TCP port");
         let addresses = [([127, 0, 0, 2], port).into(), ([127, 0, 0, 1], port).into()];
         let host = Address::Host { host: "some.name".into(), port };
-        let error = host.listen_on_each(&addresses, listen_at).expect_err("taken").to_string();
+        let error = host.listen_on_each(&addresses, listen_at).expect_err("the second address is taken").to_string();
         assert!(error.contains(&format!("127.0.0.1:{port} (some.name:{port}): Address already in use")), "{error}");
     }
 
@@ -324,21 +330,21 @@ mod tests {
                     refused += 1;
                     return Err(Errno::ADDRINUSE.into());
                 }
-                listen_at(([127, 0, 0, 1], 0).into()) // Whatever was asked for: what others hold plays no part here.
+                listen_at(([127, 0, 0, 1], 0).into()) // A free port, because other processes may hold this one.
             });
             (choices, result)
         };
         let (choices, result) = listen(MAX_PORT_RETRIES);
         assert_eq!((choices, result.expect("listeners").len()), (MAX_PORT_RETRIES + 1, 2));
         let (choices, result) = listen(MAX_PORT_RETRIES + 1);
-        assert!(is_errno(&result.expect_err("an end").error, Errno::ADDRINUSE));
-        assert_eq!(choices, MAX_PORT_RETRIES + 1, "it is not tried for ever");
+        assert!(is_errno(&result.expect_err("retries are limited").error, Errno::ADDRINUSE));
+        assert_eq!(choices, MAX_PORT_RETRIES + 1, "the retries are limited");
     }
 
     #[test]
     fn taken_port_error_names_address_and_errno() {
         let taken = bind("127.0.0.1:0");
-        let port = taken.port().expect("a port");
+        let port = taken.port().expect("TCP port");
         let expected = format!("cannot listen on 127.0.0.1:{port}: Address already in use (os error 98)");
         #[cfg(target_os = "linux")]
         assert_eq!(refused(&format!("127.0.0.1:{port}")), expected);
@@ -348,11 +354,11 @@ mod tests {
     #[test]
     fn restart_right_after_stop_can_bind() {
         let mut listener = bind("127.0.0.1:0");
-        let port = listener.port().expect("a port");
-        let mut client = connect(port, "127.0.0.1").expect("a connection");
+        let port = listener.port().expect("TCP port");
+        let mut client = connect(port, "127.0.0.1").expect("connection");
         let stream = soon(|| listener.accept());
-        drop((stream, listener)); // Our FIN is first: TIME-WAIT stays on our side, on this port.
-        assert_eq!(client.read(&mut [0]).expect("the FIN"), 0);
+        drop((stream, listener)); // Our FIN goes first, so TIME-WAIT is on our side.
+        assert_eq!(client.read(&mut [0]).expect("FIN"), 0);
         drop(client);
         bind(&format!("127.0.0.1:{port}"));
     }
@@ -360,8 +366,8 @@ mod tests {
     #[test]
     fn reuse_port_lets_two_listeners_share_a_port() {
         let shared = ListenOptions { reuse_port: true, ..OPTIONS };
-        let first = address("127.0.0.1:0").bind(&shared).expect("a listener").remove(0);
-        let same = format!("127.0.0.1:{}", first.port().expect("a port"));
+        let first = address("127.0.0.1:0").bind(&shared).expect("listener").remove(0);
+        let same = format!("127.0.0.1:{}", first.port().expect("TCP port"));
         assert!(address(&same).bind(&OPTIONS).is_err());
         assert!(address(&same).bind(&shared).is_ok());
     }

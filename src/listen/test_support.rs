@@ -1,4 +1,4 @@
-//! What the unit tests of this room share.
+//! Helpers for the unit tests of this folder.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -21,10 +21,10 @@ pub fn bind(text: &str) -> Listener {
 }
 
 pub fn refused(text: &str) -> String {
-    address(text).bind(&OPTIONS).expect_err("an error").to_string()
+    address(text).bind(&OPTIONS).expect_err("bind should fail").to_string()
 }
 
-/// What `attempt` gives once it no longer says WouldBlock: loopback delivers soon, not at once.
+/// Retries until `attempt` no longer returns `WouldBlock`, because loopback does not deliver instantly.
 pub fn soon<T>(mut attempt: impl FnMut() -> io::Result<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
@@ -41,13 +41,13 @@ pub fn connect(port: u16, ip: &str) -> io::Result<std::net::TcpStream> {
     std::net::TcpStream::connect((ip, port))
 }
 
-/// A directory of its own, gone at the end.
+/// A temporary directory, removed when dropped.
 pub struct Directory(PathBuf);
 
 impl Directory {
     pub fn new(name: &str) -> Directory {
         let path = std::env::temp_dir().join(format!("echod-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).expect("a directory in the temporary one");
+        fs::create_dir_all(&path).expect("temporary directory");
         Directory(path)
     }
 

@@ -1,4 +1,4 @@
-//! `--listen`: every form of address, and what the `listening on` lines say about it.
+//! `--listen`: every form of address, and the `listening on` lines it leads to.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
@@ -12,7 +12,7 @@ fn has_ipv6() -> bool {
     TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
-/// Address of a peer on another loopback address than the usual, so that no other test's listener can answer it.
+/// Returns an address on a loopback IP other than 127.0.0.1, where no listener of another test can answer.
 fn at(ip: &str, port: u16) -> Address {
     Address::Tcp(SocketAddr::new(ip.parse().unwrap(), port))
 }
@@ -22,7 +22,7 @@ fn bare_port_is_one_dual_stack_socket() {
     let mut daemon = Daemon::start(&["-v", "--listen", "0"]);
     let address = daemon.tcp();
     let port = address.port();
-    assert_ne!(port, 0, "the kernel's choice is told");
+    assert_ne!(port, 0, "the port that the kernel chose should be printed");
     assert!(address.ip().is_unspecified(), "{address}");
     Client::connect(&at("127.0.0.1", port)).echo(b"IPv4");
     Client::connect(&at("127.6.7.8", port)).echo(b"IPv4, another address");
@@ -32,7 +32,7 @@ fn bare_port_is_one_dual_stack_socket() {
     }
     // An IPv4 peer of the dual-stack socket is shown as IPv4, not as ::ffff:127.0.0.1.
     let client = Client::connect(&at("127.0.0.1", port));
-    client.echo(b"who am I");
+    client.echo(b"hello");
     daemon.wait_for_log(|line| line.contains(&client.local().to_string()));
     assert!(!daemon.stderr().contains("ffff"), "{}", daemon.stderr());
     drop(client);
@@ -43,9 +43,9 @@ fn bare_port_is_one_dual_stack_socket() {
 #[test]
 fn bare_port_falls_back_to_ipv4_without_ipv6() {
     if !has_program("strace") {
-        return skip_for_want_of("strace, which plays the host without IPv6");
+        return skip_for_want_of("strace, which simulates a host without IPv6");
     }
-    // -D: strace is the child and the daemon keeps the process ID that we know.
+    // -D: strace runs as the child, so that the daemon keeps the process ID we know.
     let inject = "inject=socket:error=EAFNOSUPPORT:when=1";
     let start = Daemon::with(&["--listen", "0"]);
     let daemon = start.through(&["strace", "-D", "-qq", "-o", "/dev/null", "-e", "trace=socket", "-e", inject]).start();
@@ -55,15 +55,15 @@ fn bare_port_falls_back_to_ipv4_without_ipv6() {
 
 #[test]
 fn default_is_port_9999_on_all_interfaces() {
-    // In a network of its own, where nobody else can have that port.
+    // In a network namespace of its own, where the port is free.
     let own_network = [&["unshare", "--net"][..], &["unshare", "--net", "--user", "--map-root-user"]];
-    let may = |wrapper: &&&[&str]| {
+    let works = |wrapper: &&&[&str]| {
         let mut command = std::process::Command::new(wrapper[0]);
         command.args(&wrapper[1..]).arg("true").stderr(std::process::Stdio::null());
         command.status().is_ok_and(|status| status.success())
     };
-    let Some(wrapper) = own_network.iter().find(may) else {
-        return skip("no network namespaces here");
+    let Some(wrapper) = own_network.iter().find(works) else {
+        return skip("network namespaces are not available");
     };
     let daemon = Daemon::with(&[]).without_listen().through(wrapper).start();
     assert!(matches!(daemon.stdout().as_str(), "listening on tcp://[::]:9999\n" | "listening on tcp://0.0.0.0:9999\n"));
@@ -76,7 +76,7 @@ fn ipv4_address_listens_on_that_address_only() {
     assert_eq!(address.ip().to_string(), "127.0.0.21");
     assert_eq!(daemon.stdout(), format!("listening on tcp://{address}\n"));
     daemon.connect().echo(b"here");
-    assert!(Client::try_connect(&at("127.0.0.22", address.port())).is_err(), "and nowhere else");
+    assert!(Client::try_connect(&at("127.0.0.22", address.port())).is_err(), "no other address is served");
 }
 
 #[test]
@@ -100,10 +100,11 @@ fn ipv4_and_ipv6_wildcards_share_a_port() {
     if !has_ipv6() {
         return skip("this host has no IPv6");
     }
-    let first = Daemon::start(&["--listen", "0"]); // Every address: nobody else has its port.
+    let first = Daemon::start(&["--listen", "0"]); // On all interfaces, so that the port is free on each of them.
     let port = first.tcp().port();
     drop(first);
-    let wanted = [format!("0.0.0.0:{port}"), format!("[::]:{port}")]; // The latter takes IPv4, too, unless it is told not to.
+    // Without IPV6_V6ONLY, the second one would accept IPv4 as well.
+    let wanted = [format!("0.0.0.0:{port}"), format!("[::]:{port}")];
     let daemon = Daemon::start(&["--listen", &wanted[0], "--listen", &wanted[1]]);
     let expected = wanted.map(|address| format!("listening on tcp://{address}\n")).concat();
     assert_eq!(daemon.stdout(), expected);
@@ -140,7 +141,7 @@ fn listeners_of_every_kind_serve_side_by_side() {
     let path = directory.join("echo.sock");
     let arguments = ["-l", "127.0.0.1:0", "-l", &unix(&path), "-l", "0", "-l", "127.0.0.25:0"];
     let daemon = Daemon::start(&arguments);
-    assert_eq!(daemon.addresses()[1], Address::Unix(path), "in the order of the command line");
+    assert_eq!(daemon.addresses()[1], Address::Unix(path), "listeners are in the order of the command line");
     let addresses = daemon.addresses().iter().map(|address| match address {
         Address::Tcp(address) if address.ip().is_unspecified() => at("127.0.0.1", address.port()),
         other => other.clone(),
@@ -153,7 +154,7 @@ fn listeners_of_every_kind_serve_side_by_side() {
 
 #[test]
 fn restart_right_after_stop_can_bind() {
-    // The daemon's FIN goes first in a drain, so TIME-WAIT is at its side and the port is not free without SO_REUSEADDR.
+    // On shutdown the daemon's FIN goes first, so TIME-WAIT is on its side, and without SO_REUSEADDR the port is not free.
     let mut daemon = Daemon::start(&["--listen", "127.0.0.26:0"]);
     let (address, client) = (daemon.tcp(), daemon.connect());
     let local = client.local();
@@ -162,7 +163,7 @@ fn restart_right_after_stop_can_bind() {
     client.expect_fin();
     drop(client);
     daemon.expect_success();
-    wait_until("TIME-WAIT at the daemon's side", || {
+    wait_until("TIME-WAIT on the side of the daemon", || {
         tcp_socket(address, local).is_some_and(|end| end.state == TcpState::TimeWait)
     });
     let daemon = Daemon::start(&["--listen", &address.to_string()]);
@@ -171,7 +172,7 @@ fn restart_right_after_stop_can_bind() {
 
 #[test]
 fn all_listeners_are_bound_before_the_first_accept() {
-    // The lines come once every socket is bound: when they are there, each connects at once.
+    // The lines are printed once every socket is bound. From then on, connecting succeeds at once.
     let daemon = Daemon::start(&["-l", "127.0.0.1:0", "-l", "127.0.0.1:0", "-l", "127.0.0.1:0"]);
     for address in daemon.addresses() {
         let client = Client::connect(address);

@@ -1,4 +1,4 @@
-//! `--listen unix:PATH`: the life of the socket's file. Conversations over Unix sockets are in `connection.rs`.
+//! `--listen unix:PATH`: creation and removal of the socket file. `connection.rs` tests the echo over Unix sockets.
 
 use std::fs;
 use std::io::Read;
@@ -14,14 +14,14 @@ fn is_socket(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
 }
 
-/// The daemon refuses to start with status 1 and one line that names the path and has `reason` in it.
+/// Asserts that the daemon exits with status 1 and one line that names the path and contains `reason`.
 #[track_caller]
 fn assert_refused(path: &Path, reason: &str) {
     let finished = Daemon::with(&["--listen", &unix(path)]).run();
     assert_eq!(finished.code, 1, "{}", finished.stderr);
     let expected = format!("echod: cannot listen on {}: ", unix(path));
     assert!(finished.stderr.starts_with(&expected), "{:?} does not begin with {expected:?}", finished.stderr);
-    assert!(finished.stderr.contains(reason), "{:?} does not say {reason:?}", finished.stderr);
+    assert!(finished.stderr.contains(reason), "{:?} does not contain {reason:?}", finished.stderr);
     assert_eq!((finished.stderr.lines().count(), finished.stdout.as_str()), (1, ""));
 }
 
@@ -34,7 +34,7 @@ fn socket_file_exists_while_running_and_is_removed() {
     assert!(is_socket(&path));
     daemon.connect().echo(b"hello");
     daemon.terminate();
-    assert!(!path.exists(), "the file is left behind");
+    assert!(!path.exists(), "the socket file is left behind");
 }
 
 #[test]
@@ -48,13 +48,13 @@ fn socket_file_is_removed_after_a_forced_exit() {
     client.expect_fin();
     daemon.signal(Signal::TERM);
     daemon.expect_success();
-    assert!(!path.exists(), "after a second signal");
+    assert!(!path.exists(), "the socket file is left behind after a second signal");
 
     let mut daemon = Daemon::start_unix(&path, &["--drain-timeout", "10ms"]);
     let client = daemon.connect();
     client.echo(b"hello");
     daemon.terminate();
-    assert!(!path.exists(), "after the drain timeout");
+    assert!(!path.exists(), "the socket file is left behind after the drain timeout");
 }
 
 #[test]
@@ -63,17 +63,17 @@ fn socket_file_is_removed_when_startup_fails() {
     let path = directory.join("echo.sock");
     let finished = Daemon::with(&["-l", &unix(&path), "-l", "192.0.2.1:0"]).run();
     assert_eq!(finished.code, 1, "{}", finished.stderr);
-    assert!(!path.exists(), "the file is left behind");
+    assert!(!path.exists(), "the socket file is left behind");
 }
 
 #[test]
 fn stale_socket_is_replaced() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
-    drop(UnixListener::bind(&path).unwrap()); // std leaves the file: connecting says ECONNREFUSED.
+    drop(UnixListener::bind(&path).unwrap()); // std does not remove the file. Connecting fails with ECONNREFUSED.
     Daemon::start_unix(&path, &[]).connect().echo(b"replaced");
 
-    // And one that the daemon itself left when it was killed.
+    // The same for a file that the daemon left behind when it was killed.
     let mut daemon = Daemon::start_unix(&path, &[]);
     daemon.signal(Signal::KILL);
     daemon.wait_exit(crate::support::TIMEOUT);
@@ -92,7 +92,7 @@ fn live_socket_is_an_error_and_left_alone() {
 
 #[test]
 fn live_socket_with_full_backlog_is_not_stale() {
-    // Connecting to it says EAGAIN, or blocks: only ECONNREFUSED means stale.
+    // Connecting to it fails with EAGAIN, or blocks. Only ECONNREFUSED means stale.
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
@@ -109,7 +109,7 @@ fn live_socket_with_full_backlog_is_not_stale() {
     }
     assert_refused(&path, "Address already in use (os error 98)");
     assert!(is_socket(&path));
-    assert!(listener.accept().is_ok(), "those in the queue are still there");
+    assert!(listener.accept().is_ok(), "the pending connections are still there");
 }
 
 #[test]
@@ -125,14 +125,14 @@ fn directory_is_an_error_and_left_alone() {
 fn non_socket_file_is_an_error_and_left_alone() {
     let directory = Directory::new();
     let path = directory.join("precious");
-    fs::write(&path, "not to be lost").unwrap();
+    fs::write(&path, "precious").unwrap();
     assert_refused(&path, "(os error 98)");
-    assert_eq!(fs::read_to_string(&path).unwrap(), "not to be lost");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
 
     let link = directory.join("link");
     std::os::unix::fs::symlink(&path, &link).unwrap();
     assert_refused(&link, "(os error 98)");
-    assert_eq!(fs::read_to_string(&path).unwrap(), "not to be lost");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
 }
 
 #[test]
@@ -143,11 +143,11 @@ fn missing_directory_is_an_error() {
 
 #[test]
 fn longest_path_works_and_longer_is_rejected() {
-    // unix(7): 108 bytes with the NUL at the end. The message of a longer one is in `command_line.rs`.
+    // unix(7): 108 bytes with the terminating NUL. `command_line.rs` tests the message for a longer path.
     let directory = Directory::new();
     let room = 107 - directory.path().as_os_str().len() - 1;
     let longest = directory.join(&"x".repeat(room));
-    Daemon::start_unix(&longest, &[]).connect().echo(b"just fits");
+    Daemon::start_unix(&longest, &[]).connect().echo(b"hello");
 
     let too_long = directory.join(&"x".repeat(room + 1));
     let finished = Daemon::with(&["--listen", &unix(&too_long)]).run();
@@ -163,13 +163,17 @@ fn socket_file_of_another_daemon_is_not_removed() {
     let second = Daemon::start_unix(&path, &[]);
     let inode = fs::metadata(&path).unwrap().ino();
     first.terminate();
-    assert_eq!(fs::metadata(&path).map(|file| file.ino()).ok(), Some(inode), "the other daemon's file is gone");
+    assert_eq!(
+        fs::metadata(&path).map(|file| file.ino()).ok(),
+        Some(inode),
+        "the file of the other daemon should be left alone"
+    );
     second.connect().echo(b"still served");
 }
 
 #[test]
 fn data_after_passed_descriptors_is_not_missed() {
-    // A read stops at SCM_RIGHTS (unix(7)) with more behind it, and no new edge.
+    // A read stops at SCM_RIGHTS (unix(7)) with more data behind it, and no new event reports that data.
     let directory = Directory::new();
     let daemon = Daemon::start_unix(&directory.join("echo.sock"), &[]);
     let client = daemon.connect();
@@ -180,12 +184,12 @@ fn data_after_passed_descriptors_is_not_missed() {
     send_descriptor(&client.socket, b"with");
     client.send(b"after");
     daemon.thaw();
-    // Before we read: that makes room, and the edge of the room would tell of the bytes, too.
+    // Checked before we read, because that makes room, and the event for the room would cause the daemon to read again.
     wait_until("all of it is back", || client.unread() == b"beforewithafter".len());
     client.expect(b"beforewithafter");
     client.finish();
     client.expect_fin();
-    wait_until("no descriptor was taken over", || daemon.descriptors().len() < descriptors);
+    wait_until("the passed descriptor is closed", || daemon.descriptors().len() < descriptors);
 }
 
 fn send_descriptor(socket: &Socket, bytes: &[u8]) {
@@ -201,7 +205,7 @@ fn send_descriptor(socket: &Socket, bytes: &[u8]) {
 
 #[test]
 fn restart_during_drain_takes_over_the_path() {
-    // The listener closes first: from then on the file is stale, and the new daemon's file is not the old one's.
+    // The listener closes first. From then on the file is stale, and the new daemon replaces it with its own.
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let mut old = Daemon::start_unix(&path, &["--drain-timeout", "1h"]);
