@@ -91,12 +91,20 @@ fn parse_host(host: &str) -> Result<String, String> {
         "" => Err("missing host before the colon; use just the port to listen on all interfaces".into()),
         "*" => Err("use just the port to listen on all interfaces".into()),
         _ if host.contains(':') => Err("more than one colon; an IPv6 address needs brackets, e.g. [::1]:9999".into()),
-        _ if host.chars().all(|c| c.is_ascii_digit() || c == '.') && host.parse::<Ipv4Addr>().is_err() => {
-            Err(format!("invalid IPv4 address {host}")) // getaddrinfo(3) would read 10.1 as 10.0.0.1.
-        }
+        _ if looks_like_ipv4(host) && host.parse::<Ipv4Addr>().is_err() => Err(format!("invalid IPv4 address {host}")),
         _ if host.chars().all(|c| c.is_alphanumeric() || "-._".contains(c)) => Ok(host.into()),
         _ => Err(format!("invalid host name '{}'", printable(host))),
     }
+}
+
+/// Returns whether every part of `host` is a number, possibly in C notation. getaddrinfo(3) passes such names to inet_aton(3),
+/// which accepts fewer than four parts, and octal and hexadecimal ones: 10.1 is 10.0.0.1, and 0x7f.1 is 127.0.0.1. That is
+/// hardly ever what the user meant, and no host can be reached under such a name.
+fn looks_like_ipv4(host: &str) -> bool {
+    host.split('.').all(|part| match part.strip_prefix("0x").or(part.strip_prefix("0X")) {
+        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        None => part.bytes().all(|byte| byte.is_ascii_digit()),
+    })
 }
 
 /// Returns `text` with control characters escaped, so that a message that quotes it stays on one line.
@@ -147,6 +155,8 @@ mod tests {
             ("localhost:80", host("localhost", 80)),
             ("echo-1.example_a.:7", host("echo-1.example_a.", 7)),
             ("bücher.example:7", host("bücher.example", 7)),
+            ("0x7f.example:7", host("0x7f.example", 7)),
+            ("face:7", host("face", 7)),
             ("[fe80::1%eth0]:7", host("fe80::1%eth0", 7)),
             ("unix:/run/x", Address::Unix("/run/x".into())),
             ("unix:relative:1", Address::Unix("relative:1".into())),
@@ -183,6 +193,11 @@ mod tests {
             ("*:80", "use just the port to listen on all interfaces"),
             ("256.0.0.1:80", "invalid IPv4 address 256.0.0.1"),
             ("10.1:80", "invalid IPv4 address 10.1"),
+            ("017700000001:80", "invalid IPv4 address 017700000001"),
+            ("0177.0.0.1:80", "invalid IPv4 address 0177.0.0.1"),
+            ("0x0:80", "invalid IPv4 address 0x0"),
+            ("0X7F.1:80", "invalid IPv4 address 0X7F.1"),
+            ("127.0.0.0x1.:80", "invalid IPv4 address 127.0.0.0x1."),
             ("a b:80", "invalid host name 'a b'"),
             ("a\nb:80", "invalid host name 'a\\nb'"),
             ("tcp://127.0.0.1:80", "remove the tcp:// prefix"),

@@ -129,6 +129,16 @@ fn host_name_listens_on_every_address() {
 }
 
 #[test]
+fn abbreviated_ipv4_addresses_are_rejected() {
+    // Only inet_aton(3) reads these as IPv4 addresses: 0.0.0.0, and 127.0.0.1 three times.
+    for host in ["0x0", "0x7f.1", "017700000001", "127.1"] {
+        let finished = Daemon::with(&["--listen", &format!("{host}:0")]).run();
+        let expected = format!("echod: invalid value '{host}:0' for --listen: invalid IPv4 address {host}\n");
+        assert_eq!((finished.code, finished.stderr), (2, expected));
+    }
+}
+
+#[test]
 fn port_0_twice_gives_two_ports() {
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0"]);
     assert_ne!(daemon.addresses()[0], daemon.addresses()[1]);
