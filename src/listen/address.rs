@@ -1,7 +1,7 @@
 //! Parsing of listening addresses.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -30,7 +30,7 @@ impl Address {
             return parse_path(path);
         }
         if let Ok(address) = text.parse() {
-            return Ok(Address::Ip(address));
+            return unbindable_reason(address).map_or(Ok(Address::Ip(address)), |reason| Err(reason.into()));
         }
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
             return parse_port(text).map(Address::Port);
@@ -83,7 +83,11 @@ fn parse_host(host: &str) -> Result<String, String> {
         let (address, interface) = v6.split_once('%').unwrap_or((v6, ""));
         let has_zone = !interface.is_empty() && interface.chars().all(|c| c.is_ascii_graphic());
         return match address.parse::<Ipv6Addr>() {
-            Ok(_) if has_zone || v6 == address => Ok(v6.into()), // getaddrinfo(3) resolves the zone.
+            Ok(ip) if has_zone || v6 == address => {
+                // getaddrinfo(3) resolves the zone to the number of an interface; any number but 0 will do here.
+                let address = SocketAddrV6::new(ip, 0, 0, u32::from(has_zone));
+                unbindable_reason(address.into()).map_or(Ok(v6.into()), |reason| Err(reason.into()))
+            }
             _ => Err("the part in brackets is not a valid IPv6 address".into()),
         };
     }
@@ -94,6 +98,20 @@ fn parse_host(host: &str) -> Result<String, String> {
         _ if looks_like_ipv4(host) && host.parse::<Ipv4Addr>().is_err() => Err(format!("invalid IPv4 address {host}")),
         _ if host.chars().all(|c| c.is_alphanumeric() || "-._".contains(c)) => Ok(host.into()),
         _ => Err(format!("invalid host name '{}'", printable(host))),
+    }
+}
+
+/// Returns why no TCP socket of ours can listen on this address, whatever the host. The system would only report EINVAL.
+pub(super) fn unbindable_reason(address: SocketAddr) -> Option<&'static str> {
+    match (address.ip(), address) {
+        (ip, _) if ip.is_multicast() => Some("TCP cannot listen on a multicast address"),
+        (IpAddr::V6(ip), _) if ip.to_ipv4_mapped().is_some() => {
+            Some("this is an IPv4-mapped address; use the IPv4 address, e.g. 127.0.0.1:9999")
+        }
+        (IpAddr::V6(ip), SocketAddr::V6(v6)) if ip.is_unicast_link_local() && v6.scope_id() == 0 => {
+            Some("a link-local address needs a zone, e.g. [fe80::1%eth0]:9999")
+        }
+        _ => None,
     }
 }
 
@@ -158,6 +176,7 @@ mod tests {
             ("0x7f.example:7", host("0x7f.example", 7)),
             ("face:7", host("face", 7)),
             ("[fe80::1%eth0]:7", host("fe80::1%eth0", 7)),
+            ("[fe80::1%2]:7", Address::Ip(SocketAddrV6::new("fe80::1".parse().expect("address"), 7, 0, 2).into())),
             ("unix:/run/x", Address::Unix("/run/x".into())),
             ("unix:relative:1", Address::Unix("relative:1".into())),
             ("unix:///run/x", Address::Unix("///run/x".into())),
@@ -198,6 +217,11 @@ mod tests {
             ("0x0:80", "invalid IPv4 address 0x0"),
             ("0X7F.1:80", "invalid IPv4 address 0X7F.1"),
             ("127.0.0.0x1.:80", "invalid IPv4 address 127.0.0.0x1."),
+            ("[::ffff:127.0.0.1]:80", "this is an IPv4-mapped address; use the IPv4 address, e.g. 127.0.0.1:9999"),
+            ("[::ffff:127.0.0.1%lo]:80", "this is an IPv4-mapped address; use the IPv4 address, e.g. 127.0.0.1:9999"),
+            ("[fe80::1]:80", "a link-local address needs a zone, e.g. [fe80::1%eth0]:9999"),
+            ("[ff02::1%eth0]:80", "TCP cannot listen on a multicast address"),
+            ("224.0.0.1:80", "TCP cannot listen on a multicast address"),
             ("a b:80", "invalid host name 'a b'"),
             ("a\nb:80", "invalid host name 'a\\nb'"),
             ("tcp://127.0.0.1:80", "remove the tcp:// prefix"),

@@ -10,7 +10,7 @@ use std::{fmt, fs, io};
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::listen::address::{Address, printable};
+use crate::listen::address::{Address, printable, unbindable_reason};
 use crate::listen::is_errno;
 use crate::listen::listener::{Kind, Listener};
 use crate::listen::unix_file::{SocketFile, remove_stale};
@@ -131,7 +131,8 @@ impl Address {
     }
 
     fn bind_error(&self, address: SocketAddr, error: io::Error) -> BindError {
-        BindError { target: format!("{address} ({self})"), error, hint: None }
+        let hint = unbindable_reason(address).filter(|_| is_errno(&error, Errno::INVAL));
+        BindError { target: format!("{address} ({self})"), error, hint }
     }
 
     /// Returns the address as it appears in "cannot listen on port 9999".
@@ -306,6 +307,15 @@ mod tests {
         let error = host.listen_on_each(&[nowhere], listen_at).expect_err("no address can be bound").to_string();
         assert!(error.starts_with("cannot listen on 192.0.2.1:0 (some.name:0): "), "{error}");
         assert!(host.listen_on_each(&[], listen_at).is_err());
+    }
+
+    #[test]
+    fn host_name_without_usable_address_says_why() {
+        let addresses = ["[fe80::1]:0".parse().expect("address")]; // As /etc/hosts can have it: without a zone.
+        let error = address("some.name:0").listen_on_each(&addresses, |_| Err(Errno::INVAL.into()));
+        let error = error.expect_err("the address cannot be bound").to_string();
+        assert!(error.starts_with("cannot listen on [fe80::1]:0 (some.name:0): "), "{error}");
+        assert!(error.ends_with(": a link-local address needs a zone, e.g. [fe80::1%eth0]:9999"), "{error}");
     }
 
     #[test]

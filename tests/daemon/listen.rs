@@ -139,6 +139,19 @@ fn abbreviated_ipv4_addresses_are_rejected() {
 }
 
 #[test]
+fn unusable_ip_addresses_are_rejected_with_a_reason() {
+    for (address, reason) in [
+        ("[::ffff:127.0.0.1]:0", "this is an IPv4-mapped address; use the IPv4 address, e.g. 127.0.0.1:9999"),
+        ("[fe80::1]:0", "a link-local address needs a zone, e.g. [fe80::1%eth0]:9999"),
+        ("[ff02::1]:0", "TCP cannot listen on a multicast address"),
+    ] {
+        let finished = Daemon::with(&["--listen", address]).run();
+        let expected = format!("echod: invalid value '{address}' for --listen: {reason}\n");
+        assert_eq!((finished.code, finished.stderr), (2, expected));
+    }
+}
+
+#[test]
 fn port_0_twice_gives_two_ports() {
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0"]);
     assert_ne!(daemon.addresses()[0], daemon.addresses()[1]);
