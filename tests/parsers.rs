@@ -20,7 +20,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-const PIECES: [&str; 48] = [
+const PIECES: [&str; 50] = [
     "127.0.0.1",
     "0.0.0.0",
     "[::1]",
@@ -33,6 +33,8 @@ const PIECES: [&str; 48] = [
     "example.org",
     "unix:",
     "/run/echo.sock",
+    "@",
+    "0x7f",
     "tcp://",
     ":",
     "::",

@@ -19,15 +19,17 @@ pub enum Address {
         /// The port; 0 lets the kernel choose a free one.
         port: u16,
     },
-    /// `unix:/run/echo.sock`.
+    /// `unix:/run/echo.sock`. A file whose name begins with `@` needs a directory before it: `unix:./@name`.
     Unix(PathBuf),
+    /// `unix:@name`: a Linux abstract socket, which has a name but no file (unix(7)).
+    Abstract(String),
 }
 
 impl Address {
     /// Parses an address. The error is a message for the user; it does not repeat the whole address.
     pub fn parse(text: &str) -> Result<Address, String> {
         if let Some(path) = text.strip_prefix("unix:") {
-            return parse_path(path);
+            return parse_unix(path);
         }
         if let Ok(address) = text.parse() {
             return unbindable_reason(address).map_or(Ok(Address::Ip(address)), |reason| Err(reason.into()));
@@ -53,12 +55,34 @@ impl Address {
     }
 }
 
+fn parse_unix(text: &str) -> Result<Address, String> {
+    match text.strip_prefix('@') {
+        _ if text.contains('\0') => Err("the name of a Unix socket cannot contain a NUL byte".into()),
+        Some(name) => parse_abstract_name(name),
+        None => parse_path(text),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn parse_abstract_name(name: &str) -> Result<Address, String> {
+    use std::os::linux::net::SocketAddrExt;
+    if name.is_empty() {
+        return Err("missing name after the @, e.g. unix:@echo".into());
+    }
+    match std::os::unix::net::SocketAddr::from_abstract_name(name) {
+        Ok(_) => Ok(Address::Abstract(name.into())),
+        Err(_) => Err(format!("the name is too long for a Unix socket ({} bytes)", name.len())),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn parse_abstract_name(name: &str) -> Result<Address, String> {
+    Err(format!("only Linux supports abstract sockets; use ./@{name} for a file of that name"))
+}
+
 fn parse_path(path: &str) -> Result<Address, String> {
     if path.is_empty() {
         return Err("missing path, e.g. unix:/run/echo.sock".into());
-    }
-    if path.contains('\0') {
-        return Err("a path cannot contain a NUL byte".into());
     }
     // The standard library knows the limit, which is 108 bytes on Linux and 104 on BSD.
     match std::os::unix::net::SocketAddr::from_pathname(path) {
@@ -150,6 +174,7 @@ impl fmt::Display for Address {
             Address::Host { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Address::Host { host, port } => write!(f, "{host}:{port}"),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Abstract(name) => write!(f, "unix:@{name}"),
         }
     }
 }
@@ -180,6 +205,11 @@ mod tests {
             ("unix:/run/x", Address::Unix("/run/x".into())),
             ("unix:relative:1", Address::Unix("relative:1".into())),
             ("unix:///run/x", Address::Unix("///run/x".into())),
+            ("unix:./@x", Address::Unix("./@x".into())),
+            #[cfg(target_os = "linux")]
+            ("unix:@x", Address::Abstract("x".into())),
+            #[cfg(target_os = "linux")]
+            ("unix:@@/x:1", Address::Abstract("@/x:1".into())),
         ] {
             assert_eq!(address(text), expected, "{text}");
             assert_eq!(expected.to_string(), text);
@@ -226,7 +256,13 @@ mod tests {
             ("a\nb:80", "invalid host name 'a\\nb'"),
             ("tcp://127.0.0.1:80", "remove the tcp:// prefix"),
             ("unix:", "missing path, e.g. unix:/run/echo.sock"),
-            ("unix:a\0b", "a path cannot contain a NUL byte"),
+            ("unix:a\0b", "the name of a Unix socket cannot contain a NUL byte"),
+            #[cfg(target_os = "linux")]
+            ("unix:@", "missing name after the @, e.g. unix:@echo"),
+            #[cfg(target_os = "linux")]
+            ("unix:@a\0b", "the name of a Unix socket cannot contain a NUL byte"),
+            #[cfg(not(target_os = "linux"))]
+            ("unix:@x", "only Linux supports abstract sockets; use ./@x for a file of that name"),
         ] {
             assert_eq!(Address::parse(text).expect_err(text), expected, "{text:?}");
         }
@@ -240,5 +276,14 @@ mod tests {
         let message =
             Address::parse(&format!("unix:{}", "x".repeat(longest + 1))).expect_err("path should be too long");
         assert_eq!(message, format!("the path is too long for a Unix socket ({} bytes)", longest + 1));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn abstract_name_is_limited_to_107_bytes() {
+        // unix(7): 108 bytes, of which the first is NUL.
+        assert!(Address::parse(&format!("unix:@{}", "x".repeat(107))).is_ok());
+        let message = Address::parse(&format!("unix:@{}", "x".repeat(108))).expect_err("name should be too long");
+        assert_eq!(message, "the name is too long for a Unix socket (108 bytes)");
     }
 }

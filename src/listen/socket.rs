@@ -75,6 +75,7 @@ impl Address {
                 error,
                 hint,
             })?]),
+            Address::Abstract(name) => Ok(vec![listen_abstract(name, options).map_err(failed)?]),
         }
     }
 
@@ -222,6 +223,15 @@ fn listen_unix(path: &Path, options: &ListenOptions) -> Result<Listener, (io::Er
     let file = SocketFile::of(path).map_err(no_hint)?;
     socket.listen(options.backlog()).map_err(no_hint)?;
     Listener::new(socket.into(), Kind::Unix, options.backlog, Some(file)).map_err(no_hint)
+}
+
+/// Creates a listener on a Linux abstract socket. There is no file to replace or remove: the kernel frees the name when the
+/// socket is closed.
+fn listen_abstract(name: &str, options: &ListenOptions) -> io::Result<Listener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(format!("\0{name}"))?)?;
+    socket.listen(options.backlog())?;
+    Listener::new(socket.into(), Kind::Unix, options.backlog, None)
 }
 
 /// Returns the kernel's limit for every backlog, net.core.somaxconn. `None` if it is unknown.

@@ -1,7 +1,7 @@
 //! `--listen unix:PATH`: creation and removal of the socket file. `connection.rs` tests the echo over Unix sockets.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -152,6 +152,33 @@ fn longest_path_works_and_longer_is_rejected() {
     let too_long = directory.join(&"x".repeat(room + 1));
     let finished = Daemon::with(&["--listen", &unix(&too_long)]).run();
     assert_eq!((finished.code, finished.stderr.lines().count()), (2, 1), "{}", finished.stderr);
+
+    let finished = Daemon::with(&["--listen", &format!("unix:@{}", "x".repeat(108))]).run();
+    assert_eq!((finished.code, finished.stderr.lines().count()), (2, 1), "{}", finished.stderr);
+}
+
+#[test]
+fn abstract_socket_is_served_without_a_file() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
+    let directory = Directory::new();
+    let name = format!("echod-test-{}", std::process::id());
+    let script = format!(r#"cd "{}" && exec "$@""#, directory.path().display());
+    let mut daemon = Daemon::with(&["--listen", &format!("unix:@{name}")]).shell(&script).start();
+    assert_eq!(daemon.stdout(), format!("listening on unix://@{name}\n"));
+    let mut client = UnixStream::connect_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    client.write_all(b"hello").unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut echo = String::new();
+    client.read_to_string(&mut echo).unwrap();
+    assert_eq!(echo, "hello");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "there should not be a file");
+
+    let second = Daemon::with(&["--listen", &format!("unix:@{name}")]).run();
+    let expected = format!("echod: cannot listen on unix:@{name}: Address already in use (os error 98)\n");
+    assert_eq!((second.code, second.stderr), (1, expected));
+    daemon.terminate();
+    Daemon::with(&["--listen", &format!("unix:@{name}")]).start();
 }
 
 #[test]
