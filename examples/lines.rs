@@ -24,7 +24,8 @@ use echod::event_loop::observer::Silent;
 use echod::event_loop::protocol::Protocol;
 use echod::event_loop::server::Server;
 use echod::event_loop::settings::Settings;
-use echod::listen::listener::{Address, ListenOptions};
+use echod::listen::address::Address;
+use echod::listen::socket::ListenOptions;
 
 /// The longest line that is answered, in bytes before its newline. A longer one is answered with [`TOO_LONG`].
 const MAX_LINE_LEN: usize = 1024;

@@ -16,6 +16,7 @@ macro_rules! links {
          [connections]: crate::event_loop::connections\n\
          [explain]: crate::explain\n\
          [listener]: crate::listen::listener\n\
+         [socket]: crate::listen::socket\n\
          [pending]: crate::event_loop::pending\n\
          [readiness]: crate::event_loop::readiness\n\
          [server]: crate::event_loop::server\n\

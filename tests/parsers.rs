@@ -1,7 +1,7 @@
-//! What a person may type, a hundred thousand times: whatever it is, the command line takes it or refuses it in one line.
+//! Property tests of the command line: any text is either accepted or rejected with a one-line message.
 //!
-//! Texts are drawn by proptest: pieces of what is right, glued, cut and changed, and now and then anything at all. One
-//! that fails is cut down to the smallest that still does. (A fuzzer that looks at coverage needs a nightly compiler.)
+//! proptest generates the texts: pieces of valid ones, concatenated, cut and changed, and sometimes random characters. A
+//! failing text is reduced to a minimal one. (A fuzzer that is guided by coverage needs a nightly compiler.)
 //!
 //!     ECHOD_TEXTS=10000000 cargo test --release --test parsers
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
@@ -15,12 +15,12 @@ use std::iter;
 use std::time::Duration;
 
 use echod::daemon::options::Options;
-use echod::listen::listener::Address;
+use echod::listen::address::Address;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-const PIECES: [&str; 48] = [
+const PIECES: [&str; 50] = [
     "127.0.0.1",
     "0.0.0.0",
     "[::1]",
@@ -33,6 +33,8 @@ const PIECES: [&str; 48] = [
     "example.org",
     "unix:",
     "/run/echo.sock",
+    "@",
+    "0x7f",
     "tcp://",
     ":",
     "::",
@@ -71,40 +73,43 @@ const PIECES: [&str; 48] = [
     "=",
 ];
 
-/// What stands in durations. Out of all of the above, one comes out right in five hundred.
+/// The pieces of durations. From the pieces above, only one text in five hundred is a valid duration.
 const NUMBERS_AND_UNITS: [&str; 12] =
     ["0", "1", "007", "576", "18446744073709551616", "us", "ms", "s", "m", "h", "d", "."];
 
 fn texts(pieces: &'static [&'static str]) -> impl Strategy<Value = String> {
-    // Which characters stay. Cutting down begins here: it takes away each that the failure does not need.
+    // Which characters are kept. Reducing a failing text starts here, by dropping every character that it does not need.
     let kept = vec(prop::bool::weighted(0.99), 64);
-    // Changed into others, or doubled.
+    // Characters that are replaced or doubled.
     let changes = vec((any::<Index>(), prop::option::of(prop::char::range('\0', '\u{2ff}'))), 0..2);
-    let glued = (kept, changes, vec(select(pieces), 0..6)).prop_map(|(kept, changes, pieces)| {
+    let concatenated = (kept, changes, vec(select(pieces), 0..6)).prop_map(|(kept, changes, pieces)| {
         let kept = kept.into_iter().chain(iter::repeat(true));
         let mut text: Vec<char> = pieces.iter().flat_map(|piece| piece.chars()).collect();
         if !text.is_empty() {
-            for (place, change) in changes {
-                let place = place.index(text.len());
+            for (index, change) in changes {
+                let index = index.index(text.len());
                 match change {
-                    Some(other) => text[place] = other,
-                    None => text.insert(place, text[place]),
+                    Some(other) => text[index] = other,
+                    None => text.insert(index, text[index]),
                 }
             }
         }
-        text.into_iter().zip(kept).filter_map(|(character, stays)| stays.then_some(character)).collect()
+        text.into_iter().zip(kept).filter_map(|(character, is_kept)| is_kept.then_some(character)).collect()
     });
-    prop_oneof![9 => glued, 1 => vec(any::<char>(), 0..8).prop_map(String::from_iter)]
+    prop_oneof![9 => concatenated, 1 => vec(any::<char>(), 0..8).prop_map(String::from_iter)]
 }
 
-/// Draws inputs and has each looked at, which says whether it was taken. Clap takes a while without optimisation: hence
-/// the share.
-fn for_each<T: std::fmt::Debug>(share: u32, inputs: impl Strategy<Value = T>, look: impl Fn(&T) -> bool) {
-    let count = std::env::var("ECHOD_TEXTS").ok().and_then(|count| count.parse().ok()).unwrap_or(100_000) / share;
-    let taken = Cell::new(0);
-    property::for_each(count, &inputs, |input| taken.update(|taken| taken + u32::from(look(input))));
-    let taken = taken.get();
-    assert!(taken > count / 500 && taken < count, "{taken} of {count} texts were taken: that proves nothing");
+/// Generates inputs and passes each to `check`, which returns whether it was accepted. The number of inputs is divided by
+/// `divisor`, because clap is slow without optimization.
+fn for_each<T: std::fmt::Debug>(divisor: u32, inputs: impl Strategy<Value = T>, check: impl Fn(&T) -> bool) {
+    let count = std::env::var("ECHOD_TEXTS").ok().and_then(|count| count.parse().ok()).unwrap_or(100_000) / divisor;
+    let accepted = Cell::new(0);
+    property::for_each(count, &inputs, |input| accepted.update(|accepted| accepted + u32::from(check(input))));
+    let accepted = accepted.get();
+    assert!(
+        accepted > count / 500 && accepted < count,
+        "{accepted} of {count} texts accepted: too few or too many to prove anything"
+    );
 }
 
 fn assert_one_printable_line(message: &str) {
@@ -112,7 +117,7 @@ fn assert_one_printable_line(message: &str) {
 }
 
 #[test]
-fn an_address_is_refused_in_one_line_or_shown_as_it_can_be_read_again() {
+fn addresses_round_trip_or_fail_in_one_line() {
     for_each(1, texts(&PIECES), |text| match Address::parse(text) {
         Err(message) => {
             assert_one_printable_line(&message);
@@ -120,13 +125,13 @@ fn an_address_is_refused_in_one_line_or_shown_as_it_can_be_read_again() {
         }
         Ok(address) => {
             let shown = address.to_string();
-            assert_eq!(Address::parse(&shown), Ok(address), "shown as {shown:?}");
+            assert_eq!(Address::parse(&shown), Ok(address), "displayed as {shown:?}");
             true
         }
     });
 }
 
-/// A duration as the contract has it, by another way than the parser's.
+/// Parses a duration as the contract defines it, independently of the parser under test.
 fn expected(text: &str) -> Option<Duration> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = &text[digits.len()..];
@@ -148,12 +153,12 @@ fn expected(text: &str) -> Option<Duration> {
 }
 
 #[test]
-fn a_duration_is_what_the_contract_says_and_nothing_else_is() {
+fn duration_parses_exactly_as_documented() {
     for_each(20, prop_oneof![texts(&PIECES), texts(&NUMBERS_AND_UNITS)], |text| {
         let arguments = ["echod".into(), OsString::from(format!("--idle-timeout={text}"))];
         match Options::parse(arguments) {
             Ok(options) => {
-                assert!(expected(text).is_some(), "taken: {:?}", options.idle_timeout);
+                assert!(expected(text).is_some(), "accepted: {:?}", options.idle_timeout);
                 assert_eq!(options.idle_timeout, expected(text).filter(|time| !time.is_zero()));
                 true
             }
@@ -161,7 +166,7 @@ fn a_duration_is_what_the_contract_says_and_nothing_else_is() {
                 assert_eq!((exit.status, exit.to_stdout), (2, false));
                 assert_one_printable_line(&exit.message);
                 assert!(exit.message.contains("--idle-timeout"), "{}", exit.message);
-                assert_eq!(expected(text), None, "refused: {}", exit.message);
+                assert_eq!(expected(text), None, "rejected: {}", exit.message);
                 false
             }
         }
@@ -169,7 +174,7 @@ fn a_duration_is_what_the_contract_says_and_nothing_else_is() {
 }
 
 #[test]
-fn whatever_stands_on_the_command_line_is_taken_or_refused_in_one_line() {
+fn command_line_parses_or_fails_in_one_line() {
     const OPTIONS: &[&str] = &["--listen", "-l", "--listen", "--metrics", "--backlog", "--drain-timeout"];
     const FLAGS: &[&str] = &["--one-shot", "--reuse-port", "-v", "--explain"];
     let lines = (prop::option::of(select(FLAGS)), select(OPTIONS), texts(&PIECES));

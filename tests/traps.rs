@@ -279,7 +279,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         20,
-        "src/listen/listener.rs",
+        "src/listen/socket.rs",
         "socket.set_reuse_port(true)?;",
         "",
         "with_reuse_port_several_processes_share_a_port",
@@ -307,7 +307,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         24,
-        "src/listen/listener.rs",
+        "src/listen/socket.rs",
         "prepare_tcp(&socket)?;
     socket.listen(options.backlog())?;",
         "prepare_tcp(&socket)?;
@@ -323,14 +323,14 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         25,
-        "src/listen/listener.rs",
+        "src/listen/socket.rs",
         "socket.set_only_v6(family == Family::Own)?;",
         "socket.set_only_v6(false)?;",
         "ipv4_and_ipv6_of_one_port_are_two_listeners_side_by_side",
     ),
     (
         25,
-        "src/listen/listener.rs",
+        "src/listen/socket.rs",
         "socket.set_only_v6(family == Family::Own)?;",
         "socket.set_only_v6(true)?;",
         "a_bare_port_is_one_dual_stack_socket_on_every_interface",
@@ -410,14 +410,14 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         37,
-        "src/listen/listener.rs",
+        "src/listen/unix_file.rs",
         "Some(Errno::CONNREFUSED | Errno::NOENT) => Ok(None),",
         "Some(Errno::CONNREFUSED | Errno::NOENT | Errno::AGAIN) => Ok(None),",
         "a_live_socket_with_a_full_queue_is_not_taken_for_a_stale_one",
     ),
     (
         37,
-        "src/listen/listener.rs",
+        "src/listen/unix_file.rs",
         "(now.dev(), now.ino()) == identity;",
         "(now.dev(), now.ino()) == identity || now.dev() > 0;",
         "a_file_that_has_taken_the_place_of_ours_is_not_removed",
@@ -455,7 +455,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         43,
-        "src/listen/listener.rs",
+        "src/listen/socket.rs",
         "socket.set_tcp_nodelay(true)?; // Nagle",
         "// Nagle",
         "tcp_nodelay_and_so_oobinline_are_on",

@@ -411,11 +411,11 @@ mod tests {
         let duration = "expected a whole number with a unit (us, ms, s, m, h), as in 30s";
         let metrics = "expected IP:PORT, as in 127.0.0.1:9100";
         for (option, value, why) in [
-            ("--listen", "localhost", "the port is missing, as in localhost:9999"),
-            ("--listen", "70000", "a port is at most 65535"),
+            ("--listen", "localhost", "missing port, e.g. localhost:9999"),
+            ("--listen", "70000", "port 70000 is greater than 65535"),
             ("--listen", "", "expected PORT, IP:PORT, [IPv6]:PORT, HOST:PORT or unix:PATH"),
-            ("--listen", "unix:", "the path is missing, as in unix:/run/echo.sock"),
-            ("--listen", "--one-shot", "the port is missing, as in --one-shot:9999"),
+            ("--listen", "unix:", "missing path, e.g. unix:/run/echo.sock"),
+            ("--listen", "--one-shot", "missing port, e.g. --one-shot:9999"),
             ("--max-connections", "0", &number(u32::MAX)),
             ("--max-connections", "+5", &number(u32::MAX)),
             ("--max-connections", "-5", &number(u32::MAX)),
@@ -444,7 +444,7 @@ mod tests {
     #[test]
     fn a_unix_path_that_is_too_long_is_a_wrong_value() {
         let path = format!("unix:/{}", "x".repeat(200));
-        let why = "the path is too long for a Unix socket: 201 bytes";
+        let why = "the path is too long for a Unix socket (201 bytes)";
         assert_eq!(refused(&["-l", &path]), format!("echod: invalid value '{path}' for --listen: {why}"));
     }
 

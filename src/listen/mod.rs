@@ -1,12 +1,22 @@
 //! Listening sockets: from what the user typed to accepted streams.
 //!
-//! What lives here: parsing an [`address`], making a [`socket`] from it, the [`listener`] with its errors, and the life of a Unix
-//! socket's file ([`unix_file`]). What it may use: nothing else of this crate.
+//! What lives here: [`address`] parses addresses, [`socket`] binds them, [`listener`] accepts connections and classifies the
+//! errors, and [`unix_file`] replaces and removes the files of Unix sockets.
+//!
+//! What it may use: its own files, and nothing else of this crate.
 
-/// Parsing of addresses.
+use std::io;
+
+use rustix::io::Errno;
+
 pub mod address;
 pub mod listener;
-/// Making sockets.
 pub mod socket;
-/// The files of Unix sockets.
+#[cfg(test)]
+mod test_support;
 pub mod unix_file;
+
+/// Returns whether the system reported this error number.
+fn is_errno(error: &io::Error, errno: Errno) -> bool {
+    Errno::from_io_error(error) == Some(errno)
+}

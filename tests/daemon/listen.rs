@@ -1,4 +1,4 @@
-//! `--listen`: every form of address, and what the `listening on` lines say about it.
+//! `--listen`: every form of address, and the `listening on` lines it leads to.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
@@ -12,17 +12,17 @@ fn has_ipv6() -> bool {
     TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
-/// Address of a peer on another loopback address than the usual, so that no other test's listener can answer it.
+/// Returns an address on a loopback IP other than 127.0.0.1, where no listener of another test can answer.
 fn at(ip: &str, port: u16) -> Address {
     Address::Tcp(SocketAddr::new(ip.parse().unwrap(), port))
 }
 
 #[test]
-fn a_bare_port_is_one_dual_stack_socket_on_every_interface() {
+fn bare_port_is_one_dual_stack_socket() {
     let mut daemon = Daemon::start(&["-v", "--listen", "0"]);
     let address = daemon.tcp();
     let port = address.port();
-    assert_ne!(port, 0, "the kernel's choice is told");
+    assert_ne!(port, 0, "the port that the kernel chose should be printed");
     assert!(address.ip().is_unspecified(), "{address}");
     Client::connect(&at("127.0.0.1", port)).echo(b"IPv4");
     Client::connect(&at("127.6.7.8", port)).echo(b"IPv4, another address");
@@ -32,7 +32,7 @@ fn a_bare_port_is_one_dual_stack_socket_on_every_interface() {
     }
     // An IPv4 peer of the dual-stack socket is shown as IPv4, not as ::ffff:127.0.0.1.
     let client = Client::connect(&at("127.0.0.1", port));
-    client.echo(b"who am I");
+    client.echo(b"hello");
     daemon.wait_for_log(|line| line.contains(&client.local().to_string()));
     assert!(!daemon.stderr().contains("ffff"), "{}", daemon.stderr());
     drop(client);
@@ -41,11 +41,11 @@ fn a_bare_port_is_one_dual_stack_socket_on_every_interface() {
 }
 
 #[test]
-fn a_bare_port_falls_back_to_ipv4_where_the_host_has_no_ipv6() {
+fn bare_port_falls_back_to_ipv4_without_ipv6() {
     if !has_program("strace") {
-        return skip_missing("strace, which plays the host without IPv6");
+        return skip_missing("strace, which simulates a host without IPv6");
     }
-    // -D: strace is the child and the daemon keeps the process ID that we know.
+    // -D: strace runs as the child, so that the daemon keeps the process ID we know.
     let inject = "inject=socket:error=EAFNOSUPPORT:when=1";
     let start = Daemon::with(&["--listen", "0"]);
     let daemon = start.through(&["strace", "-D", "-qq", "-o", "/dev/null", "-e", "trace=socket", "-e", inject]).start();
@@ -54,33 +54,33 @@ fn a_bare_port_falls_back_to_ipv4_where_the_host_has_no_ipv6() {
 }
 
 #[test]
-fn the_default_is_port_9999_on_every_interface() {
-    // In a network of its own, where nobody else can have that port.
+fn default_is_port_9999_on_all_interfaces() {
+    // In a network namespace of its own, where the port is free.
     let own_network = [&["unshare", "--net"][..], &["unshare", "--net", "--user", "--map-root-user"]];
-    let may = |wrapper: &&&[&str]| {
+    let works = |wrapper: &&&[&str]| {
         let mut command = std::process::Command::new(wrapper[0]);
         command.args(&wrapper[1..]).arg("true").stderr(std::process::Stdio::null());
         command.status().is_ok_and(|status| status.success())
     };
-    let Some(wrapper) = own_network.iter().find(may) else {
-        return skip("no network namespaces here");
+    let Some(wrapper) = own_network.iter().find(works) else {
+        return skip("network namespaces are not available");
     };
     let daemon = Daemon::with(&[]).without_listen().through(wrapper).start();
     assert!(matches!(daemon.stdout().as_str(), "listening on tcp://[::]:9999\n" | "listening on tcp://0.0.0.0:9999\n"));
 }
 
 #[test]
-fn an_ipv4_address_listens_there_alone() {
+fn ipv4_address_listens_on_that_address_only() {
     let daemon = Daemon::start(&["--listen", "127.0.0.21:0"]);
     let address = daemon.tcp();
     assert_eq!(address.ip().to_string(), "127.0.0.21");
     assert_eq!(daemon.stdout(), format!("listening on tcp://{address}\n"));
     daemon.connect().echo(b"here");
-    assert!(Client::try_connect(&at("127.0.0.22", address.port())).is_err(), "and nowhere else");
+    assert!(Client::try_connect(&at("127.0.0.22", address.port())).is_err(), "no other address is served");
 }
 
 #[test]
-fn an_ipv6_address_listens_for_ipv6_only() {
+fn ipv6_address_listens_for_ipv6_only() {
     if !has_ipv6() {
         return skip("this host has no IPv6");
     }
@@ -96,14 +96,15 @@ fn an_ipv6_address_listens_for_ipv6_only() {
 }
 
 #[test]
-fn ipv4_and_ipv6_of_one_port_are_two_listeners_side_by_side() {
+fn ipv4_and_ipv6_wildcards_share_a_port() {
     if !has_ipv6() {
         return skip("this host has no IPv6");
     }
-    let first = Daemon::start(&["--listen", "0"]); // Every address: nobody else has its port.
+    let first = Daemon::start(&["--listen", "0"]); // On all interfaces, so that the port is free on each of them.
     let port = first.tcp().port();
     drop(first);
-    let wanted = [format!("0.0.0.0:{port}"), format!("[::]:{port}")]; // The latter takes IPv4, too, unless it is told not to.
+    // Without IPV6_V6ONLY, the second one would accept IPv4 as well.
+    let wanted = [format!("0.0.0.0:{port}"), format!("[::]:{port}")];
     let daemon = Daemon::start(&["--listen", &wanted[0], "--listen", &wanted[1]]);
     let expected = wanted.map(|address| format!("listening on tcp://{address}\n")).concat();
     assert_eq!(daemon.stdout(), expected);
@@ -111,7 +112,7 @@ fn ipv4_and_ipv6_of_one_port_are_two_listeners_side_by_side() {
 }
 
 #[test]
-fn a_host_name_listens_on_each_address_that_it_names() {
+fn host_name_listens_on_every_address() {
     let expected = resolve("localhost:0");
     let daemon = Daemon::with(&["--listen", "localhost:0"]).listeners(expected.len()).start();
     let mut ips: Vec<IpAddr> = daemon
@@ -128,6 +129,29 @@ fn a_host_name_listens_on_each_address_that_it_names() {
 }
 
 #[test]
+fn abbreviated_ipv4_addresses_are_rejected() {
+    // Only inet_aton(3) reads these as IPv4 addresses: 0.0.0.0, and 127.0.0.1 three times.
+    for host in ["0x0", "0x7f.1", "017700000001", "127.1"] {
+        let finished = Daemon::with(&["--listen", &format!("{host}:0")]).run();
+        let expected = format!("echod: invalid value '{host}:0' for --listen: invalid IPv4 address {host}\n");
+        assert_eq!((finished.code, finished.stderr), (2, expected));
+    }
+}
+
+#[test]
+fn unusable_ip_addresses_are_rejected_with_a_reason() {
+    for (address, reason) in [
+        ("[::ffff:127.0.0.1]:0", "this is an IPv4-mapped address; use the IPv4 address, e.g. 127.0.0.1:9999"),
+        ("[fe80::1]:0", "a link-local address needs a zone, e.g. [fe80::1%eth0]:9999"),
+        ("[ff02::1]:0", "TCP cannot listen on a multicast address"),
+    ] {
+        let finished = Daemon::with(&["--listen", address]).run();
+        let expected = format!("echod: invalid value '{address}' for --listen: {reason}\n");
+        assert_eq!((finished.code, finished.stderr), (2, expected));
+    }
+}
+
+#[test]
 fn port_0_twice_gives_two_ports() {
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0"]);
     assert_ne!(daemon.addresses()[0], daemon.addresses()[1]);
@@ -135,12 +159,12 @@ fn port_0_twice_gives_two_ports() {
 }
 
 #[test]
-fn several_listeners_of_every_kind_serve_side_by_side() {
+fn listeners_of_every_kind_serve_side_by_side() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let arguments = ["-l", "127.0.0.1:0", "-l", &unix(&path), "-l", "0", "-l", "127.0.0.25:0"];
     let daemon = Daemon::start(&arguments);
-    assert_eq!(daemon.addresses()[1], Address::Unix(path), "in the order of the command line");
+    assert_eq!(daemon.addresses()[1], Address::Unix(path), "listeners are in the order of the command line");
     let addresses = daemon.addresses().iter().map(|address| match address {
         Address::Tcp(address) if address.ip().is_unspecified() => at("127.0.0.1", address.port()),
         other => other.clone(),
@@ -152,8 +176,8 @@ fn several_listeners_of_every_kind_serve_side_by_side() {
 }
 
 #[test]
-fn a_restart_right_after_a_stop_can_bind() {
-    // The daemon's FIN goes first in a drain, so TIME-WAIT is at its side and the port is not free without SO_REUSEADDR.
+fn restart_right_after_stop_can_bind() {
+    // On shutdown the daemon's FIN goes first, so TIME-WAIT is on its side, and without SO_REUSEADDR the port is not free.
     let mut daemon = Daemon::start(&["--listen", "127.0.0.26:0"]);
     let (address, client) = (daemon.tcp(), daemon.connect());
     let local = client.local();
@@ -162,7 +186,7 @@ fn a_restart_right_after_a_stop_can_bind() {
     client.expect_fin();
     drop(client);
     daemon.expect_success();
-    wait_until("TIME-WAIT at the daemon's side", || {
+    wait_until("TIME-WAIT on the side of the daemon", || {
         tcp_socket(address, local).is_some_and(|end| end.state == TcpState::TimeWait)
     });
     let daemon = Daemon::start(&["--listen", &address.to_string()]);
@@ -170,8 +194,8 @@ fn a_restart_right_after_a_stop_can_bind() {
 }
 
 #[test]
-fn listeners_are_bound_before_the_first_connection_is_accepted() {
-    // The lines come once every socket is bound: when they are there, each connects at once.
+fn all_listeners_are_bound_before_the_first_accept() {
+    // The lines are printed once every socket is bound. From then on, connecting succeeds at once.
     let daemon = Daemon::start(&["-l", "127.0.0.1:0", "-l", "127.0.0.1:0", "-l", "127.0.0.1:0"]);
     for address in daemon.addresses() {
         let client = Client::connect(address);

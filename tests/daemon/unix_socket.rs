@@ -1,7 +1,7 @@
-//! `--listen unix:PATH`: the life of the socket's file. Conversations over Unix sockets are in `connection.rs`.
+//! `--listen unix:PATH`: creation and removal of the socket file. `connection.rs` tests the echo over Unix sockets.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -14,19 +14,19 @@ fn is_socket(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
 }
 
-/// The daemon refuses to start with status 1 and one line that names the path and has `reason` in it.
+/// Asserts that the daemon exits with status 1 and one line that names the path and contains `reason`.
 #[track_caller]
 fn assert_refused(path: &Path, reason: &str) {
     let finished = Daemon::with(&["--listen", &unix(path)]).run();
     assert_eq!(finished.code, 1, "{}", finished.stderr);
     let expected = format!("echod: cannot listen on {}: ", unix(path));
     assert!(finished.stderr.starts_with(&expected), "{:?} does not begin with {expected:?}", finished.stderr);
-    assert!(finished.stderr.contains(reason), "{:?} does not say {reason:?}", finished.stderr);
+    assert!(finished.stderr.contains(reason), "{:?} does not contain {reason:?}", finished.stderr);
     assert_eq!((finished.stderr.lines().count(), finished.stdout.as_str()), (1, ""));
 }
 
 #[test]
-fn the_file_is_there_while_the_daemon_runs_and_removed_at_exit() {
+fn socket_file_exists_while_running_and_is_removed() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let mut daemon = Daemon::start_unix(&path, &[]);
@@ -34,11 +34,11 @@ fn the_file_is_there_while_the_daemon_runs_and_removed_at_exit() {
     assert!(is_socket(&path));
     daemon.connect().echo(b"hello");
     daemon.terminate();
-    assert!(!path.exists(), "the file is left behind");
+    assert!(!path.exists(), "the socket file is left behind");
 }
 
 #[test]
-fn the_file_is_removed_after_a_second_signal_and_a_cut_too() {
+fn socket_file_is_removed_after_a_forced_exit() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let mut daemon = Daemon::start_unix(&path, &["--drain-timeout", "1h"]);
@@ -48,32 +48,32 @@ fn the_file_is_removed_after_a_second_signal_and_a_cut_too() {
     client.expect_fin();
     daemon.signal(Signal::TERM);
     daemon.expect_success();
-    assert!(!path.exists(), "after a second signal");
+    assert!(!path.exists(), "the socket file is left behind after a second signal");
 
     let mut daemon = Daemon::start_unix(&path, &["--drain-timeout", "10ms"]);
     let client = daemon.connect();
     client.echo(b"hello");
     daemon.terminate();
-    assert!(!path.exists(), "after the drain timeout");
+    assert!(!path.exists(), "the socket file is left behind after the drain timeout");
 }
 
 #[test]
-fn the_file_is_removed_when_the_start_fails_later() {
+fn socket_file_is_removed_when_startup_fails() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let finished = Daemon::with(&["-l", &unix(&path), "-l", "192.0.2.1:0"]).run();
     assert_eq!(finished.code, 1, "{}", finished.stderr);
-    assert!(!path.exists(), "the file is left behind");
+    assert!(!path.exists(), "the socket file is left behind");
 }
 
 #[test]
-fn a_stale_socket_is_replaced() {
+fn stale_socket_is_replaced() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
-    drop(UnixListener::bind(&path).unwrap()); // std leaves the file: connecting says ECONNREFUSED.
+    drop(UnixListener::bind(&path).unwrap()); // std does not remove the file. Connecting fails with ECONNREFUSED.
     Daemon::start_unix(&path, &[]).connect().echo(b"replaced");
 
-    // And one that the daemon itself left when it was killed.
+    // The same for a file that the daemon left behind when it was killed.
     let mut daemon = Daemon::start_unix(&path, &[]);
     daemon.signal(Signal::KILL);
     daemon.wait_exit(crate::support::TIMEOUT);
@@ -82,7 +82,7 @@ fn a_stale_socket_is_replaced() {
 }
 
 #[test]
-fn a_live_socket_is_an_error_and_left_alone() {
+fn live_socket_is_an_error_and_left_alone() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let first = Daemon::start_unix(&path, &[]);
@@ -91,8 +91,8 @@ fn a_live_socket_is_an_error_and_left_alone() {
 }
 
 #[test]
-fn a_live_socket_with_a_full_queue_is_not_taken_for_a_stale_one() {
-    // Connecting to it says EAGAIN, or blocks: only ECONNREFUSED means stale.
+fn live_socket_with_full_backlog_is_not_stale() {
+    // Connecting to it fails with EAGAIN, or blocks. Only ECONNREFUSED means stale.
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
@@ -109,11 +109,11 @@ fn a_live_socket_with_a_full_queue_is_not_taken_for_a_stale_one() {
     }
     assert_refused(&path, "Address already in use (os error 98)");
     assert!(is_socket(&path));
-    assert!(listener.accept().is_ok(), "those in the queue are still there");
+    assert!(listener.accept().is_ok(), "the pending connections are still there");
 }
 
 #[test]
-fn a_directory_is_an_error_and_left_alone() {
+fn directory_is_an_error_and_left_alone() {
     let directory = Directory::new();
     let path = directory.join("a-directory");
     fs::create_dir(&path).unwrap();
@@ -122,40 +122,67 @@ fn a_directory_is_an_error_and_left_alone() {
 }
 
 #[test]
-fn a_file_that_is_no_socket_is_an_error_and_left_alone() {
+fn non_socket_file_is_an_error_and_left_alone() {
     let directory = Directory::new();
     let path = directory.join("precious");
-    fs::write(&path, "not to be lost").unwrap();
+    fs::write(&path, "precious").unwrap();
     assert_refused(&path, "(os error 98)");
-    assert_eq!(fs::read_to_string(&path).unwrap(), "not to be lost");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
 
     let link = directory.join("link");
     std::os::unix::fs::symlink(&path, &link).unwrap();
     assert_refused(&link, "(os error 98)");
-    assert_eq!(fs::read_to_string(&path).unwrap(), "not to be lost");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_an_error() {
+fn missing_directory_is_an_error() {
     let directory = Directory::new();
     assert_refused(&directory.join("nowhere/echo.sock"), "No such file or directory (os error 2)");
 }
 
 #[test]
-fn the_longest_path_is_served_and_one_byte_more_is_refused() {
-    // unix(7): 108 bytes with the NUL at the end. The message of a longer one is in `command_line.rs`.
+fn longest_path_works_and_longer_is_rejected() {
+    // unix(7): 108 bytes with the terminating NUL. `command_line.rs` tests the message for a longer path.
     let directory = Directory::new();
     let room = 107 - directory.path().as_os_str().len() - 1;
     let longest = directory.join(&"x".repeat(room));
-    Daemon::start_unix(&longest, &[]).connect().echo(b"just fits");
+    Daemon::start_unix(&longest, &[]).connect().echo(b"hello");
 
     let too_long = directory.join(&"x".repeat(room + 1));
     let finished = Daemon::with(&["--listen", &unix(&too_long)]).run();
     assert_eq!((finished.code, finished.stderr.lines().count()), (2, 1), "{}", finished.stderr);
+
+    let finished = Daemon::with(&["--listen", &format!("unix:@{}", "x".repeat(108))]).run();
+    assert_eq!((finished.code, finished.stderr.lines().count()), (2, 1), "{}", finished.stderr);
 }
 
 #[test]
-fn a_file_that_has_taken_the_place_of_ours_is_not_removed() {
+fn abstract_socket_is_served_without_a_file() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
+    let directory = Directory::new();
+    let name = format!("echod-test-{}", std::process::id());
+    let script = format!(r#"cd "{}" && exec "$@""#, directory.path().display());
+    let mut daemon = Daemon::with(&["--listen", &format!("unix:@{name}")]).shell(&script).start();
+    assert_eq!(daemon.stdout(), format!("listening on unix://@{name}\n"));
+    let mut client = UnixStream::connect_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    client.write_all(b"hello").unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut echo = String::new();
+    client.read_to_string(&mut echo).unwrap();
+    assert_eq!(echo, "hello");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "there should not be a file");
+
+    let second = Daemon::with(&["--listen", &format!("unix:@{name}")]).run();
+    let expected = format!("echod: cannot listen on unix:@{name}: Address already in use (os error 98)\n");
+    assert_eq!((second.code, second.stderr), (1, expected));
+    daemon.terminate();
+    Daemon::with(&["--listen", &format!("unix:@{name}")]).start();
+}
+
+#[test]
+fn socket_file_of_another_daemon_is_not_removed() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let mut first = Daemon::start_unix(&path, &[]);
@@ -163,13 +190,17 @@ fn a_file_that_has_taken_the_place_of_ours_is_not_removed() {
     let second = Daemon::start_unix(&path, &[]);
     let inode = fs::metadata(&path).unwrap().ino();
     first.terminate();
-    assert_eq!(fs::metadata(&path).map(|file| file.ino()).ok(), Some(inode), "the other daemon's file is gone");
+    assert_eq!(
+        fs::metadata(&path).map(|file| file.ino()).ok(),
+        Some(inode),
+        "the file of the other daemon should be left alone"
+    );
     second.connect().echo(b"still served");
 }
 
 #[test]
-fn descriptors_that_come_with_a_message_hide_nothing_behind_it() {
-    // A read stops at SCM_RIGHTS (unix(7)) with more behind it, and no new edge.
+fn data_after_passed_descriptors_is_not_missed() {
+    // A read stops at SCM_RIGHTS (unix(7)) with more data behind it, and no new event reports that data.
     let directory = Directory::new();
     let daemon = Daemon::start_unix(&directory.join("echo.sock"), &[]);
     let client = daemon.connect();
@@ -180,12 +211,12 @@ fn descriptors_that_come_with_a_message_hide_nothing_behind_it() {
     send_descriptor(&client.socket, b"with");
     client.send(b"after");
     daemon.thaw();
-    // Before we read: that makes room, and the edge of the room would tell of the bytes, too.
+    // Checked before we read, because that makes room, and the event for the room would cause the daemon to read again.
     wait_until("all of it is back", || client.unread() == b"beforewithafter".len());
     client.expect(b"beforewithafter");
     client.send_fin();
     client.expect_fin();
-    wait_until("no descriptor was taken over", || daemon.descriptors().len() < descriptors);
+    wait_until("the passed descriptor is closed", || daemon.descriptors().len() < descriptors);
 }
 
 fn send_descriptor(socket: &Socket, bytes: &[u8]) {
@@ -200,8 +231,8 @@ fn send_descriptor(socket: &Socket, bytes: &[u8]) {
 }
 
 #[test]
-fn a_restart_while_the_old_daemon_drains_takes_the_path_over() {
-    // The listener closes first: from then on the file is stale, and the new daemon's file is not the old one's.
+fn restart_during_drain_takes_over_the_path() {
+    // The listener closes first. From then on the file is stale, and the new daemon replaces it with its own.
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let mut old = Daemon::start_unix(&path, &["--drain-timeout", "1h"]);

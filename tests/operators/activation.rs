@@ -1,4 +1,4 @@
-//! Socket activation: the descriptors that a service manager passes.
+//! Socket activation: descriptors that a service manager passes.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -8,13 +8,13 @@ use std::process::Stdio;
 
 use crate::support::{Address, Client, Daemon, DaemonBuilder, Directory, eventually, has_program, pattern};
 
-/// What a service manager does between fork and exec, for one socket, which the shell has as its stdin.
+/// A shell script that does what a service manager does between fork and exec. It passes one socket, which is its stdin.
 const PASS_ONE: &str = r#"LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 0</dev/null"#;
 
-/// The same for two; the second is the shell's stderr, so nothing of the log is seen.
+/// The same for two sockets. The second one is the stderr of the shell, so the log is not captured.
 const PASS_TWO: &str = r#"LISTEN_FDS=2 LISTEN_PID=$$ exec "$@" 3<&0 4<&2 0</dev/null 2>/dev/null"#;
 
-/// The daemon with these arguments and nothing else, given this as its descriptor 3.
+/// Returns a daemon with only these arguments, to which `socket` is passed as descriptor 3.
 fn activated(arguments: &[&str], socket: impl Into<OwnedFd>) -> DaemonBuilder {
     Daemon::with(arguments).without_listen().shell(PASS_ONE).stdin(Stdio::from(socket.into()))
 }
@@ -26,15 +26,15 @@ fn tcp_listener() -> (TcpListener, SocketAddr) {
 }
 
 #[test]
-fn a_passed_tcp_listener_is_served_and_the_default_is_not_bound() {
+fn passed_tcp_listener_replaces_the_default() {
     let (listener, address) = tcp_listener();
     let early = Client::connect(&Address::Tcp(address));
-    early.send(b"before there was a daemon");
+    early.send(b"before the daemon");
     let mut daemon = activated(&[], listener).start();
     assert_eq!(daemon.stdout(), format!("listening on tcp://{address}\n"));
 
-    early.expect(b"before there was a daemon");
-    // The socket came blocking: left so, the loop would stand still in accept(2) from here on.
+    early.expect(b"before the daemon");
+    // The socket was passed as a blocking one. Without a change, the loop would hang in accept(2) from here on.
     let [one, two] = [daemon.connect(), daemon.connect()];
     one.exchange(&pattern(1, 1_000_000));
     two.echo(b"two");
@@ -46,13 +46,13 @@ fn a_passed_tcp_listener_is_served_and_the_default_is_not_bound() {
 }
 
 #[test]
-fn a_passed_socket_becomes_non_blocking_and_close_on_exec() {
+fn passed_socket_becomes_nonblocking_and_close_on_exec() {
     let (listener, _) = tcp_listener();
     let daemon = activated(&[], listener).start();
     let info = daemon.proc("fdinfo/3");
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("flags");
     let flags = u32::from_str_radix(flags.trim(), 8).unwrap();
-    let (nonblock, cloexec) = (0o4000, 0o2_000_000); // open(2), as the kernel has them on this architecture.
+    let (nonblock, cloexec) = (0o4000, 0o2_000_000); // open(2), as the kernel defines them for these architectures.
     if cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
         assert_eq!(flags & nonblock, nonblock, "{flags:o}");
         assert_eq!(flags & cloexec, cloexec, "{flags:o}");
@@ -60,18 +60,18 @@ fn a_passed_socket_becomes_non_blocking_and_close_on_exec() {
 }
 
 #[test]
-fn a_passed_unix_listener_is_served_and_its_file_stays() {
+fn passed_unix_listener_is_served_and_keeps_its_file() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let mut daemon = activated(&[], UnixListener::bind(&path).unwrap()).start();
     assert_eq!(daemon.stdout(), format!("listening on unix://{}\n", path.display()));
     daemon.connect().exchange(&pattern(1, 1_000_000));
     daemon.terminate();
-    assert!(path.exists(), "the file is the service manager's");
+    assert!(path.exists(), "the file belongs to the service manager");
 }
 
 #[test]
-fn two_passed_sockets_are_served_both() {
+fn two_passed_sockets_are_both_served() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let (listener, address) = tcp_listener();
@@ -85,7 +85,7 @@ fn two_passed_sockets_are_served_both() {
 }
 
 #[test]
-fn an_explicit_address_is_bound_beside_a_passed_socket() {
+fn explicit_address_is_bound_besides_passed_socket() {
     let (listener, address) = tcp_listener();
     let start = Daemon::with(&["--listen=127.0.0.1:0"]).shell(PASS_ONE).stdin(OwnedFd::from(listener));
     let daemon = start.listeners(2).start();
@@ -97,7 +97,7 @@ fn an_explicit_address_is_bound_beside_a_passed_socket() {
 }
 
 #[test]
-fn what_is_passed_to_another_process_is_not_touched() {
+fn descriptors_for_another_process_are_ignored() {
     let (listener, address) = tcp_listener();
     let other = r#"LISTEN_FDS=1 LISTEN_PID=1 exec "$@" 3<&0 0</dev/null"#;
     let start = Daemon::with(&["--listen=127.0.0.1:0"]).shell(other).stdin(OwnedFd::from(listener));
@@ -108,7 +108,7 @@ fn what_is_passed_to_another_process_is_not_touched() {
 }
 
 #[test]
-fn whatever_is_no_stream_listener_is_an_error() {
+fn passed_non_listener_is_an_error() {
     let directory = Directory::new();
     let file = directory.join("file");
     fs::write(&file, "").unwrap();
@@ -122,20 +122,20 @@ fn whatever_is_no_stream_listener_is_an_error() {
         ("a file", fs::File::open(&file).unwrap().into()),
         ("a pipe", std::io::pipe().unwrap().0.into()),
     ];
-    for (what, descriptor) in wrong {
+    for (kind, descriptor) in wrong {
         let finished = activated(&[], descriptor).run();
-        assert_eq!(finished.code, 1, "{what}");
-        assert_eq!(finished.stdout, "", "{what}");
+        assert_eq!(finished.code, 1, "{kind}");
+        assert_eq!(finished.stdout, "", "{kind}");
         let start = "echod: cannot listen on descriptor 3, which LISTEN_FDS names: it is ";
-        assert!(finished.stderr.starts_with(start), "{what}: {}", finished.stderr);
-        assert_eq!(finished.stderr.lines().count(), 1, "{what}: {}", finished.stderr);
+        assert!(finished.stderr.starts_with(start), "{kind}: {}", finished.stderr);
+        assert_eq!(finished.stderr.lines().count(), 1, "{kind}: {}", finished.stderr);
     }
     drop(listener);
 }
 
 #[test]
-fn a_descriptor_that_is_not_there_or_a_wrong_number_is_an_error() {
-    for (count, says) in
+fn missing_descriptor_or_invalid_count_is_an_error() {
+    for (count, expected) in
         [("2", "descriptor 4"), ("no", "LISTEN_FDS"), ("-1", "LISTEN_FDS"), ("4000000000", "LISTEN_FDS")]
     {
         let (listener, _) = tcp_listener();
@@ -143,13 +143,13 @@ fn a_descriptor_that_is_not_there_or_a_wrong_number_is_an_error() {
         let start = Daemon::with(&[]).without_listen().shell(&script).stdin(OwnedFd::from(listener));
         let finished = start.run();
         assert_eq!(finished.code, 1, "{count}");
-        assert!(finished.stderr.starts_with("echod: ") && finished.stderr.contains(says), "{}", finished.stderr);
+        assert!(finished.stderr.starts_with("echod: ") && finished.stderr.contains(expected), "{}", finished.stderr);
         assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
     }
 }
 
 #[test]
-fn systemd_socket_activate_passes_a_socket_that_is_served() {
+fn systemd_socket_activate_passes_a_working_socket() {
     if !has_program("systemd-socket-activate") {
         return crate::support::skip_missing("systemd-socket-activate");
     }
@@ -157,7 +157,7 @@ fn systemd_socket_activate_passes_a_socket_that_is_served() {
     let path = directory.join("echo.sock");
     let wrapper = ["systemd-socket-activate", "--listen", path.to_str().unwrap()];
     let mut daemon = Daemon::with(&[]).without_listen().through(&wrapper).spawn();
-    // It starts the daemon when the first connection comes, in its own place.
+    // It executes the daemon when the first connection arrives.
     let address = Address::Unix(path.clone());
     let client = eventually("systemd-socket-activate listens", || Client::try_connect(&address).ok());
     client.exchange(&pattern(1, 1_000_000));
