@@ -1,4 +1,4 @@
-//! The programs under `examples/`, run as a reader would run them.
+//! Runs the programs under `examples/` the way a reader would run them.
 
 mod support;
 
@@ -20,7 +20,7 @@ fn example(name: &str) -> PathBuf {
     path
 }
 
-/// A server that says `listening on` first. Killed and reaped when dropped.
+/// A server whose first line of output is `listening on ADDRESS`. Killed and reaped when dropped.
 struct Server {
     child: Child,
     address: SocketAddr,
@@ -28,11 +28,13 @@ struct Server {
 
 impl Server {
     fn start(command: &mut Command) -> Server {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it can be run");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("server should start");
         let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("its first line");
+        BufReader::new(child.stdout.take().expect("stdout is piped"))
+            .read_line(&mut line)
+            .expect("server should print a line");
         let Some(Address::Tcp(address)) = line.trim_end().strip_prefix("listening on ").and_then(Address::parse) else {
-            panic!("instead of an address: {line:?}");
+            panic!("expected `listening on ADDRESS`, got {line:?}");
         };
         Server { child, address }
     }
@@ -56,11 +58,11 @@ fn lines() -> Server {
 }
 
 #[test]
-fn a_line_comes_back_when_its_end_is_in_however_many_pieces_it_comes_in() {
+fn line_in_pieces_is_answered_at_its_newline() {
     let lines = lines();
     let peer = lines.connect();
     peer.send(b"stre");
-    // Another peer's echo in between: the server has seen the piece by then, or sees it before the next one.
+    // The answer to another peer shows that the server has had time to read the first piece.
     let other = lines.connect();
     other.send(b"pan\n");
     other.expect(b"nap\n");
@@ -73,7 +75,7 @@ fn a_line_comes_back_when_its_end_is_in_however_many_pieces_it_comes_in() {
 }
 
 #[test]
-fn a_line_that_the_fin_cuts_off_has_no_answer() {
+fn line_cut_off_by_fin_gets_no_answer() {
     let lines = lines();
     let peer = lines.connect();
     peer.send(b"on\nto");
@@ -83,7 +85,7 @@ fn a_line_that_the_fin_cuts_off_has_no_answer() {
 }
 
 #[test]
-fn lines_are_bytes() {
+fn line_of_arbitrary_bytes_is_reversed() {
     let lines = lines();
     let peer = lines.connect();
     let line: Vec<u8> = (0..=255).filter(|&byte| byte != b'\n').collect();
@@ -95,7 +97,7 @@ fn lines_are_bytes() {
 }
 
 #[test]
-fn a_line_of_1024_bytes_is_answered_and_a_longer_one_is_named_too_long_before_its_end() {
+fn line_over_1024_bytes_is_rejected_before_its_newline() {
     let lines = lines();
     let peer = lines.connect();
     let longest = [&[b'.'; 1023][..], b"x"].concat();
@@ -111,7 +113,7 @@ fn a_line_of_1024_bytes_is_answered_and_a_longer_one_is_named_too_long_before_it
 }
 
 #[test]
-fn what_a_peer_does_not_read_is_kept_and_comes_in_order() {
+fn unread_answers_arrive_later_in_order() {
     let lines = lines();
     let peer = Client::connect_narrow(&lines.address.into());
     let text: String = pattern(7, 200_000).iter().map(|byte| format!("{byte:03}\n")).collect();
@@ -127,15 +129,15 @@ fn what_a_peer_does_not_read_is_kept_and_comes_in_order() {
 }
 
 #[test]
-fn the_second_protocol_drains_as_echo_does() {
+fn sigterm_drains_lines_like_echo() {
     let mut lines = lines();
     let peer = lines.connect();
     peer.send(b"on\nto");
     peer.expect(b"no\n");
-    kill_process(Pid::from_child(&lines.child), Signal::TERM).expect("it runs");
+    kill_process(Pid::from_child(&lines.child), Signal::TERM).expect("server should be running");
     peer.expect_fin();
     peer.finish();
-    assert_eq!(lines.child.wait().expect("a child").code(), Some(0));
+    assert_eq!(lines.child.wait().expect("server should exit").code(), Some(0));
 }
 
 // ---- conformance ----
