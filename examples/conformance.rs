@@ -24,7 +24,7 @@ use std::num::NonZeroU8;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use peer::{Outcome, Peer, set_patience};
+use peer::{Outcome, Peer, set_timeout};
 use questions::{Ask, QUESTIONS, Question, Target};
 use server::Launcher;
 
@@ -103,11 +103,11 @@ fn command_line(arguments: Vec<String>) -> Result<(Subject, Vec<&'static Questio
                 let command = arguments.next().ok_or("--spawn needs a command")?;
                 subject = Some(Subject::Spawned(Launcher { command }));
             }
-            "--patience" => {
+            "--timeout" => {
                 let seconds = arguments.next().unwrap_or_default();
                 let seconds: NonZeroU8 =
-                    seconds.parse().map_err(|_| format!("--patience needs seconds from 1 to 255, not {seconds:?}"))?;
-                set_patience(Duration::from_secs(seconds.get().into()));
+                    seconds.parse().map_err(|_| format!("--timeout needs seconds from 1 to 255, not {seconds:?}"))?;
+                set_timeout(Duration::from_secs(seconds.get().into()));
             }
             address if subject.is_none() => {
                 let resolved = address.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
@@ -133,9 +133,9 @@ fn command_line(arguments: Vec<String>) -> Result<(Subject, Vec<&'static Questio
 
 fn usage() -> String {
     let mut usage = String::from(
-        "usage: conformance [--patience SECONDS] HOST:PORT [QUESTION]...\n       \
-         conformance [--patience SECONDS] --spawn 'COMMAND {port}' [QUESTION]...\n\n\
-         --patience   how long the server may keep a peer waiting [default: 2]\n\nquestions:",
+        "usage: conformance [--timeout SECONDS] HOST:PORT [QUESTION]...\n       \
+         conformance [--timeout SECONDS] --spawn 'COMMAND {port}' [QUESTION]...\n\n\
+         --timeout    how long the server may keep a peer waiting [default: 2]\n\nquestions:",
     );
     for Question { name, expected, ask } in &QUESTIONS {
         let note = if matches!(ask, Ask::Spawned(_)) { " [needs --spawn]" } else { "" };

@@ -208,7 +208,7 @@ fn conformance_rejects_a_bad_command_line() {
     for (arguments, problem) in [
         (&["nonsense"][..], "unknown question \"nonsense\""),
         (&["hello", "fair"], "fair needs --spawn"),
-        (&["--patience", "soon"], "--patience needs seconds from 1 to 255, not \"soon\""),
+        (&["--timeout", "soon"], "--timeout needs seconds from 1 to 255, not \"soon\""),
     ] {
         let (report, status) = conformance(discard, arguments);
         assert!(report.starts_with(&format!("conformance: {problem}\n\nusage: ")), "{report}");

@@ -19,7 +19,7 @@ const CHINESE: &str = "examples/ladder/README.zh.md";
 
 /// Seconds that a server may keep a peer waiting. A wrong answer often takes as long; a right one
 /// takes longer only on a machine that is busy with something else.
-const PATIENCE: &str = "6";
+const TIMEOUT: &str = "6";
 
 /// How many questions are asked at the same time. Most of them wait, and those that work share the
 /// processors.
@@ -79,7 +79,7 @@ fn command(rung: usize, question: &str) -> String {
 /// Asks one question and returns what differs from the table, if anything.
 fn difference(rung: usize, row: &Row) -> Option<String> {
     let question = row.question.as_str();
-    let output = conformance(&["--patience", PATIENCE, "--spawn", &command(rung, question), question]);
+    let output = conformance(&["--timeout", TIMEOUT, "--spawn", &command(rung, question), question]);
     let report = String::from_utf8_lossy(&output.stdout);
     let passes = match output.status.code() {
         Some(0) => true,

@@ -1,4 +1,4 @@
-//! One connection to the server under test. Every wait ends after [`patience`].
+//! One connection to the server under test. Every wait ends after [`timeout`].
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -28,17 +28,17 @@ const CHUNK: usize = 64 * 1024;
 /// doubled show.
 const PERIOD: usize = 25;
 
-static PATIENCE: OnceLock<Duration> = OnceLock::new();
+static TIMEOUT: OnceLock<Duration> = OnceLock::new();
 
-/// Returns how long the server may keep us waiting for a byte: 2 s unless `--patience` says
+/// Returns how long the server may keep us waiting for a byte: 2 s unless `--timeout` says
 /// otherwise.
-pub fn patience() -> Duration {
-    *PATIENCE.get_or_init(|| Duration::from_secs(2))
+pub fn timeout() -> Duration {
+    *TIMEOUT.get_or_init(|| Duration::from_secs(2))
 }
 
-/// Sets [`patience`]. Call it before anything else.
-pub fn set_patience(patience: Duration) {
-    PATIENCE.get_or_init(|| patience);
+/// Sets [`timeout`]. Call it before anything else.
+pub fn set_timeout(timeout: Duration) {
+    TIMEOUT.get_or_init(|| timeout);
 }
 
 /// Returns [`CHUNK`] bytes of an endless text, from this offset on. It is text so that `binary`
@@ -72,10 +72,10 @@ impl Peer {
             if let Some(size) = receive_buffer {
                 socket.set_recv_buffer_size(size)?;
             }
-            socket.connect_timeout(&address.into(), patience())?;
+            socket.connect_timeout(&address.into(), timeout())?;
             socket.set_tcp_nodelay(true)?;
-            socket.set_read_timeout(Some(patience()))?;
-            socket.set_write_timeout(Some(patience()))?;
+            socket.set_read_timeout(Some(timeout()))?;
+            socket.set_write_timeout(Some(timeout()))?;
             Ok(TcpStream::from(socket))
         };
         let stream = connect().map_err(|error: io::Error| format!("cannot connect: {error}"))?;
@@ -243,7 +243,7 @@ fn compare(got: &[u8], expected: &[u8], offset: usize) -> Outcome {
 /// Says what an error means on the wire.
 fn meaning(error: &io::Error) -> String {
     match error.kind() {
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("nothing for {} s", patience().as_secs()),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("nothing for {} s", timeout().as_secs()),
         // After an RST, read(2) returns the first, write(2) the second, shutdown(2) the third.
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::NotConnected => format!("RST ({error})"),
         _ => error.to_string(),

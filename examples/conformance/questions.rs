@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::peer::{Outcome, Peer, patience, pattern};
+use crate::peer::{Outcome, Peer, pattern, timeout};
 use crate::server::{Launcher, Server};
 
 /// One question: its name, what is expected, and how it is asked.
@@ -290,7 +290,7 @@ fn fair(launcher: &Launcher) -> Outcome {
 fn wait_for_first(peers: &[Peer]) -> Outcome {
     let start = Instant::now();
     while !peers.iter().any(Peer::has_news) {
-        if start.elapsed() > patience() {
+        if start.elapsed() > timeout() {
             return Err(format!("none of {} short messages came back", peers.len()));
         }
         thread::sleep(Duration::from_micros(50));
@@ -317,7 +317,7 @@ fn descriptors(launcher: &Launcher) -> Outcome {
     while !waiting.is_empty() {
         let (answered, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(Peer::has_news);
         waiting = rest;
-        if last_progress.elapsed() > patience() {
+        if last_progress.elapsed() > timeout() {
             return Err(format!("{} of 100 not served although {} were closed", waiting.len(), 100 - waiting.len()));
         }
         for mut peer in answered {
