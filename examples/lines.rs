@@ -1,18 +1,20 @@
-//! A second protocol on the same loop: every line comes back with its bytes in reverse order, as rev(1) does it.
+//! A second protocol on the same event loop: sends every line back with its bytes in reverse order,
+//! like rev(1).
 //!
 //!     cargo run --example lines -- 127.0.0.1:7777
 //!     printf 'stressed\npa' | nc -N 127.0.0.1 7777
 //!
-//! Echo can answer every byte as it comes. This protocol cannot: before the newline is in, there is nothing to say. So it
-//! shows what echo does not need.
+//! An echo server can answer every byte as it arrives. This protocol cannot: until the newline has
+//! arrived, there is nothing to send. The example shows what that adds:
 //!
-//! - A read brings what the kernel has, not what the peer wrote: half a line, three lines, or both. [`Lines`] keeps
-//!   the half between reads.
-//! - What is kept is bounded. Without [`MAX_LINE_LEN`], a peer that never sends a newline takes all the memory there is.
-//! - Bytes are bytes. A line is what ends with 0x0a; nothing here asks whether it is text.
-//! - A line that the peer's FIN cuts off has not ended, so it has no answer (above: `desserts`, and nothing for `pa`).
+//! - A read returns what the kernel has, not what the peer wrote: half a line, three lines, or both. [`Lines`] keeps
+//!   the half line between reads.
+//! - The kept half is bounded. Without [`MAX_LINE_LEN`], a peer that never sends a newline could use up all memory.
+//! - Bytes are bytes. A line ends with 0x0a; nothing here requires it to be text.
+//! - A line that is cut off by the peer's FIN is incomplete and gets no answer (above: `desserts`, and nothing for `pa`).
 //!
-//! What it does not show is sockets. Stalls, half-close, resets, idle timeouts and drains are the loop's, and stay as they are.
+//! It contains no socket code. Stalled peers, half-close, resets, idle timeouts and graceful
+//! shutdown are handled by the event loop, which is unchanged.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -27,22 +29,25 @@ use echod::event_loop::settings::Settings;
 use echod::listen::address::Address;
 use echod::listen::socket::ListenOptions;
 
-/// The longest line that is answered, in bytes before its newline. A longer one is answered with [`TOO_LONG`].
+/// The longest line that is reversed, in bytes before its newline. A longer one is answered with
+/// [`TOO_LONG`].
 const MAX_LINE_LEN: usize = 1024;
 
-/// Shorter than what it stands for, so that the answer to a read never outgrows the read and one kept line.
+/// Shorter than any line it replaces, so that an answer is never longer than the read plus one kept
+/// line.
 const TOO_LONG: &[u8] = b"(too long)\n";
 
-/// Where one peer is in its line.
+/// The state of one connection: its unfinished line.
 #[derive(Debug, Default)]
 struct Lines {
-    /// The beginning of a line whose end is not in: at most [`MAX_LINE_LEN`] bytes.
-    begun: Vec<u8>,
-    /// The line is too long, and was answered: the rest of it is skipped.
+    /// The start of a line whose newline has not arrived: at most [`MAX_LINE_LEN`] bytes.
+    partial: Vec<u8>,
+    /// Whether the current line was too long: [`TOO_LONG`] was sent, and the rest of the line is
+    /// skipped.
     skipping: bool,
-    /// The answer to the last read. Its room is kept for the next one.
+    /// The answer to the last read. The allocation is reused for the next one.
     answer: Vec<u8>,
-    /// Bytes of all answers.
+    /// The total number of bytes in all answers.
     answered: u64,
 }
 
@@ -52,10 +57,10 @@ impl Protocol for Lines {
         for piece in received.split_inclusive(|&byte| byte == b'\n') {
             match piece.strip_suffix(b"\n") {
                 Some(end) => {
-                    self.take(end);
+                    self.append(end);
                     self.end_of_line();
                 }
-                None => self.take(piece),
+                None => self.append(piece),
             }
         }
         self.answered += self.answer.len() as u64;
@@ -68,26 +73,27 @@ impl Protocol for Lines {
 }
 
 impl Lines {
-    /// More of the line, without its newline.
-    fn take(&mut self, piece: &[u8]) {
+    /// Appends to the current line. `piece` does not contain the newline.
+    fn append(&mut self, piece: &[u8]) {
         if self.skipping {
             return;
         }
-        if self.begun.len() + piece.len() > MAX_LINE_LEN {
-            // Said now: the newline may never come.
+        if self.partial.len() + piece.len() > MAX_LINE_LEN {
+            // Sent now, because the newline may never arrive.
             self.answer.extend_from_slice(TOO_LONG);
-            self.begun.clear();
+            self.partial.clear();
             self.skipping = true;
             return;
         }
-        self.begun.extend_from_slice(piece);
+        self.partial.extend_from_slice(piece);
     }
 
+    /// Answers the current line and starts a new one.
     fn end_of_line(&mut self) {
         if !std::mem::take(&mut self.skipping) {
-            self.answer.extend(self.begun.iter().rev());
+            self.answer.extend(self.partial.iter().rev());
             self.answer.push(b'\n');
-            self.begun.clear();
+            self.partial.clear();
         }
     }
 }

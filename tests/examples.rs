@@ -1,26 +1,18 @@
-//! The programs under `examples/`, run as a reader would run them.
+//! Runs the programs under `examples/` the way a reader would run them.
 
+#[path = "support/example.rs"]
+mod example;
 mod support;
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use example::example;
 use rustix::process::{Pid, kill_process};
 use support::{Address, Client, Daemon, Signal, pattern};
 
-/// A program of `examples/`. `cargo test` builds it and puts it beside the tests; `cargo test --test examples` does not.
-fn example(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a path");
-    let path = test.parent().and_then(Path::parent).expect("target/PROFILE/deps").join("examples").join(name);
-    let changed = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
-    let source = changed(Path::new(&format!("examples/{name}.rs")));
-    assert!(changed(&path) > source, "{} is missing or stale: `cargo build --examples` makes it", path.display());
-    path
-}
-
-/// A server that says `listening on` first. Killed and reaped when dropped.
+/// A server whose first line of output is `listening on ADDRESS`. Killed and reaped when dropped.
 struct Server {
     child: Child,
     address: SocketAddr,
@@ -28,11 +20,13 @@ struct Server {
 
 impl Server {
     fn start(command: &mut Command) -> Server {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it can be run");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("server should start");
         let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("its first line");
+        BufReader::new(child.stdout.take().expect("stdout is piped"))
+            .read_line(&mut line)
+            .expect("server should print a line");
         let Some(Address::Tcp(address)) = line.trim_end().strip_prefix("listening on ").and_then(Address::parse) else {
-            panic!("instead of an address: {line:?}");
+            panic!("expected `listening on ADDRESS`, got {line:?}");
         };
         Server { child, address }
     }
@@ -56,11 +50,11 @@ fn lines() -> Server {
 }
 
 #[test]
-fn a_line_comes_back_when_its_end_is_in_however_many_pieces_it_comes_in() {
+fn line_in_pieces_is_answered_at_its_newline() {
     let lines = lines();
     let peer = lines.connect();
     peer.send(b"stre");
-    // Another peer's echo in between: the server has seen the piece by then, or sees it before the next one.
+    // The answer to another peer shows that the server has had time to read the first piece.
     let other = lines.connect();
     other.send(b"pan\n");
     other.expect(b"nap\n");
@@ -73,7 +67,7 @@ fn a_line_comes_back_when_its_end_is_in_however_many_pieces_it_comes_in() {
 }
 
 #[test]
-fn a_line_that_the_fin_cuts_off_has_no_answer() {
+fn line_cut_off_by_fin_gets_no_answer() {
     let lines = lines();
     let peer = lines.connect();
     peer.send(b"on\nto");
@@ -83,7 +77,7 @@ fn a_line_that_the_fin_cuts_off_has_no_answer() {
 }
 
 #[test]
-fn lines_are_bytes() {
+fn line_of_arbitrary_bytes_is_reversed() {
     let lines = lines();
     let peer = lines.connect();
     let line: Vec<u8> = (0..=255).filter(|&byte| byte != b'\n').collect();
@@ -95,7 +89,7 @@ fn lines_are_bytes() {
 }
 
 #[test]
-fn a_line_of_1024_bytes_is_answered_and_a_longer_one_is_named_too_long_before_its_end() {
+fn line_over_1024_bytes_is_rejected_before_its_newline() {
     let lines = lines();
     let peer = lines.connect();
     let longest = [&[b'.'; 1023][..], b"x"].concat();
@@ -111,7 +105,7 @@ fn a_line_of_1024_bytes_is_answered_and_a_longer_one_is_named_too_long_before_it
 }
 
 #[test]
-fn what_a_peer_does_not_read_is_kept_and_comes_in_order() {
+fn unread_answers_arrive_later_in_order() {
     let lines = lines();
     let peer = Client::connect_with_small_buffers(&lines.address.into());
     let text: String = pattern(7, 200_000).iter().map(|byte| format!("{byte:03}\n")).collect();
@@ -127,95 +121,97 @@ fn what_a_peer_does_not_read_is_kept_and_comes_in_order() {
 }
 
 #[test]
-fn the_second_protocol_drains_as_echo_does() {
+fn sigterm_drains_lines_like_echo() {
     let mut lines = lines();
     let peer = lines.connect();
     peer.send(b"on\nto");
     peer.expect(b"no\n");
-    kill_process(Pid::from_child(&lines.child), Signal::TERM).expect("it runs");
+    kill_process(Pid::from_child(&lines.child), Signal::TERM).expect("server should be running");
     peer.expect_fin();
-    peer.send_fin();
-    assert_eq!(lines.child.wait().expect("a child").code(), Some(0));
+    peer.finish();
+    assert_eq!(lines.child.wait().expect("server should exit").code(), Some(0));
 }
 
 // ---- conformance ----
 
-/// What the client says of this server, and its exit status.
-fn conformance(address: SocketAddr, checks: &[&str]) -> (String, Option<i32>) {
-    let output = Command::new(example("conformance")).arg(address.to_string()).args(checks).output();
-    let output = output.expect("it can be run");
-    (String::from_utf8(output.stdout).expect("text"), output.status.code())
+/// Runs the client and returns its report and its exit status.
+fn conformance(address: SocketAddr, questions: &[&str]) -> (String, Option<i32>) {
+    let output = Command::new(example("conformance")).arg(address.to_string()).args(questions).output();
+    let output = output.expect("conformance should start");
+    (String::from_utf8(output.stdout).expect("the report should be text"), output.status.code())
 }
 
-/// What came, by the name of the check.
-fn wrong(report: &str) -> Vec<(&str, &str)> {
-    let mut lines = report.lines();
-    let mut wrong = Vec::new();
-    while let Some(line) = lines.next() {
-        if let Some(name) = line.strip_prefix("WRONG   ") {
-            let came = lines.nth(1).and_then(|line| line.trim_start().strip_prefix("came:     "));
-            wrong.push((name, came.expect("what came")));
-        }
-    }
-    wrong
+/// Returns the questions that failed, each with what the client got.
+fn failures(report: &str) -> Vec<(&str, &str)> {
+    report
+        .lines()
+        .filter_map(|line| line.strip_prefix("FAILED  ")?.split_once(": "))
+        .map(|(name, rest)| (name, rest.split_once(". Got: ").expect("a failure should have a reason").1))
+        .collect()
 }
 
 #[test]
-fn the_daemon_passes_every_check() {
+fn daemon_passes_every_question() {
     let daemon = Daemon::start(&[]);
     let (report, status) = conformance(daemon.tcp(), &[]);
-    assert_eq!(wrong(&report), [], "{report}");
-    assert!(report.ends_with("12 right, 0 wrong\n"), "{report}");
+    assert_eq!(failures(&report), [], "{report}");
+    assert!(report.ends_with("15 passed, 0 failed\n"), "{report}");
     assert_eq!(status, Some(0));
 }
 
 #[test]
-fn ten_lines_of_python_are_found_out() {
+fn ten_lines_of_python_fail_for_known_reasons() {
     if !support::has_program("python3") {
         return support::skip_missing("python3");
     }
     let ten_lines = || Server::start(Command::new("python3").args(["examples/ten_lines.py", "0"]));
     let server = ten_lines();
     let (report, status) = conformance(server.address, &[]);
-    // What is wrong, in the order of the checks, and a word of what came instead.
+    // What fails, in the order of the questions, and what the reason contains.
     let expected = [
         ("conversation", "message 2 of 100: "), // It closes after one.
         ("long-message", "RST"),                // close(2) with bytes unread.
         ("write-all", "1024 of 65536 bytes|RST"),
-        ("big", "1024 of 16777216 bytes|RST"),
-        ("slow-reader", "1024 of 16777216 bytes|RST"),
-        ("five-at-once", "peer "), // One at a time, and a queue of one.
-        ("urgent", "after |RST"),  // Without SO_OOBINLINE the byte is not in the stream.
+        ("big", "RST"),
+        ("slow-reader", "RST"),
+        ("stalled-peer", "RST"),
+        ("stalled-fin", "RST"),
+        ("many-at-once", "second message on connection 200 of 200: "),
+        ("burst", "cannot connect|connection 1 of 20|connection 2 of 20"), // One at a time, and a backlog of one.
+        ("urgent", "after |RST"), // Without SO_OOBINLINE the byte is not in the stream.
         ("binary", "FIN after 0 of 256 bytes|RST"),
     ];
-    let wrong = wrong(&report);
-    assert_eq!(wrong.iter().map(|wrong| wrong.0).collect::<Vec<_>>(), expected.map(|expected| expected.0), "{report}");
-    for ((name, came), (_, words)) in wrong.iter().zip(expected) {
-        assert!(words.split('|').any(|word| came.contains(word)), "{name}: {came}");
+    let failures = failures(&report);
+    let names = failures.iter().map(|failure| failure.0).collect::<Vec<_>>();
+    assert_eq!(names, expected.map(|expected| expected.0), "{report}");
+    for ((name, got), (_, reasons)) in failures.iter().zip(expected) {
+        assert!(reasons.split('|').any(|reason| got.contains(reason)), "{name}: {got}");
     }
-    assert!(report.contains("GONE    after binary"), "text only: the exception has ended it\n{report}");
-    assert_eq!(status, Some(1));
-
-    let (report, status) = conformance(ten_lines().address, &["reset"]);
-    assert!(report.contains("WRONG   reset") && report.contains("GONE    after reset"), "{report}");
+    assert!(report.contains("ended   after binary"), "a byte that is not text should have ended it\n{report}");
     assert_eq!(status, Some(1));
 
     let (report, status) = conformance(ten_lines().address, &["hello", "half-close", "nothing"]);
-    assert!(report.ends_with("3 right, 0 wrong\n"), "what is right is not called wrong\n{report}");
+    assert!(report.ends_with("3 passed, 0 failed\n"), "what is right should not be called wrong\n{report}");
     assert_eq!(status, Some(0));
 }
 
 #[test]
-fn a_server_that_changes_a_byte_is_found_out() {
+fn changed_byte_fails_with_its_position() {
     let (report, status) = conformance(lines().address, &["binary"]);
-    let wrong = wrong(&report);
-    assert!(wrong[0].1.contains("byte 0 is 0x0b, which was 0xff"), "{report}");
+    assert!(failures(&report)[0].1.contains("byte 0 is 0x0b instead of 0xff"), "{report}");
     assert_eq!(status, Some(1));
 }
 
 #[test]
-fn a_check_that_does_not_exist_is_an_error_of_the_command_line() {
-    let (report, status) = conformance("127.0.0.1:9".parse().expect("an address"), &["nonsense"]);
-    assert!(report.starts_with("usage: "), "{report}");
-    assert_eq!(status, Some(2));
+fn conformance_rejects_a_bad_command_line() {
+    let discard = "127.0.0.1:9".parse().expect("an address");
+    for (arguments, problem) in [
+        (&["nonsense"][..], "unknown question \"nonsense\""),
+        (&["hello", "fair"], "fair needs --spawn"),
+        (&["--timeout", "soon"], "--timeout needs seconds from 1 to 255, not \"soon\""),
+    ] {
+        let (report, status) = conformance(discard, arguments);
+        assert!(report.starts_with(&format!("conformance: {problem}\n\nusage: ")), "{report}");
+        assert_eq!(status, Some(2));
+    }
 }

@@ -1,0 +1,143 @@
+//! Asks every rung of `examples/ladder` every question of the conformance client, and compares the
+//! answers with the table in `examples/ladder/README.md`, in both directions: a rung that passes
+//! what it should fail is a failure too.
+
+#[path = "support/example.rs"]
+mod example;
+mod support;
+
+use std::collections::VecDeque;
+use std::fs;
+use std::process::{Command, Output};
+use std::sync::Mutex;
+use std::thread;
+
+use example::example;
+
+const ENGLISH: &str = "examples/ladder/README.md";
+const CHINESE: &str = "examples/ladder/README.zh.md";
+
+/// Seconds that a server may keep a peer waiting. A wrong answer often takes as long; a right one
+/// takes longer only on a machine that is busy with something else.
+const TIMEOUT: &str = "6";
+
+/// How many questions are asked at the same time. Most of them wait, and those that work share the
+/// processors.
+const PARALLEL: usize = 12;
+
+/// A row of the table.
+#[derive(Debug, PartialEq)]
+struct Row {
+    question: String,
+    expected: String,
+    /// Whether the rungs from 0 to 7 pass.
+    passes: Vec<bool>,
+}
+
+/// Returns the rows of a page's table: `` | `question` | what is expected | ✓ | ✗ | ... | ``.
+fn table(page: &str) -> Vec<Row> {
+    let text = fs::read_to_string(page).unwrap_or_else(|error| panic!("{page}: {error}"));
+    let row = |line: &str| {
+        let mut cells = line.strip_prefix("| `")?.trim_end_matches('|').split('|').map(str::trim);
+        let question = cells.next()?.trim_end_matches('`').to_owned();
+        let expected = cells.next()?.to_owned();
+        let mark = |mark| match mark {
+            "✓" => true,
+            "✗" => false,
+            other => panic!("{page}: {question}: {other:?} is neither ✓ nor ✗"),
+        };
+        let passes = cells.map(mark).collect();
+        Some(Row { question, expected, passes })
+    };
+    text.lines().filter_map(row).collect()
+}
+
+fn conformance(arguments: &[&str]) -> Output {
+    Command::new(example("conformance")).args(arguments).output().expect("conformance should start")
+}
+
+/// Returns the command that starts a rung for this question.
+fn command(rung: usize, question: &str) -> String {
+    let program = match rung {
+        0 => return "python3 examples/ten_lines.py {port}".into(),
+        1 => "1_blocking",
+        2 => "2_threads",
+        3 => "3_readiness",
+        4 => "4_drain_the_edge",
+        5 => "5_state_machine",
+        6 => "6_ready_queue",
+        7 => {
+            let idle_timeout = if question == "idle" { "1s" } else { "1m" };
+            let echod = env!("CARGO_BIN_EXE_echod");
+            return format!("'{echod}' -q --listen 127.0.0.1:{{port}} --idle-timeout {idle_timeout}");
+        }
+        _ => panic!("no such rung: {rung}"),
+    };
+    format!("'{}' 127.0.0.1:{{port}}", example(program).display())
+}
+
+/// Asks one question and returns what differs from the table, if anything.
+fn difference(rung: usize, row: &Row) -> Option<String> {
+    let question = row.question.as_str();
+    let output = conformance(&["--timeout", TIMEOUT, "--spawn", &command(rung, question), question]);
+    let report = String::from_utf8_lossy(&output.stdout);
+    let passes = match output.status.code() {
+        Some(0) => true,
+        Some(1) => false,
+        status => panic!("conformance ended with {status:?}: {report}"),
+    };
+    let first = report.lines().next().unwrap_or_default();
+    assert_eq!(first.starts_with("ok      "), passes, "{report}");
+    assert!(!first.contains("Got: the server does not start"), "no answer to compare: {report}");
+    let expected = row.passes[rung];
+    (passes != expected).then(|| format!("rung {rung} should {} {first}", if expected { "pass:" } else { "fail:" }))
+}
+
+#[test]
+fn every_rung_passes_and_fails_as_the_table_says() {
+    let rows = table(ENGLISH);
+    assert!(rows.iter().all(|row| row.passes.len() == 8), "a table with 8 rungs: {rows:#?}");
+    let python = support::has_program("python3");
+    if !python {
+        support::skip_missing("python3");
+    }
+    let cells = (usize::from(!python)..8).flat_map(|rung| rows.iter().map(move |row| (rung, row)));
+    let queue: Mutex<VecDeque<_>> = Mutex::new(cells.collect());
+    let next = || queue.lock().expect("no other thread should panic").pop_front();
+    let differences: Vec<String> = thread::scope(|scope| {
+        let work = || std::iter::from_fn(next).filter_map(|(rung, row)| difference(rung, row)).collect::<Vec<_>>();
+        let workers: Vec<_> = (0..PARALLEL).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("every question should get an answer")).collect()
+    });
+    assert!(differences.is_empty(), "{} differs from {ENGLISH}:\n{}", differences.len(), differences.join("\n"));
+}
+
+#[test]
+fn neighboring_rungs_differ_in_the_table() {
+    let rows = table(ENGLISH);
+    for rung in 0..7 {
+        let fixed = rows.iter().any(|row| !row.passes[rung] && row.passes[rung + 1]);
+        assert!(fixed, "rung {} answers no question that rung {rung} does not", rung + 1);
+    }
+    assert!(rows.iter().all(|row| row.passes[7]), "the daemon passes every question");
+}
+
+#[test]
+fn table_has_the_questions_of_the_client() {
+    let usage = conformance(&["--help"]);
+    assert_eq!(usage.status.code(), Some(0));
+    let usage = String::from_utf8(usage.stdout).expect("usage should be text");
+    let questions = usage.split_once("questions:\n").expect("usage should list the questions").1;
+    let of_client = questions.lines().map(|line| {
+        let (name, expected) = line.trim().split_once(' ').expect("a name and what is expected");
+        (name.to_owned(), expected.trim().trim_end_matches(" [needs --spawn]").to_owned())
+    });
+    let of_table = table(ENGLISH).into_iter().map(|row| (row.question, row.expected));
+    assert_eq!(of_table.collect::<Vec<_>>(), of_client.collect::<Vec<_>>());
+}
+
+#[test]
+fn chinese_table_has_the_same_marks() {
+    let marks = |page| table(page).into_iter().map(|row| (row.question, row.passes)).collect::<Vec<_>>();
+    assert_eq!(marks(ENGLISH), marks(CHINESE));
+}
