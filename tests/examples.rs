@@ -128,7 +128,7 @@ fn sigterm_drains_lines_like_echo() {
     peer.expect(b"no\n");
     kill_process(Pid::from_child(&lines.child), Signal::TERM).expect("server should be running");
     peer.expect_fin();
-    peer.finish();
+    peer.send_fin();
     assert_eq!(lines.child.wait().expect("server should exit").code(), Some(0));
 }
 
