@@ -13,6 +13,7 @@ use echod::event_loop::observer::Silent;
 use echod::event_loop::outcome::{CloseReason, Outcome};
 use echod::event_loop::readiness::Readable;
 use echod::event_loop::scratch::Scratch;
+use echod::event_loop::tcp_info::SendQueue;
 use echod::event_loop::transport::{Peer, Transport};
 
 /// The read buffer's usual size.
@@ -69,14 +70,32 @@ impl Transport for Socket {
         Ok(self.inbox.unwrap_or(0) as u32)
     }
 
+    fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(buffer.len().min(self.inbox.unwrap_or(0)))
+    }
+
     fn shutdown_write(&mut self) -> io::Result<()> {
         Ok(())
     }
+
+    fn send_queue(&self) -> SendQueue {
+        SendQueue::Empty
+    }
+
+    fn is_complete(&self, _received: u64) -> bool {
+        false
+    }
+
+    fn output_idle_ms(&self) -> Option<u32> {
+        None
+    }
+
+    fn reset_on_close(&self) {}
 }
 
 /// Measures the turn that follows from one event, on a fresh connection each time.
 fn serve(bencher: Bencher, socket: Socket, readable: Readable, expected: Outcome) {
-    let mut scratch = Scratch::new(BUFFER_SIZE);
+    let mut scratch = Scratch::new(BUFFER_SIZE, 64 << 20);
     bencher.with_inputs(|| connection(socket)).bench_local_refs(|connection| {
         connection.record_readiness(black_box(readable), true);
         let outcome = connection.serve(&mut scratch, &mut Silent);

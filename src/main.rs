@@ -66,6 +66,7 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
         idle_timeout: options.idle_timeout,
         drain_timeout: options.drain_timeout,
         buffer_size: options.buffer_size,
+        max_buffered: 64 << 20,
         busy_poll: options.busy_poll,
     };
     let mut server: Server<Monitoring> = Server::new(settings, listeners, monitoring, signals)

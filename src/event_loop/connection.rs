@@ -20,6 +20,7 @@ use crate::event_loop::protocol::{Echo, Protocol};
 use crate::event_loop::readiness::Readable;
 use crate::event_loop::scratch::Scratch;
 use crate::event_loop::state::{ShutdownCause, State};
+use crate::event_loop::tcp_info::SendQueue;
 use crate::event_loop::transport::{Peer, Transport, write_until_would_block};
 
 /// The maximum number of reads from one connection each time it is served.
@@ -28,20 +29,27 @@ use crate::event_loop::transport::{Peer, Transport, write_until_would_block};
 /// read, every 64 KiB would cost an iteration of the loop; more than four bring no measurable gain.
 pub const MAX_READS_PER_SERVE: usize = 4;
 
+/// How many bytes are echoed at a time when there is no memory to keep them. Copied twice, so not many.
+const MAX_PEEK: usize = 4096;
+
+/// How often a read of bytes that are certainly there is repeated before the connection is given up.
+const MAX_CONSUME_CALLS: usize = MAX_PEEK + 100;
+
 /// The longest message that `--one-shot` echoes, in bytes: the `recv(1024)` of the tutorial's server.
 pub const MAX_ONE_SHOT_BYTES: usize = 1024;
 
 /// A connection: its stream, its state, and its pending output.
 ///
-/// It fits in one cache line and owns no heap memory while idle. That is why the pending output is an
-/// `Option<Box<Pending>>`, the peer is not a `SocketAddr`, the timestamp has 32 bits, and the number of bytes sent is derived.
+/// It fits in one cache line and owns no other memory while idle. That is why the pending output is behind a thin pointer, the
+/// peer is not a `SocketAddr`, the timestamp has 32 bits, and the number of bytes sent is derived.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Connection<T, P = Echo> {
     /// The stream, for callers that inspect it.
     pub stream: T,
-    /// Output that could not be written yet: the connection is stalled.
-    pending: Option<Box<Pending>>,
+    /// Output that could not be written yet: the connection is stalled. (An array of one: see
+    /// [`OutputMemory`](crate::event_loop::memory::OutputMemory).)
+    pending: Option<Box<[Pending; 1]>>,
     /// Bytes read that are echoed.
     received: u64,
     state: State,
@@ -107,13 +115,19 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
                 None => {} // Nothing is pending any more: on with the echo.
             }
         }
+        if self.readable == Readable::UntilEnd && self.is_complete(observer) {
+            return Ok(Outcome::Closed(CloseReason::Finished));
+        }
         for _ in 0..MAX_READS_PER_SERVE {
             if self.must_wait() {
                 return Ok(Outcome::Idle);
             }
-            match self.read(scratch, scratch.buffer.len())? {
+            let result = match scratch.read_limit {
+                0 => self.echo_in_place(scratch, observer)?, // There is no memory.
+                limit => self.read(scratch, limit, observer)?,
+            };
+            match result {
                 Some(0) => {
-                    observer.event(self.number, ConnectionEvent::PeerClosedWrite);
                     self.enter(State::CloseWait);
                     return Ok(self.drive(scratch, observer)?.unwrap_or(Outcome::Requeue));
                 }
@@ -124,13 +138,16 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
         Ok(if self.must_wait() { Outcome::Idle } else { Outcome::Requeue })
     }
 
-    /// Reads at most `limit` bytes into the scratch buffer. Returns how many, 0 at the end of the peer's stream, or `None` if
-    /// the receive queue is empty.
+    /// Reads at most `limit` bytes into the scratch buffer. Returns how many, 0 at the end of the peer's stream, or `None` if the
+    /// receive queue is empty.
     #[inline(always)]
-    fn read(&mut self, scratch: &mut Scratch, limit: usize) -> io::Result<Option<usize>> {
+    fn read(&mut self, scratch: &mut Scratch, limit: usize, observer: &mut impl Observer) -> io::Result<Option<usize>> {
         match self.stream.read(&mut scratch.buffer[..limit]) {
             // The only reliable end of stream: the flags of an event are hints.
-            Ok(0) => Ok(Some(0)),
+            Ok(0) => {
+                observer.event(self.number, ConnectionEvent::PeerClosedWrite);
+                Ok(Some(0))
+            }
             Ok(count) => {
                 // A short read means that the receive queue is empty (epoll(7), Q9), which saves the read that would return
                 // WouldBlock. Not next to a FIN or urgent data: those end a read early with more data behind it, and
@@ -166,8 +183,10 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
             observer.event(self.number, ConnectionEvent::Sent(answer));
             return result;
         }
+        report_partial_write(self.number, answer, count, observer);
+        self.pending = Some(scratch.memory.keep(&answer[count..]));
         scratch.traffic.stalled += 1;
-        self.pending = Some(Pending::from_partial_write(self.number, answer, count, observer));
+        scratch.update();
         result
     }
 
@@ -192,39 +211,60 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
             let limit = match self.state {
                 State::Established => return Ok(None),
                 State::CloseWait => {
-                    // No shutdown(2) first: nothing is unread, so close(2) sends our FIN.
+                    // Nothing is unread, so close(2) sends our FIN. But what the peer's kernel has not acknowledged by then is
+                    // left to ours, which may give up on it (tcp_orphan_retries) long before our own timeouts.
+                    if self.stream.send_queue() == SendQueue::Empty {
+                        observer.event(self.number, ConnectionEvent::SentFin);
+                        return Ok(Some(Outcome::Closed(CloseReason::Finished)));
+                    }
+                    self.stream.shutdown_write()?; // After an RST, this is the error that tells.
                     observer.event(self.number, ConnectionEvent::SentFin);
-                    return Ok(Some(Outcome::Closed(CloseReason::Finished)));
+                    self.await_last_ack(CloseReason::Finished);
+                    return Ok(Some(Outcome::Idle));
                 }
-                State::OneMessage => MAX_ONE_SHOT_BYTES,
-                State::Draining { remaining: 0 } => {
-                    self.enter(State::Finishing(ShutdownCause::Drained));
-                    continue;
-                }
+                State::OneMessage => scratch.read_limit.min(MAX_ONE_SHOT_BYTES),
+                // One more read: the peer's FIN may be waiting behind the bytes that have been echoed.
+                State::Draining { remaining: 0 } => scratch.buffer.len(),
                 State::Finishing(cause) => {
                     self.send_fin(cause, observer)?;
                     continue;
                 }
-                State::FinWait => scratch.buffer.len(),
+                State::FinWait | State::LastAck(_) => scratch.buffer.len(),
                 State::Discarding { remaining: 0 } => return Ok(Some(Outcome::Closed(CloseReason::OneShot))),
-                State::Draining { remaining } | State::Discarding { remaining } => remaining as usize,
+                State::Draining { remaining } => scratch.read_limit.min(remaining as usize),
+                State::Discarding { remaining } => scratch.buffer.len().min(remaining as usize),
             };
             if self.readable == Readable::No {
                 return Ok(Some(Outcome::Idle));
             }
-            match self.read(scratch, limit.min(scratch.buffer.len()))? {
-                Some(0) => {
-                    observer.event(self.number, ConnectionEvent::PeerClosedWrite);
-                    match self.state {
-                        State::FinWait => return Ok(Some(Outcome::Closed(CloseReason::Drained))),
-                        State::Discarding { .. } => return Ok(Some(Outcome::Closed(CloseReason::OneShot))),
-                        _ => self.enter(State::CloseWait),
+            if limit == 0 {
+                return Ok(Some(Outcome::OutOfMemory));
+            }
+            match self.read(scratch, limit, observer)? {
+                Some(0) => match self.state {
+                    State::FinWait if self.stream.send_queue() == SendQueue::Unacknowledged => {
+                        self.await_last_ack(CloseReason::Drained);
+                        return Ok(Some(Outcome::Idle));
                     }
-                }
+                    State::FinWait => return Ok(Some(Outcome::Closed(CloseReason::Drained))),
+                    State::LastAck(_) if self.stream.send_queue() == SendQueue::Unacknowledged => {
+                        self.readable = Readable::No; // A spurious wakeup; HUP is still to come.
+                        return Ok(Some(Outcome::Idle));
+                    }
+                    State::LastAck(reason) => return Ok(Some(Outcome::Closed(reason))),
+                    State::Discarding { .. } => return Ok(Some(Outcome::Closed(CloseReason::OneShot))),
+                    _ => self.enter(State::CloseWait),
+                },
                 Some(count) => {
                     match &mut self.state {
-                        State::FinWait | State::Discarding { .. } => {
+                        State::FinWait | State::LastAck(_) | State::Discarding { .. } => {
                             self.discard(count, scratch, observer);
+                            continue;
+                        }
+                        State::Draining { remaining: 0 } => {
+                            // It arrived after the shutdown began.
+                            self.discard(count, scratch, observer);
+                            self.enter(State::Finishing(ShutdownCause::Drained));
                             continue;
                         }
                         State::OneMessage => self.enter(State::Finishing(ShutdownCause::OneShot)),
@@ -237,11 +277,11 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
                     }
                 }
                 // The receive buffer is empty. Urgent marks can make FIONREAD report more bytes than can be read.
-                None => {
-                    if let State::Draining { remaining } | State::Discarding { remaining } = &mut self.state {
-                        *remaining = 0;
-                    }
-                }
+                None => match &mut self.state {
+                    State::Draining { .. } => self.enter(State::Finishing(ShutdownCause::Drained)),
+                    State::Discarding { remaining } => *remaining = 0,
+                    _ => {}
+                },
             }
         }
         Ok(Some(Outcome::Requeue))
@@ -250,7 +290,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     /// Writes as much pending output as the socket accepts.
     #[inline(never)]
     fn flush(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> io::Result<()> {
-        let Some(pending) = &mut self.pending else { return Ok(()) };
+        let Some([pending]) = self.pending.as_deref_mut() else { return Ok(()) };
         let (count, result) = write_until_would_block(&mut self.stream, pending.remaining());
         if count > 0 {
             observer.event(self.number, ConnectionEvent::Sent(&pending.remaining()[..count]));
@@ -259,10 +299,90 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
             pending.advance(count);
         }
         if pending.remaining().is_empty() {
-            self.pending = None;
-            scratch.traffic.stalled -= 1;
+            self.release(scratch);
         }
         result
+    }
+
+    /// Gives the memory of pending output back, because the output has been written or the connection is closed.
+    pub fn release(&mut self, scratch: &mut Scratch) {
+        if let Some(pending) = self.pending.take() {
+            scratch.release(pending);
+        }
+    }
+
+    /// Echoes without memory: what the socket does not accept stays in the receive queue. Returns as `read` does, but never the
+    /// number of bytes that were read, because those have been answered already.
+    ///
+    /// Slower than the usual way, and only for protocols whose answer is what they receive; others are retried later.
+    #[cold]
+    #[inline(never)]
+    fn echo_in_place(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> io::Result<Option<usize>> {
+        let out_of_memory = || Err(io::ErrorKind::OutOfMemory.into());
+        if !P::IS_ECHO {
+            return out_of_memory();
+        }
+        let most = scratch.buffer.len().min(MAX_PEEK);
+        let count = match self.stream.peek(&mut scratch.buffer[..most]) {
+            Ok(0) => {
+                observer.event(self.number, ConnectionEvent::PeerClosedWrite);
+                return Ok(Some(0));
+            }
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = Readable::No;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let (written, result) = write_until_would_block(&mut self.stream, &scratch.buffer[..count]);
+        self.consume(written, scratch)?;
+        if written > 0 {
+            observer.event(self.number, ConnectionEvent::Received(&scratch.buffer[..written]));
+            observer.event(self.number, ConnectionEvent::Sent(&scratch.buffer[..written]));
+            scratch.traffic.received += written as u64;
+            scratch.traffic.sent += written as u64;
+            self.received += written as u64;
+            self.last_active = scratch.ms;
+        }
+        result?;
+        if written < count { out_of_memory() } else { Ok(None) }
+    }
+
+    /// Removes bytes from the receive queue that have been peeked at and answered.
+    fn consume(&mut self, count: usize, scratch: &mut Scratch) -> io::Result<()> {
+        let mut consumed = 0;
+        for _ in 0..MAX_CONSUME_CALLS {
+            if consumed == count {
+                return Ok(());
+            }
+            match self.stream.read(&mut scratch.buffer[consumed..count]) {
+                Ok(count) => consumed += count,
+                Err(error) if Outcome::from_io_error(&error).is_transient() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::InvalidData.into()) // Rather an end than bytes that are echoed twice.
+    }
+
+    /// Returns whether the peer's FIN has arrived and its kernel has everything. Then one question replaces the read that would
+    /// return 0, and close(2) can follow.
+    #[inline(never)]
+    fn is_complete(&mut self, observer: &mut impl Observer) -> bool {
+        // Without bytes so far, there is probably something to read, and the question would be in vain.
+        if self.received == 0 || !self.stream.is_complete(self.received) {
+            return false;
+        }
+        self.enter(State::CloseWait);
+        observer.event(self.number, ConnectionEvent::PeerClosedWrite);
+        observer.event(self.number, ConnectionEvent::SentFin);
+        true
+    }
+
+    /// Waits until the peer's kernel has acknowledged everything. Both FINs are sent; the poller reports HUP when that is done.
+    fn await_last_ack(&mut self, reason: CloseReason) {
+        self.enter(State::LastAck(reason));
+        self.readable = Readable::No;
     }
 
     /// Sends our FIN before the peer has sent its own.
@@ -299,7 +419,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
         let remaining = self.stream.bytes_available().unwrap_or(u32::MAX);
         let next = match self.state {
             State::Established => State::Draining { remaining },
-            State::OneMessage if remaining == 0 => State::Finishing(ShutdownCause::Drained),
+            State::OneMessage if remaining == 0 => State::Draining { remaining },
             State::OneMessage => State::OneMessage, // The message has arrived, and our FIN follows it anyway.
             _ => return false,
         };
@@ -323,7 +443,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
 
     /// Returns the number of bytes pending.
     pub fn pending_len(&self) -> usize {
-        self.pending.as_ref().map_or(0, |pending| pending.remaining().len())
+        self.pending.as_deref().map_or(0, |[pending]| pending.remaining().len())
     }
 
     /// Returns the number of bytes read that are echoed, since the connection was opened.
@@ -341,10 +461,29 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
         now.wrapping_sub(self.last_active)
     }
 
+    /// As [`idle_for`](Connection::idle_for), after asking the kernel whether the peer has taken something out of our send queue
+    /// since. That counts as movement, too.
+    pub fn ask_idle_for(&mut self, now: u32) -> u32 {
+        if let Some(output_idle) = self.stream.output_idle_ms().filter(|&idle| idle < self.idle_for(now)) {
+            self.last_active = now.wrapping_sub(output_idle);
+        }
+        self.idle_for(now)
+    }
+
     /// Returns the state.
     pub fn state(&self) -> State {
         self.state
     }
+}
+
+/// Reports a write that fell short to the observer.
+#[inline(never)]
+fn report_partial_write(number: u32, answer: &[u8], count: usize, observer: &mut impl Observer) {
+    let (sent, rest) = answer.split_at(count);
+    if !sent.is_empty() {
+        observer.event(number, ConnectionEvent::Sent(sent));
+    }
+    observer.event(number, ConnectionEvent::Stalled(rest.len()));
 }
 
 // Performance notes. `serve`, `echo`, `read` and `answer` are inlined into the server's loop, so that an echo saves registers

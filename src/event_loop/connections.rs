@@ -141,14 +141,17 @@ impl<P: Protocol> Connections<P> {
         self.out_of_memory.front().map_or(NEVER, |&(retry_at, _)| retry_at)
     }
 
-    /// Queues the connections whose retry is due.
-    pub fn requeue_due_retries(&mut self, now: u64) {
+    /// Queues the connections whose retry is due. Returns whether there are any.
+    pub fn requeue_due_retries(&mut self, now: u64) -> bool {
+        let mut any = false;
         while let Some(&(retry_at, id)) = self.out_of_memory.front()
             && retry_at <= now
         {
             self.out_of_memory.pop_front();
             self.enqueue(id);
+            any = true;
         }
+        any
     }
 
     // ---- storage ----
@@ -209,7 +212,9 @@ impl<P: Protocol> Connections<P> {
     ///
     /// Linear in the number of connections, and called only after the drain timeout.
     pub fn any_draining_output(&self) -> bool {
-        self.slab.iter().any(|(_, connection)| connection.queued && connection.state() != State::FinWait)
+        self.slab.iter().any(|(_, connection)| {
+            connection.queued && !matches!(connection.state(), State::FinWait | State::LastAck(_))
+        })
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Traffic {
     pub discarded: u64,
     /// Connections that are stalled now: they have unsent output, and their peer does not read.
     pub stalled: usize,
+    /// Bytes of memory that hold unsent output now.
+    pub buffered: usize,
 }
 
 /// Everything that the loop has counted since it started.

@@ -42,13 +42,17 @@ impl Deadlines {
     /// Returns whether `idle` milliseconds without activity exceed the timeout. If not, the timer of `slot` is re-armed for
     /// the moment at which they would.
     pub fn expired_or_rearm(&mut self, slot: u32, now: u64, idle: u32) -> bool {
-        let Some(timeout) = self.timeout else { return false };
-        // Exceed, not reach: both timestamps are truncated to milliseconds, so their difference may be one too large.
-        let is_expired = u64::from(idle) > timeout;
-        if !is_expired {
+        let is_expired = self.is_expired(idle);
+        if let (false, Some(timeout)) = (is_expired, self.timeout) {
             self.arm_at(slot, now + timeout + 1 - u64::from(idle));
         }
         is_expired
+    }
+
+    /// Returns whether `idle` milliseconds without activity exceed the timeout. Reaching it is not enough: both timestamps are
+    /// truncated to milliseconds, so their difference may be one too large.
+    pub fn is_expired(&self, idle: u32) -> bool {
+        self.timeout.is_some_and(|timeout| u64::from(idle) > timeout)
     }
 
     fn arm_at(&mut self, slot: u32, deadline: u64) {

@@ -31,9 +31,15 @@ impl Outcome {
                 Outcome::Closed(CloseReason::Reset)
             }
             Some(Errno::NOBUFS | Errno::NOMEM) => Outcome::OutOfMemory,
+            None if error.kind() == io::ErrorKind::OutOfMemory => Outcome::OutOfMemory, // Our own memory.
             // ETIMEDOUT, EHOSTUNREACH and everything else ends this connection only.
             _ => Outcome::Closed(CloseReason::Error(error.kind())),
         }
+    }
+
+    /// Returns whether the same call may succeed later.
+    pub fn is_transient(self) -> bool {
+        matches!(self, Outcome::Requeue | Outcome::OutOfMemory)
     }
 }
 

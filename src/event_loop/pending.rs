@@ -1,40 +1,48 @@
 //! Output that could not be written yet.
 
-use crate::event_loop::observer::{ConnectionEvent, Observer};
+use crate::event_loop::memory::Block;
 
 /// The part of an answer that the socket did not accept. A connection that has one is *stalled*.
+///
+/// Its memory comes from [`OutputMemory`](crate::event_loop::memory::OutputMemory) and goes back there.
 #[derive(Debug)]
 pub struct Pending {
-    /// Exactly what was left when the first write fell short, without spare capacity.
-    bytes: Box<[u8]>,
-    /// How many of `bytes` have been written since.
+    block: Block,
+    /// How many bytes of `block` are output, and how many of those have been written since.
+    len: usize,
     written: usize,
 }
 
 impl Pending {
-    /// Copies the unwritten rest. A connection without pending output pays only for a pointer.
-    pub fn new(rest: &[u8]) -> Box<Pending> {
-        Box::new(Pending { bytes: rest.into(), written: 0 })
-    }
-
-    /// Keeps all of an answer but its first `count` bytes, which have been written, and reports both parts to the observer.
-    #[inline(never)]
-    pub fn from_partial_write(number: u32, answer: &[u8], count: usize, observer: &mut impl Observer) -> Box<Pending> {
-        let (sent, rest) = answer.split_at(count);
-        if !sent.is_empty() {
-            observer.event(number, ConnectionEvent::Sent(sent));
-        }
-        observer.event(number, ConnectionEvent::Stalled(rest.len()));
-        Pending::new(rest)
+    /// Creates pending output from the first `len` bytes of a block.
+    pub fn new(block: Block, len: usize) -> Pending {
+        debug_assert!(len <= block.bytes().len());
+        Pending { block, len, written: 0 }
     }
 
     /// Returns the bytes still to be written.
     pub fn remaining(&self) -> &[u8] {
-        &self.bytes[self.written..]
+        &self.block.bytes()[self.written..self.len]
     }
 
     /// Records that `count` more bytes have been written, at most all that remain.
     pub fn advance(&mut self, count: usize) {
         self.written += count;
+    }
+
+    /// Returns how many bytes of memory it takes up.
+    pub fn size(&self) -> usize {
+        self.block.size()
+    }
+
+    /// Returns the memory.
+    pub fn into_block(self) -> Block {
+        self.block
+    }
+
+    /// Returns the memory, to look at it.
+    #[cfg(test)]
+    pub fn block(&self) -> &Block {
+        &self.block
     }
 }

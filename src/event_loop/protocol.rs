@@ -5,6 +5,9 @@
 
 /// Turns received bytes into an answer. Each connection has its own value, created when the connection opens.
 pub trait Protocol: Default {
+    /// Whether the answer always is what was received. Then connections can be served even without memory for output.
+    const IS_ECHO: bool = false;
+
     /// Returns the answer to these bytes, which arrive in whatever pieces the kernel delivers. An empty answer is allowed.
     ///
     /// A stalled connection keeps its answer in memory, so the size must be bounded.
@@ -19,6 +22,8 @@ pub trait Protocol: Default {
 pub struct Echo;
 
 impl Protocol for Echo {
+    const IS_ECHO: bool = true;
+
     fn answer<'a>(&'a mut self, received: &'a [u8]) -> &'a [u8] {
         received
     }

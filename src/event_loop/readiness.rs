@@ -31,9 +31,11 @@ pub enum Readable {
     /// Read until a short read, which means that the queue is empty (epoll(7), Q9). Saves the read that would return
     /// WouldBlock. Only trusted on transports for which it holds.
     UntilShort,
-    /// Read until WouldBlock or the end of the stream. A FIN, an error or urgent data ends a read early, with more data
-    /// behind it and no new edge.
+    /// Read until WouldBlock or the end of the stream. An error or urgent data ends a read early, with more data behind it and
+    /// no new edge.
     UntilWouldBlock,
+    /// As `UntilWouldBlock`; the event has reported the peer's FIN.
+    UntilEnd,
 }
 
 impl Readable {
@@ -49,7 +51,9 @@ impl Readable {
 /// so does HUP or ERR alone: a Unix peer closes that way, and a loop that waits for "readable" there leaks the slot.
 pub fn readiness(event: &Event) -> (Readable, bool) {
     let broken = event.is_error() || event.is_write_closed();
-    let readable = if broken || event.is_read_closed() || event.is_priority() {
+    let readable = if event.is_read_closed() {
+        Readable::UntilEnd
+    } else if broken || event.is_priority() {
         Readable::UntilWouldBlock
     } else if event.is_readable() {
         Readable::UntilShort
@@ -114,7 +118,7 @@ mod tests {
 
         let (mut ours, peer) = connected();
         peer.shutdown(Shutdown::Write).expect("FIN");
-        assert_eq!(first_readiness(&mut ours), (Readable::UntilWouldBlock, true));
+        assert_eq!(first_readiness(&mut ours), (Readable::UntilEnd, true));
 
         let (mut ours, peer) = connected();
         rustix::net::send(&peer, b"!", rustix::net::SendFlags::OOB).expect("urgent byte");
@@ -125,11 +129,11 @@ mod tests {
     fn hangup_and_reset_make_the_connection_read() {
         let (mut ours, peer) = UnixStream::pair().expect("socket pair");
         drop(peer);
-        assert_eq!(first_readiness(&mut ours), (Readable::UntilWouldBlock, true));
+        assert_eq!(first_readiness(&mut ours), (Readable::UntilEnd, true));
 
         let (mut ours, peer) = connected();
         socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
         drop(peer);
-        assert_eq!(first_readiness(&mut ours), (Readable::UntilWouldBlock, true));
+        assert_eq!(first_readiness(&mut ours), (Readable::UntilEnd, true));
     }
 }

@@ -32,7 +32,7 @@ use crate::event_loop::readiness::{self, INTEREST, Readable, readiness};
 use crate::event_loop::scratch::Scratch;
 use crate::event_loop::settings::Settings;
 use crate::event_loop::token::{ConnectionId, EventSource};
-use crate::event_loop::transport::{Peer, Stream};
+use crate::event_loop::transport::{Peer, Stream, Transport};
 use crate::listen::listener::Listener;
 
 /// The maximum number of events that one wait returns. With 16, a busy server spends 5 % more on waiting; above 128 there is no
@@ -83,7 +83,7 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
             connections: Connections::with_capacity(settings.max_connections),
             deadlines: Deadlines::new(settings.idle_timeout.map(millis)),
             monitor,
-            scratch: Scratch::new(settings.buffer_size),
+            scratch: Scratch::new(settings.buffer_size, settings.max_buffered),
             counters: Counters::default(),
             clock: Clock::start(),
             wake_at: 0,
@@ -197,12 +197,15 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
     /// Closes a connection. All connections end here.
     #[inline(never)]
     fn close(&mut self, id: ConnectionId, reason: CloseReason, observer: &mut impl Observer) {
-        let connection = self.connections.remove(id);
+        let mut connection = self.connections.remove(id);
         self.counters.closed[reason.index()] += 1;
-        self.scratch.traffic.stalled -= usize::from(connection.is_stalled());
+        if connection.is_stalled() && matches!(reason, CloseReason::Idle | CloseReason::Cut) {
+            connection.stream.reset_on_close(); // A FIN would make a partial echo look complete.
+        }
         let (peer, bytes_in, bytes_out) = (connection.peer, connection.received(), connection.sent());
         debug!("connection {} from {peer} closed: {reason}, {bytes_in} bytes in, {bytes_out} bytes out", id.generation);
         observer.closed(id.generation, reason, &connection.stream);
+        connection.release(&mut self.scratch);
         drop(connection); // close(2), which also removes it from the poller.
         // A slot and a descriptor are free: accept again, and check whether a drain is complete.
         self.acceptor.resume();
@@ -293,7 +296,9 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
     /// Closes connections that have been idle for too long, and ends a drain that is complete.
     fn expire(&mut self, observer: &mut impl Observer) {
         let now = self.clock.ms();
-        self.connections.requeue_due_retries(now);
+        if self.connections.requeue_due_retries(now) {
+            self.scratch.update(); // Perhaps there is memory now.
+        }
         let expired: Vec<u32> =
             (0..MAX_EXPIRIES_PER_ITERATION).map_while(|_| self.deadlines.pop_expired(now)).collect();
         let mut idle: Vec<ConnectionId> = expired.into_iter().filter_map(|slot| self.check_idle(slot, now)).collect();
@@ -311,7 +316,11 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
     /// Returns the connection in `slot` if it has exceeded the idle timeout; otherwise re-arms its timer.
     fn check_idle(&mut self, slot: u32, now: u64) -> Option<ConnectionId> {
         let id = self.connections.id_at(slot)?;
-        let idle = self.connections.get_mut(id)?.idle_for(now as u32);
+        let connection = self.connections.get_mut(id)?;
+        let mut idle = connection.idle_for(now as u32);
+        if self.deadlines.is_expired(idle) {
+            idle = connection.ask_idle_for(now as u32);
+        }
         self.deadlines.expired_or_rearm(slot, now, idle).then_some(id)
     }
 

@@ -9,11 +9,15 @@ pub enum State {
     Established,
     /// The peer's FIN has been read. Unsent output is written, then our FIN follows. Nothing is read.
     CloseWait,
+    /// Both FINs are sent (RFC 9293: LAST-ACK, or CLOSING if ours went first), but the peer's kernel has not acknowledged all
+    /// output yet. close(2) would leave the rest to the kernel, which may give up on it, so the connection stays open. It will be
+    /// closed for this reason.
+    LastAck(CloseReason),
     /// One-shot mode, open in both directions: one read of at most 1024 bytes will be echoed, then we send our FIN.
     OneMessage,
     /// Graceful shutdown, open in both directions: `remaining` more bytes, which were in the receive buffer when the
-    /// shutdown began, are read and echoed. Then we send our FIN. It is a count so that a peer that keeps sending cannot
-    /// delay the FIN.
+    /// shutdown began, are read and echoed. It is a count so that a peer that keeps sending cannot delay our FIN. One more read
+    /// finds out whether the peer's FIN was waiting behind them; if not, we send ours.
     Draining {
         /// Bytes still to be read.
         remaining: u32,
@@ -48,18 +52,22 @@ pub enum ShutdownCause {
 ///
 /// In addition, an RST ends a connection in any state (`reset`), and so does any other error (`error`). The server may close
 /// it from outside (`idle`, `cut`).
-pub const TRANSITIONS: [(&str, &str, &str); 13] = [
+pub const TRANSITIONS: [(&str, &str, &str); 17] = [
     ("Established", "FIN read", "CloseWait"),
     ("Established", "shutdown begins", "Draining"),
     ("CloseWait", "our FIN, by close(2)", "finished"),
+    ("CloseWait", "our FIN; unacknowledged", "LastAck"),
+    ("LastAck", "all acknowledged", "finished"),
+    ("LastAck", "all acknowledged", "drained"),
     ("OneMessage", "FIN read", "CloseWait"),
     ("OneMessage", "message read", "Finishing"),
-    ("OneMessage", "shutdown, nothing to read", "Finishing"),
+    ("OneMessage", "shutdown, nothing to read", "Draining"),
     ("Draining", "FIN read", "CloseWait"),
     ("Draining", "remaining bytes read", "Finishing"),
     ("Finishing", "our FIN; shutdown", "FinWait"),
     ("Finishing", "our FIN; one-shot", "Discarding"),
     ("FinWait", "FIN read", "drained"),
+    ("FinWait", "FIN read; unacknowledged", "LastAck"),
     ("Discarding", "remaining bytes read", "one_shot"),
     ("Discarding", "FIN read", "one_shot"),
 ];
@@ -70,6 +78,7 @@ impl State {
         match self {
             State::Established => "Established",
             State::CloseWait => "CloseWait",
+            State::LastAck(_) => "LastAck",
             State::OneMessage => "OneMessage",
             State::Draining { .. } => "Draining",
             State::Finishing(_) => "Finishing",

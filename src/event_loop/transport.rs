@@ -6,12 +6,16 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::time::Duration;
 use std::{fmt, mem};
 
 use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
+use rustix::net::RecvFlags;
+use socket2::SockRef;
 
+use crate::event_loop::tcp_info::{SendQueue, tcp_info};
 use crate::listen::listener::Accepted;
 
 /// A non-blocking byte stream, as a connection needs it.
@@ -24,8 +28,26 @@ pub trait Transport: Read + Write {
     /// Returns the number of bytes in the receive queue: ioctl(2), FIONREAD.
     fn bytes_available(&self) -> io::Result<u32>;
 
+    /// Copies received bytes without removing them from the receive queue: recv(2), MSG_PEEK.
+    fn peek(&self, buffer: &mut [u8]) -> io::Result<usize>;
+
     /// Sends our FIN after everything written so far: shutdown(2) with SHUT_WR.
     fn shutdown_write(&mut self) -> io::Result<()>;
+
+    /// Returns whether the peer's kernel has acknowledged what we sent. [`SendQueue::Empty`] if that cannot be known: then close(2)
+    /// is all that can be done.
+    fn send_queue(&self) -> SendQueue;
+
+    /// Returns whether the connection is over but for our FIN: the peer's FIN is next to be read, after the `received` bytes that
+    /// have been read, and its kernel has acknowledged everything. False if that cannot be known.
+    fn is_complete(&self, received: u64) -> bool;
+
+    /// Returns for how many milliseconds the peer has not taken anything out of our send queue. `None` if the queue is empty, or
+    /// if that cannot be known.
+    fn output_idle_ms(&self) -> Option<u32>;
+
+    /// Makes close(2) send an RST, so that the peer can tell a partial echo from a complete one: SO_LINGER with a time of 0.
+    fn reset_on_close(&self);
 }
 
 /// Writes until everything is written or the socket would block. Returns the number of bytes written; `WouldBlock` is not an
@@ -113,10 +135,46 @@ impl Transport for Stream {
         Ok(u32::try_from(count).unwrap_or(u32::MAX))
     }
 
+    fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (count, _) = match self {
+            Stream::Tcp(stream) => rustix::net::recv(stream, buffer, RecvFlags::PEEK),
+            Stream::Unix(stream) => rustix::net::recv(stream, buffer, RecvFlags::PEEK),
+        }?;
+        Ok(count)
+    }
+
     fn shutdown_write(&mut self) -> io::Result<()> {
         match self {
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
+        }
+    }
+
+    fn send_queue(&self) -> SendQueue {
+        match self {
+            Stream::Tcp(stream) => tcp_info(stream).map_or(SendQueue::Empty, |info| info.send_queue()),
+            Stream::Unix(_) => SendQueue::Empty, // What is written is in the peer's receive queue.
+        }
+    }
+
+    fn is_complete(&self, received: u64) -> bool {
+        match self {
+            Stream::Tcp(stream) => tcp_info(stream).is_some_and(|info| info.is_complete(received)),
+            Stream::Unix(_) => false,
+        }
+    }
+
+    fn output_idle_ms(&self) -> Option<u32> {
+        match self {
+            Stream::Tcp(stream) => tcp_info(stream)?.output_idle_ms(),
+            Stream::Unix(_) => None,
+        }
+    }
+
+    fn reset_on_close(&self) {
+        if let Stream::Tcp(stream) = self {
+            // It cannot fail on a TCP socket. If it did, the peer would see a FIN.
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
     }
 }

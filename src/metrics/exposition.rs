@@ -52,7 +52,7 @@ impl IterationDurations {
 /// alerts need no special case for what has not happened yet.
 pub fn page(snapshot: &Snapshot, lines_dropped: u64, turns: &IterationDurations, process: &Process) -> String {
     let counters = snapshot.counters;
-    let Traffic { received, sent, discarded, stalled } = counters.traffic;
+    let Traffic { received, sent, discarded, stalled, .. } = counters.traffic;
     let mut page = Page(String::with_capacity(8192));
 
     page.counter("echod_connections_accepted_total", "Connections accepted.", counters.accepted);
