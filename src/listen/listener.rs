@@ -10,7 +10,8 @@ use rustix::io::Errno;
 use socket2::{Domain, Socket, Type};
 
 use crate::listen::address::printable;
-use crate::listen::socket::{prepare_tcp, somaxconn};
+use crate::listen::socket::somaxconn;
+use crate::listen::stream_options::set_tcp_options;
 use crate::listen::unix_file::SocketFile;
 
 /// A non-blocking listening socket.
@@ -98,7 +99,9 @@ impl Listener {
 
     /// Wraps a listening socket that another process created, for socket activation. The file of a Unix socket belongs to that
     /// process and is never removed. Anything but a TCP or Unix stream listener is an error.
-    pub fn from_inherited(socket: impl Into<Socket>) -> io::Result<Listener> {
+    ///
+    /// For `socket_buffer`, see [`ListenOptions::socket_buffer`](crate::listen::socket::ListenOptions::socket_buffer).
+    pub fn from_inherited(socket: impl Into<Socket>, socket_buffer: Option<u32>) -> io::Result<Listener> {
         let socket = socket.into();
         let invalid = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         if socket.r#type()? != Type::STREAM {
@@ -110,7 +113,7 @@ impl Listener {
         socket.set_cloexec(true)?;
         let kind = match socket.domain()? {
             Domain::IPV4 | Domain::IPV6 => {
-                prepare_tcp(&socket)?;
+                set_tcp_options(&socket, socket_buffer)?;
                 Kind::Tcp
             }
             Domain::UNIX => Kind::Unix,
@@ -241,7 +244,7 @@ mod tests {
 
     #[test]
     fn event_during_drain_does_not_renew_its_limit() {
-        let one = ListenOptions { backlog: 1, reuse_port: false };
+        let one = ListenOptions { backlog: 1, reuse_port: false, socket_buffer: None };
         let mut listener = address("127.0.0.1:0").bind(&one).expect("listener").remove(0);
         let port = listener.port().expect("TCP port");
         listener.drain();
@@ -262,7 +265,7 @@ mod tests {
             fs::read_to_string("/proc/sys/net/core/somaxconn").expect("somaxconn").trim().parse().expect("number");
         assert_eq!(somaxconn(), Some(max));
         for (backlog, limit) in [(max - 1, max), (max, max + 1), (max + 1, max + 1), (u32::MAX, max + 1)] {
-            let options = ListenOptions { backlog, reuse_port: false };
+            let options = ListenOptions { backlog, reuse_port: false, socket_buffer: None };
             let mut listener = address("127.0.0.1:0").bind(&options).expect("listener").remove(0);
             listener.drain();
             assert_eq!(listener.drain_limit, Some(limit), "backlog {backlog}");
@@ -338,7 +341,7 @@ mod tests {
         let directory = Directory::new("inherited");
         let path = directory.path("s");
         let theirs = StdUnixListener::bind(&path).expect("listener");
-        let mut listener = Listener::from_inherited(Socket::from(theirs)).expect("listener");
+        let mut listener = Listener::from_inherited(Socket::from(theirs), None).expect("listener");
         assert_eq!(listener.local(), format!("unix://{}", path.display()));
         // Checked before accepting, because accept(2) would hang on a blocking listener.
         let ListeningSocket::Unix(socket) = &listener.socket else { panic!("expected a Unix listener") };
@@ -352,7 +355,7 @@ mod tests {
 
         let theirs = std::net::TcpListener::bind("127.0.0.1:0").expect("listener");
         rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).expect("flags"); // Passed descriptors are open across exec.
-        let mut listener = Listener::from_inherited(OwnedFd::from(theirs)).expect("listener");
+        let mut listener = Listener::from_inherited(OwnedFd::from(theirs), None).expect("listener");
         let ListeningSocket::Tcp(socket) = &listener.socket else { panic!("expected a TCP listener") };
         assert!(rustix::io::fcntl_getfd(socket).expect("flags").contains(rustix::io::FdFlags::CLOEXEC));
         assert_eq!(
@@ -367,14 +370,15 @@ mod tests {
     #[test]
     fn inherited_non_listener_is_rejected() {
         let (one, _other) = std::os::unix::net::UnixStream::pair().expect("socket pair");
-        let connected = Listener::from_inherited(OwnedFd::from(one)).expect_err("a connected socket is not a listener");
+        let connected =
+            Listener::from_inherited(OwnedFd::from(one), None).expect_err("a connected socket is not a listener");
         assert_eq!(connected.to_string(), "it is a socket that does not listen");
         let datagram = std::net::UdpSocket::bind("127.0.0.1:0").expect("socket");
         let datagram =
-            Listener::from_inherited(OwnedFd::from(datagram)).expect_err("a datagram socket is not a listener");
+            Listener::from_inherited(OwnedFd::from(datagram), None).expect_err("a datagram socket is not a listener");
         assert_eq!(datagram.to_string(), "it is not a stream socket");
         let file = fs::File::open("/dev/null").expect("/dev/null");
-        assert!(Listener::from_inherited(OwnedFd::from(file)).is_err());
+        assert!(Listener::from_inherited(OwnedFd::from(file), None).is_err());
     }
 
     #[test]
