@@ -7,11 +7,11 @@ use std::os::fd::OwnedFd;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::listen::address::printable;
-use crate::listen::socket::somaxconn;
-use crate::listen::stream_options::set_tcp_options;
+use crate::listen::socket::{ListenOptions, somaxconn};
+use crate::listen::stream_options::{reset_tcp_options, set_tcp_options};
 use crate::listen::unix_file::SocketFile;
 
 /// A non-blocking listening socket.
@@ -25,6 +25,9 @@ pub struct Listener {
     drain_limit: Option<u32>,
     /// The backlog that was passed to listen(2). For an inherited listener, the largest that it can be.
     backlog: u32,
+    /// SO_SNDBUF and SO_RCVBUF of accepted streams.
+    socket_buffer: Option<u32>,
+    set_options: SetOptions,
     local: String,
     // Declared, and so dropped, before the socket: as long as the socket is open, the kernel does not reuse the inode number
     // by which the file is recognized.
@@ -43,11 +46,6 @@ impl ListeningSocket {
         match self {
             ListeningSocket::Tcp(listener) => {
                 let (stream, address) = listener.accept()?; // accept4(2) makes it non-blocking and close-on-exec.
-                #[cfg(not(any(target_os = "linux", target_os = "android")))]
-                {
-                    rustix::net::sockopt::set_tcp_nodelay(&stream, true)?;
-                    rustix::net::sockopt::set_socket_oobinline(&stream, true)?;
-                }
                 Ok(Accepted::Tcp(stream, address))
             }
             ListeningSocket::Unix(listener) => {
@@ -59,6 +57,18 @@ impl ListeningSocket {
             }
         }
     }
+}
+
+/// When the options of an accepted stream have to be set, because it did not inherit them from the listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SetOptions {
+    /// Never: the options were set before listen(2).
+    Never,
+    /// Until the backlog is empty. Connections that were pending when a passed listener was taken over have inherited the
+    /// options that it had then. accept(2) returns them first.
+    UntilEmpty,
+    /// Always, because streams of this kind, or on this system, do not inherit options.
+    Always,
 }
 
 /// An accepted stream, non-blocking and close-on-exec.
@@ -79,7 +89,12 @@ pub(super) enum Kind {
 
 impl Listener {
     /// Wraps a socket that is already listening.
-    pub(super) fn new(socket: OwnedFd, kind: Kind, backlog: u32, file: Option<SocketFile>) -> io::Result<Listener> {
+    pub(super) fn new(
+        socket: OwnedFd,
+        kind: Kind,
+        options: &ListenOptions,
+        file: Option<SocketFile>,
+    ) -> io::Result<Listener> {
         // mio does not check this, and a blocking listener would hang the loop in accept(2) on an empty backlog.
         rustix::io::ioctl_fionbio(&socket, true)?;
         let (socket, local) = match kind {
@@ -94,7 +109,18 @@ impl Listener {
                 (ListeningSocket::Unix(listener), local)
             }
         };
-        Ok(Listener { index: 0, ready: false, drain_limit: None, backlog, local, _file: file, socket })
+        let inherits = cfg!(any(target_os = "linux", target_os = "android"));
+        Ok(Listener {
+            index: 0,
+            ready: false,
+            drain_limit: None,
+            backlog: options.backlog,
+            socket_buffer: options.socket_buffer,
+            set_options: if inherits { SetOptions::Never } else { SetOptions::Always },
+            local,
+            _file: file,
+            socket,
+        })
     }
 
     /// Wraps a listening socket that another process created, for socket activation. The file of a Unix socket belongs to that
@@ -113,6 +139,7 @@ impl Listener {
         socket.set_cloexec(true)?;
         let kind = match socket.domain()? {
             Domain::IPV4 | Domain::IPV6 => {
+                reset_tcp_options(&socket)?;
                 set_tcp_options(&socket, socket_buffer)?;
                 Kind::Tcp
             }
@@ -120,7 +147,12 @@ impl Listener {
             _ => return invalid("it is neither a TCP nor a Unix socket"),
         };
         // Only the process that called listen(2) knows the backlog. It cannot be larger than somaxconn.
-        Listener::new(socket.into(), kind, somaxconn().unwrap_or(4096), None)
+        let options = ListenOptions { backlog: somaxconn().unwrap_or(4096), reuse_port: false, socket_buffer };
+        let mut listener = Listener::new(socket.into(), kind, &options, None)?;
+        if listener.set_options == SetOptions::Never {
+            listener.set_options = SetOptions::UntilEmpty;
+        }
+        Ok(listener)
     }
 
     /// Registers the listener with the poller. The registration lasts until the listener is closed.
@@ -148,12 +180,35 @@ impl Listener {
 
     /// Accepts the first pending connection. [`AcceptError::classify`] interprets an error.
     pub fn accept(&mut self) -> io::Result<Accepted> {
-        let accepted = self.socket.accept()?;
+        let result = self.socket.accept();
+        if self.set_options != SetOptions::Never {
+            self.set_options(&result);
+        }
+        let accepted = result?;
         if let Some(limit) = &mut self.drain_limit {
             *limit = limit.saturating_sub(1);
             self.ready = *limit > 0;
         }
         Ok(accepted)
+    }
+
+    /// Sets the options of an accepted stream. Errors are ignored: the peer may have reset the connection already, which the
+    /// first read reports.
+    #[cold]
+    fn set_options(&mut self, accepted: &io::Result<Accepted>) {
+        match accepted {
+            Ok(Accepted::Tcp(stream, _)) => {
+                let socket = SockRef::from(stream);
+                let _ = reset_tcp_options(&socket);
+                let _ = set_tcp_options(&socket, self.socket_buffer);
+            }
+            Ok(Accepted::Unix(_)) => {}
+            Err(error) => {
+                if self.set_options == SetOptions::UntilEmpty && error.kind() == io::ErrorKind::WouldBlock {
+                    self.set_options = SetOptions::Never;
+                }
+            }
+        }
     }
 
     /// Returns the local address as it is printed on stdout: `tcp://127.0.0.1:41233`, `unix:///run/echo.sock`.
@@ -239,7 +294,6 @@ mod tests {
 
     use super::*;
     use crate::listen::is_errno;
-    use crate::listen::socket::ListenOptions;
     use crate::listen::test_support::{Directory, address, bind, connect, soon};
 
     #[test]
@@ -362,6 +416,8 @@ mod tests {
             AcceptError::classify(&listener.accept().expect_err("the backlog is empty")),
             AcceptError::WouldBlock
         );
+        #[cfg(target_os = "linux")]
+        assert_eq!(listener.set_options, SetOptions::Never, "accepted streams inherit the options from now on");
         let _client = connect(listener.port().expect("TCP port"), "127.0.0.1").expect("connection");
         let Accepted::Tcp(stream, _) = soon(|| listener.accept()) else { panic!("expected a TCP stream") };
         assert!(stream.nodelay().expect("socket option"));

@@ -197,7 +197,7 @@ fn listen_tcp(address: SocketAddr, family: Family, options: &ListenOptions) -> i
     socket.bind(&address.into())?;
     set_tcp_options(&socket, options.socket_buffer)?;
     socket.listen(options.backlog())?;
-    Listener::new(socket.into(), Kind::Tcp, options.backlog, None)
+    Listener::new(socket.into(), Kind::Tcp, options, None)
 }
 
 /// Creates a Unix listener, replacing a stale socket file. The error comes with a hint at what was found at the path.
@@ -219,7 +219,7 @@ fn listen_unix(path: &Path, options: &ListenOptions) -> Result<Listener, (io::Er
     // From here on the file is ours. Dropping `file` removes it, also if one of the next calls fails.
     let file = SocketFile::of(path).map_err(no_hint)?;
     socket.listen(options.backlog()).map_err(no_hint)?;
-    Listener::new(socket.into(), Kind::Unix, options.backlog, Some(file)).map_err(no_hint)
+    Listener::new(socket.into(), Kind::Unix, options, Some(file)).map_err(no_hint)
 }
 
 /// Creates a listener on a Linux abstract socket. There is no file to replace or remove: the kernel frees the name when the
@@ -228,7 +228,7 @@ fn listen_abstract(name: &str, options: &ListenOptions) -> io::Result<Listener> 
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(format!("\0{name}"))?)?;
     socket.listen(options.backlog())?;
-    Listener::new(socket.into(), Kind::Unix, options.backlog, None)
+    Listener::new(socket.into(), Kind::Unix, options, None)
 }
 
 /// Returns the kernel's limit for every backlog, net.core.somaxconn. `None` if it is unknown.

@@ -1,10 +1,13 @@
 //! Socket options of the accepted streams.
 //!
-//! They are set on the listener. On Linux, accepted streams inherit them, which saves several system calls per connection. On
-//! other systems [`Listener::accept`](crate::listen::listener::Listener::accept) sets them.
+//! They are set on the listener. On Linux, accepted streams inherit them, which saves several system calls per connection.
+//! Where they do not, [`Listener::accept`](crate::listen::listener::Listener::accept) sets them.
 
 use std::io;
 
+use nix::libc;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::SetUsize;
 use rustix::io::Errno;
 use socket2::Socket;
 
@@ -32,6 +35,21 @@ pub(super) fn set_tcp_options(socket: &Socket, socket_buffer: Option<u32>) -> io
     }
     Ok(())
 }
+
+/// Resets the options that the process which created a listener may have set on it, and that would break the echo. Accepted
+/// streams inherit these as well.
+pub(super) fn reset_tcp_options(socket: &Socket) -> io::Result<()> {
+    socket.set_linger(None)?; // SO_LINGER: close(2) would block the loop or, with 0 seconds, reset the connection.
+    setsockopt(socket, ReceiveLowWaterMark, &1)?; // SO_RCVLOWAT: no event would report fewer bytes than that.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if_supported(socket.set_tcp_cork(false))?; // TCP_CORK: the kernel would hold back a small echo for 200 ms.
+    Ok(())
+}
+
+// The macro writes the call of setsockopt(2), which is unsafe code, for any option: nix vouches for it, and for the type.
+#[derive(Clone, Copy)]
+struct ReceiveLowWaterMark;
+nix::setsockopt_impl!(ReceiveLowWaterMark, libc::SOL_SOCKET, libc::SO_RCVLOWAT, usize, SetUsize);
 
 /// Turns the error of an option that this kind of socket does not have into success.
 fn if_supported(result: io::Result<()>) -> io::Result<()> {

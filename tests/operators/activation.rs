@@ -5,6 +5,12 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
+use std::time::Duration;
+
+use nix::libc;
+use nix::sys::socket::sockopt::{GetUsize, SetUsize};
+use nix::sys::socket::{getsockopt, setsockopt};
+use socket2::{SockRef, Socket};
 
 use crate::support::{Address, Client, Daemon, Directory, Start, eventually, has_program, pattern};
 
@@ -56,6 +62,36 @@ fn passed_socket_becomes_nonblocking_and_close_on_exec() {
     if cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
         assert_eq!(flags & nonblock, nonblock, "{flags:o}");
         assert_eq!(flags & cloexec, cloexec, "{flags:o}");
+    }
+}
+
+/// SO_RCVLOWAT, which no library wraps.
+#[derive(Clone, Copy)]
+struct ReceiveLowWaterMark;
+nix::setsockopt_impl!(ReceiveLowWaterMark, libc::SOL_SOCKET, libc::SO_RCVLOWAT, usize, SetUsize);
+nix::getsockopt_impl!(ReceiveLowWaterMark, libc::SOL_SOCKET, libc::SO_RCVLOWAT, usize, GetUsize);
+
+#[test]
+fn options_of_a_passed_listener_do_not_reach_connections() {
+    let (listener, address) = tcp_listener();
+    let socket = SockRef::from(&listener);
+    socket.set_linger(Some(Duration::from_secs(3))).unwrap();
+    socket.set_tcp_cork(true).unwrap();
+    setsockopt(&listener, ReceiveLowWaterMark, &100).unwrap();
+    let early = Client::connect(&Address::Tcp(address)); // It has inherited these options already.
+    let daemon = activated(&[], listener).start();
+    let late = daemon.connect();
+    for client in [&early, &late] {
+        client.echo(b"hello");
+        let sockets = daemon.sockets();
+        let local = client.local();
+        let is_end = |socket: &&Socket| socket.peer_addr().is_ok_and(|peer| peer.as_socket() == Some(local));
+        let end = sockets.iter().find(is_end).expect("the daemon's end of the connection");
+        assert_eq!(end.linger().unwrap(), None, "SO_LINGER");
+        assert_eq!(getsockopt(end, ReceiveLowWaterMark).unwrap(), 1, "SO_RCVLOWAT");
+        assert!(!end.tcp_cork().unwrap(), "TCP_CORK");
+        assert!(end.tcp_nodelay().unwrap(), "TCP_NODELAY");
+        assert!(end.out_of_band_inline().unwrap(), "SO_OOBINLINE");
     }
 }
 
