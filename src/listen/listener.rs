@@ -38,6 +38,7 @@ pub struct Listener {
 #[derive(Debug)]
 enum ListeningSocket {
     Tcp(TcpListener),
+    Mptcp(TcpListener),
     Unix(UnixListener),
 }
 
@@ -47,6 +48,10 @@ impl ListeningSocket {
             ListeningSocket::Tcp(listener) => {
                 let (stream, address) = listener.accept()?; // accept4(2) makes it non-blocking and close-on-exec.
                 Ok(Accepted::Tcp(stream, address))
+            }
+            ListeningSocket::Mptcp(listener) => {
+                let (stream, address) = listener.accept()?;
+                Ok(Accepted::Mptcp(stream, address))
             }
             ListeningSocket::Unix(listener) => {
                 let (stream, _) = listener.accept()?;
@@ -76,6 +81,9 @@ enum SetOptions {
 pub enum Accepted {
     /// A TCP stream and the peer's address.
     Tcp(TcpStream, SocketAddr),
+    /// A stream of a Multipath TCP listener (RFC 8684) and the peer's address. If the peer does not support MPTCP, it is a
+    /// plain TCP stream. A short read from an MPTCP stream does not mean that its receive queue is empty.
+    Mptcp(TcpStream, SocketAddr),
     /// A Unix stream, whose peer usually has no address.
     Unix(UnixStream),
 }
@@ -84,6 +92,7 @@ pub enum Accepted {
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     Tcp,
+    Mptcp,
     Unix,
 }
 
@@ -102,6 +111,11 @@ impl Listener {
                 let listener = TcpListener::from_std(socket.into());
                 let local = format!("tcp://{}", listener.local_addr()?);
                 (ListeningSocket::Tcp(listener), local)
+            }
+            Kind::Mptcp => {
+                let listener = TcpListener::from_std(socket.into());
+                let local = format!("tcp://{}", listener.local_addr()?);
+                (ListeningSocket::Mptcp(listener), local)
             }
             Kind::Unix => {
                 let listener = UnixListener::from_std(socket.into());
@@ -141,7 +155,7 @@ impl Listener {
             Domain::IPV4 | Domain::IPV6 => {
                 reset_tcp_options(&socket)?;
                 set_tcp_options(&socket, socket_buffer)?;
-                Kind::Tcp
+                if is_mptcp(&socket)? { Kind::Mptcp } else { Kind::Tcp }
             }
             Domain::UNIX => Kind::Unix,
             _ => return invalid("it is neither a TCP nor a Unix socket"),
@@ -149,16 +163,21 @@ impl Listener {
         // Only the process that called listen(2) knows the backlog. It cannot be larger than somaxconn.
         let options = ListenOptions { backlog: somaxconn().unwrap_or(4096), reuse_port: false, socket_buffer };
         let mut listener = Listener::new(socket.into(), kind, &options, None)?;
-        if listener.set_options == SetOptions::Never {
-            listener.set_options = SetOptions::UntilEmpty;
-        }
+        listener.set_options = match kind {
+            // A plain TCP stream of an MPTCP listener does not inherit all options (seen with Linux 6.18).
+            Kind::Mptcp => SetOptions::Always,
+            Kind::Tcp | Kind::Unix if listener.set_options == SetOptions::Never => SetOptions::UntilEmpty,
+            _ => listener.set_options,
+        };
         Ok(listener)
     }
 
     /// Registers the listener with the poller. The registration lasts until the listener is closed.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match &mut self.socket {
-            ListeningSocket::Tcp(listener) => registry.register(listener, token, Interest::READABLE),
+            ListeningSocket::Tcp(listener) | ListeningSocket::Mptcp(listener) => {
+                registry.register(listener, token, Interest::READABLE)
+            }
             ListeningSocket::Unix(listener) => registry.register(listener, token, Interest::READABLE),
         }
     }
@@ -197,7 +216,7 @@ impl Listener {
     #[cold]
     fn set_options(&mut self, accepted: &io::Result<Accepted>) {
         match accepted {
-            Ok(Accepted::Tcp(stream, _)) => {
+            Ok(Accepted::Tcp(stream, _) | Accepted::Mptcp(stream, _)) => {
                 let socket = SockRef::from(stream);
                 let _ = reset_tcp_options(&socket);
                 let _ = set_tcp_options(&socket, self.socket_buffer);
@@ -219,10 +238,23 @@ impl Listener {
     /// Returns the port of a TCP listener.
     pub(super) fn port(&self) -> Option<u16> {
         match &self.socket {
-            ListeningSocket::Tcp(listener) => listener.local_addr().ok().map(|address| address.port()),
+            ListeningSocket::Tcp(listener) | ListeningSocket::Mptcp(listener) => {
+                listener.local_addr().ok().map(|address| address.port())
+            }
             ListeningSocket::Unix(_) => None,
         }
     }
+}
+
+/// Returns whether a stream socket is a Multipath TCP socket.
+#[cfg(target_os = "linux")]
+fn is_mptcp(socket: &Socket) -> io::Result<bool> {
+    Ok(socket.protocol()? == Some(socket2::Protocol::MPTCP))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_mptcp(_socket: &Socket) -> io::Result<bool> {
+    Ok(false)
 }
 
 /// Returns the address of a Unix listener as a URL. Invalid UTF-8 is replaced and control characters are escaped, so that it

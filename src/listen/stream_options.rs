@@ -25,7 +25,7 @@ const MAX_UNSENT_BYTES: u32 = 128 * 1024;
 /// instead of growing and shrinking as the kernel sees fit (tcp(7), "autotuning").
 pub(super) fn set_tcp_options(socket: &Socket, socket_buffer: Option<u32>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?; // Nagle's algorithm would delay a small echo until the previous one is acknowledged.
-    socket.set_out_of_band_inline(true)?; // Urgent data stays in line, as RFC 6093 recommends.
+    if_supported(socket.set_out_of_band_inline(true))?; // Urgent data stays in line, as RFC 6093 recommends.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     if_supported(socket.set_tcp_notsent_lowat(MAX_UNSENT_BYTES))?;
     if let Some(bytes) = socket_buffer {
@@ -51,7 +51,7 @@ pub(super) fn reset_tcp_options(socket: &Socket) -> io::Result<()> {
 struct ReceiveLowWaterMark;
 nix::setsockopt_impl!(ReceiveLowWaterMark, libc::SOL_SOCKET, libc::SO_RCVLOWAT, usize, SetUsize);
 
-/// Turns the error of an option that this kind of socket does not have into success.
+/// Turns the error of an option that this kind of socket does not have into success: MPTCP has no urgent data, for one.
 fn if_supported(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if is_errno(&error, Errno::NOPROTOOPT) || is_errno(&error, Errno::OPNOTSUPP) => Ok(()),
