@@ -11,7 +11,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::listen::address::printable;
 use crate::listen::socket::{ListenOptions, somaxconn};
-use crate::listen::stream_options::{reset_tcp_options, set_tcp_options};
+use crate::listen::stream_options::{refuse_descriptors, reset_tcp_options, set_tcp_options};
 use crate::listen::unix_file::SocketFile;
 
 /// A non-blocking listening socket.
@@ -157,7 +157,10 @@ impl Listener {
                 set_tcp_options(&socket, socket_buffer)?;
                 if is_mptcp(&socket)? { Kind::Mptcp } else { Kind::Tcp }
             }
-            Domain::UNIX => Kind::Unix,
+            Domain::UNIX => {
+                refuse_descriptors(&socket);
+                Kind::Unix
+            }
             _ => return invalid("it is neither a TCP nor a Unix socket"),
         };
         // Only the process that called listen(2) knows the backlog. It cannot be larger than somaxconn.
@@ -221,7 +224,7 @@ impl Listener {
                 let _ = reset_tcp_options(&socket);
                 let _ = set_tcp_options(&socket, self.socket_buffer);
             }
-            Ok(Accepted::Unix(_)) => {}
+            Ok(Accepted::Unix(stream)) => refuse_descriptors(stream),
             Err(error) => {
                 if self.set_options == SetOptions::UntilEmpty && error.kind() == io::ErrorKind::WouldBlock {
                     self.set_options = SetOptions::Never;

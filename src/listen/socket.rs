@@ -13,7 +13,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::listen::address::{Address, printable, unbindable_reason};
 use crate::listen::is_errno;
 use crate::listen::listener::{Kind, Listener};
-use crate::listen::stream_options::set_tcp_options;
+use crate::listen::stream_options::{refuse_descriptors, set_tcp_options};
 use crate::listen::unix_file::{SocketFile, remove_stale};
 
 /// The options of a listening socket.
@@ -207,6 +207,7 @@ fn listen_unix(path: &Path, options: &ListenOptions) -> Result<Listener, (io::Er
     let no_hint = |error| (error, None);
     let address = SockAddr::unix(path).map_err(no_hint)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(no_hint)?;
+    refuse_descriptors(&socket);
     if let Err(error) = socket.bind(&address) {
         if !is_errno(&error, Errno::ADDRINUSE) {
             return Err((error, None));
@@ -226,6 +227,7 @@ fn listen_unix(path: &Path, options: &ListenOptions) -> Result<Listener, (io::Er
 /// socket is closed.
 fn listen_abstract(name: &str, options: &ListenOptions) -> io::Result<Listener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    refuse_descriptors(&socket);
     socket.bind(&SockAddr::unix(format!("\0{name}"))?)?;
     socket.listen(options.backlog())?;
     Listener::new(socket.into(), Kind::Unix, options, None)

@@ -4,10 +4,11 @@
 //! Where they do not, [`Listener::accept`](crate::listen::listener::Listener::accept) sets them.
 
 use std::io;
+use std::os::fd::AsFd;
 
 use nix::libc;
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::SetUsize;
+use nix::sys::socket::sockopt::{SetBool, SetUsize};
 use rustix::io::Errno;
 use socket2::Socket;
 
@@ -46,10 +47,35 @@ pub(super) fn reset_tcp_options(socket: &Socket) -> io::Result<()> {
     Ok(())
 }
 
-// The macro writes the call of setsockopt(2), which is unsafe code, for any option: nix vouches for it, and for the type.
+/// Refuses descriptors that peers of a Unix socket would pass to us (SCM_RIGHTS in unix(7)): sending them fails with EPERM.
+///
+/// We never want any, and the kernel closes one that we do not take during our read(2). That can block the loop for as long as
+/// the peer likes: for instance, it is a TCP socket with SO_LINGER and unsent data. Linux before 6.16 does not have the option.
+/// There a peer can still do this to the others, so the path should be accessible to trusted users only.
+#[cfg(target_os = "linux")]
+pub(super) fn refuse_descriptors(socket: &impl AsFd) {
+    let _ = setsockopt(socket, PassRights, &false);
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn refuse_descriptors(_socket: &impl AsFd) {}
+
+// Options that socket2 and rustix do not know. The macro writes the call of setsockopt(2), which is unsafe code; nix vouches for
+// it, and for the type of the value.
+
 #[derive(Clone, Copy)]
 struct ReceiveLowWaterMark;
 nix::setsockopt_impl!(ReceiveLowWaterMark, libc::SOL_SOCKET, libc::SO_RCVLOWAT, usize, SetUsize);
+
+#[cfg(target_os = "linux")]
+#[derive(Clone, Copy)]
+struct PassRights;
+#[cfg(target_os = "linux")]
+nix::setsockopt_impl!(PassRights, libc::SOL_SOCKET, SO_PASSRIGHTS, bool, SetBool);
+
+/// From asm/socket.h of Linux 6.16; the libc crate has it for SPARC only.
+#[cfg(target_os = "linux")]
+const SO_PASSRIGHTS: libc::c_int = if cfg!(any(target_arch = "sparc", target_arch = "sparc64")) { 0x5c } else { 83 };
 
 /// Turns the error of an option that this kind of socket does not have into success: MPTCP has no urgent data, for one.
 fn if_supported(result: io::Result<()>) -> io::Result<()> {
