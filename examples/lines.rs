@@ -102,7 +102,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7777".into());
     let limit = limits::raise_limit();
     let signals = signals::register()?;
-    let listeners = Address::parse(&address)?.bind(&ListenOptions { backlog: 1024, reuse_port: false })?;
+    let listeners =
+        Address::parse(&address)?.bind(&ListenOptions { backlog: 1024, reuse_port: false, socket_buffer: None })?;
     for listener in &listeners {
         writeln!(io::stdout(), "listening on {}", listener.local())?;
     }
@@ -112,6 +113,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         idle_timeout: Some(Duration::from_secs(600)),
         drain_timeout: Duration::from_secs(5),
         buffer_size: 65536,
+        max_buffered: 64 << 20,
         busy_poll: Duration::ZERO,
     };
     Server::<_, Lines>::new(settings, listeners, NoMonitor, signals)?.run(&mut Silent)?;

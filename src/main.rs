@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         Ok(options) => options,
         Err(exit) => return say_and_exit(&exit),
     };
-    let inherited = systemd::inherited(); // Before we open anything: see there.
+    let inherited = systemd::inherited(options.listen_options().socket_buffer); // Before we open anything: see there.
     output::init_log(options.level);
     match inherited.and_then(|inherited| serve(&options, inherited)) {
         Ok(()) => ExitCode::SUCCESS,

@@ -308,9 +308,9 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         24,
         "src/listen/socket.rs",
-        "prepare_tcp(&socket)?;
+        "set_tcp_options(&socket, options.socket_buffer)?;
     socket.listen(options.backlog())?;",
-        "prepare_tcp(&socket)?;
+        "set_tcp_options(&socket, options.socket_buffer)?;
     socket.listen(128)?;",
         "the_backlog_is_what_listen_is_told",
     ),
@@ -455,7 +455,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         43,
-        "src/listen/socket.rs",
+        "src/listen/stream_options.rs",
         "socket.set_tcp_nodelay(true)?; // Nagle",
         "// Nagle",
         "tcp_nodelay_and_so_oobinline_are_on",

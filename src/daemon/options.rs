@@ -79,7 +79,7 @@ impl Options {
 
     /// How the listening sockets are made.
     pub fn listen_options(&self) -> ListenOptions {
-        ListenOptions { backlog: self.backlog, reuse_port: self.reuse_port }
+        ListenOptions { backlog: self.backlog, reuse_port: self.reuse_port, socket_buffer: None }
     }
 }
 

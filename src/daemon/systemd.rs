@@ -26,7 +26,7 @@ const MAX_PASSED_DESCRIPTORS: usize = 1024;
 
 /// The listeners that were passed to this process, ready to be served; none where nobody passed any. To be called before
 /// anything else opens a descriptor, or that one could be mistaken for one of them. The error is one line for a person.
-pub fn inherited() -> Result<Vec<Listener>, String> {
+pub fn inherited(socket_buffer: Option<u32>) -> Result<Vec<Listener>, String> {
     let count = passed(env::var_os("LISTEN_PID"), env::var_os("LISTEN_FDS"), process::id())?;
     if count == 0 {
         return Ok(Vec::new());
@@ -39,8 +39,8 @@ pub fn inherited() -> Result<Vec<Listener>, String> {
             };
             // What is not of the one kind is left at its place, to be tried as the other.
             let listener = match (passed.take_tcp_listener(index), passed.take_unix_listener(index)) {
-                (Ok(Some(socket)), _) => Listener::from_inherited(socket),
-                (_, Ok(Some(socket))) => Listener::from_inherited(socket),
+                (Ok(Some(socket)), _) => Listener::from_inherited(socket, socket_buffer),
+                (_, Ok(Some(socket))) => Listener::from_inherited(socket, socket_buffer),
                 _ => return Err(failed(&"it is no stream socket, neither TCP nor Unix")),
             };
             listener.map_err(|error| failed(&error))

@@ -203,7 +203,7 @@ mod tests {
 
     /// Returns an acceptor over one listener that has been notified of `count` pending connections, and their clients.
     fn with_pending(count: usize) -> (Acceptor, Poll, Vec<TcpStream>) {
-        let options = ListenOptions { backlog: 1024, reuse_port: false };
+        let options = ListenOptions { backlog: 1024, reuse_port: false, socket_buffer: None };
         let address: Address = "127.0.0.1:0".parse().expect("address");
         let listeners = address.bind(&options).expect("listener");
         let address = listeners[0].local();

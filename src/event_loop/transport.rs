@@ -22,7 +22,7 @@ use crate::listen::listener::Accepted;
 pub trait Transport: Read + Write {
     /// Returns whether a read that returns less than was asked for has emptied the receive queue, as on TCP (epoll(7), Q9).
     /// This does not hold for Unix sockets, on which ancillary data (SCM_RIGHTS) ends a read early, with more data behind it
-    /// and no new edge.
+    /// and no new edge. Nor is it documented for MPTCP, which merges the queues of several TCP connections.
     fn short_read_drains(&self) -> bool;
 
     /// Returns the number of bytes in the receive queue: ioctl(2), FIONREAD.
@@ -83,6 +83,8 @@ fn continue_writing(stream: &mut impl Transport, bytes: &[u8], first: io::Result
 pub enum Stream {
     /// TCP over IPv4 or IPv6.
     Tcp(TcpStream),
+    /// Multipath TCP, or TCP if the peer does not support it.
+    Mptcp(TcpStream),
     /// AF_UNIX, SOCK_STREAM.
     Unix(UnixStream),
 }
@@ -91,6 +93,7 @@ impl From<Accepted> for (Stream, Peer) {
     fn from(accepted: Accepted) -> (Stream, Peer) {
         match accepted {
             Accepted::Tcp(stream, peer) => (Stream::Tcp(stream), peer.into()),
+            Accepted::Mptcp(stream, peer) => (Stream::Mptcp(stream), peer.into()),
             Accepted::Unix(stream) => (Stream::Unix(stream), Peer::Unix),
         }
     }
@@ -100,7 +103,7 @@ impl Read for Stream {
     #[inline]
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(stream) => stream.read(buffer),
+            Stream::Tcp(stream) | Stream::Mptcp(stream) => stream.read(buffer),
             Stream::Unix(stream) => stream.read(buffer),
         }
     }
@@ -110,7 +113,7 @@ impl Write for Stream {
     #[inline]
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(stream) => stream.write(bytes),
+            Stream::Tcp(stream) | Stream::Mptcp(stream) => stream.write(bytes),
             Stream::Unix(stream) => stream.write(bytes),
         }
     }
@@ -129,7 +132,7 @@ impl Transport for Stream {
 
     fn bytes_available(&self) -> io::Result<u32> {
         let count = match self {
-            Stream::Tcp(stream) => rustix::io::ioctl_fionread(stream),
+            Stream::Tcp(stream) | Stream::Mptcp(stream) => rustix::io::ioctl_fionread(stream),
             Stream::Unix(stream) => rustix::io::ioctl_fionread(stream),
         }?;
         Ok(u32::try_from(count).unwrap_or(u32::MAX))
@@ -137,7 +140,7 @@ impl Transport for Stream {
 
     fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let (count, _) = match self {
-            Stream::Tcp(stream) => rustix::net::recv(stream, buffer, RecvFlags::PEEK),
+            Stream::Tcp(stream) | Stream::Mptcp(stream) => rustix::net::recv(stream, buffer, RecvFlags::PEEK),
             Stream::Unix(stream) => rustix::net::recv(stream, buffer, RecvFlags::PEEK),
         }?;
         Ok(count)
@@ -145,7 +148,7 @@ impl Transport for Stream {
 
     fn shutdown_write(&mut self) -> io::Result<()> {
         match self {
-            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Stream::Tcp(stream) | Stream::Mptcp(stream) => stream.shutdown(Shutdown::Write),
             Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
         }
     }
@@ -153,26 +156,27 @@ impl Transport for Stream {
     fn send_queue(&self) -> SendQueue {
         match self {
             Stream::Tcp(stream) => tcp_info(stream).map_or(SendQueue::Empty, |info| info.send_queue()),
-            Stream::Unix(_) => SendQueue::Empty, // What is written is in the peer's receive queue.
+            Stream::Mptcp(_) => SendQueue::Empty, // TCP_INFO is about one of its subflows.
+            Stream::Unix(_) => SendQueue::Empty,  // What is written is in the peer's receive queue.
         }
     }
 
     fn is_complete(&self, received: u64) -> bool {
         match self {
             Stream::Tcp(stream) => tcp_info(stream).is_some_and(|info| info.is_complete(received)),
-            Stream::Unix(_) => false,
+            Stream::Mptcp(_) | Stream::Unix(_) => false,
         }
     }
 
     fn output_idle_ms(&self) -> Option<u32> {
         match self {
             Stream::Tcp(stream) => tcp_info(stream)?.output_idle_ms(),
-            Stream::Unix(_) => None,
+            Stream::Mptcp(_) | Stream::Unix(_) => None,
         }
     }
 
     fn reset_on_close(&self) {
-        if let Stream::Tcp(stream) = self {
+        if let Stream::Tcp(stream) | Stream::Mptcp(stream) = self {
             // It cannot fail on a TCP socket. If it did, the peer would see a FIN.
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
@@ -182,21 +186,21 @@ impl Transport for Stream {
 impl Source for Stream {
     fn register(&mut self, registry: &Registry, token: Token, interest: Interest) -> io::Result<()> {
         match self {
-            Stream::Tcp(stream) => stream.register(registry, token, interest),
+            Stream::Tcp(stream) | Stream::Mptcp(stream) => stream.register(registry, token, interest),
             Stream::Unix(stream) => stream.register(registry, token, interest),
         }
     }
 
     fn reregister(&mut self, registry: &Registry, token: Token, interest: Interest) -> io::Result<()> {
         match self {
-            Stream::Tcp(stream) => stream.reregister(registry, token, interest),
+            Stream::Tcp(stream) | Stream::Mptcp(stream) => stream.reregister(registry, token, interest),
             Stream::Unix(stream) => stream.reregister(registry, token, interest),
         }
     }
 
     fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
         match self {
-            Stream::Tcp(stream) => stream.deregister(registry),
+            Stream::Tcp(stream) | Stream::Mptcp(stream) => stream.deregister(registry),
             Stream::Unix(stream) => stream.deregister(registry),
         }
     }
@@ -271,6 +275,9 @@ mod tests {
         let (unix, mut other) = std::os::unix::net::UnixStream::pair().expect("socket pair");
         let unix = Stream::Unix(UnixStream::from_std(unix));
         assert!(tcp.short_read_drains() && !unix.short_read_drains());
+        let (peer_of_mptcp, _other) = std::os::unix::net::UnixStream::pair().expect("socket pair"); // Any socket will do.
+        let mptcp = Stream::Mptcp(TcpStream::from_std(std::os::fd::OwnedFd::from(peer_of_mptcp).into()));
+        assert!(!mptcp.short_read_drains());
 
         assert_eq!((tcp.bytes_available().expect("FIONREAD"), unix.bytes_available().expect("FIONREAD")), (0, 0));
         peer.write_all(b"hello").expect("send"); // On loopback, what is sent has arrived.

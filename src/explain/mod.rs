@@ -268,7 +268,7 @@ impl Explainer {
 impl Observer for Explainer {
     fn opened(&mut self, number: u32, peer: &Peer, stream: &Stream) {
         let (ends, segment) = match stream {
-            Stream::Tcp(tcp) => {
+            Stream::Tcp(tcp) | Stream::Mptcp(tcp) => {
                 let ends = tcp.local_addr().and_then(|local| Ok(Ends { local, remote: tcp.peer_addr()? }));
                 (ends.ok(), SockRef::from(tcp).tcp_mss().unwrap_or(0) as usize)
             }

@@ -7,10 +7,11 @@ use std::os::fd::OwnedFd;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::listen::address::printable;
-use crate::listen::socket::{prepare_tcp, somaxconn};
+use crate::listen::socket::{ListenOptions, somaxconn};
+use crate::listen::stream_options::{refuse_descriptors, reset_tcp_options, set_tcp_options};
 use crate::listen::unix_file::SocketFile;
 
 /// A non-blocking listening socket.
@@ -24,6 +25,9 @@ pub struct Listener {
     drain_limit: Option<u32>,
     /// The backlog that was passed to listen(2). For an inherited listener, the largest that it can be.
     backlog: u32,
+    /// SO_SNDBUF and SO_RCVBUF of accepted streams.
+    socket_buffer: Option<u32>,
+    set_options: SetOptions,
     local: String,
     // Declared, and so dropped, before the socket: as long as the socket is open, the kernel does not reuse the inode number
     // by which the file is recognized.
@@ -34,6 +38,7 @@ pub struct Listener {
 #[derive(Debug)]
 enum ListeningSocket {
     Tcp(TcpListener),
+    Mptcp(TcpListener),
     Unix(UnixListener),
 }
 
@@ -42,12 +47,11 @@ impl ListeningSocket {
         match self {
             ListeningSocket::Tcp(listener) => {
                 let (stream, address) = listener.accept()?; // accept4(2) makes it non-blocking and close-on-exec.
-                #[cfg(not(any(target_os = "linux", target_os = "android")))]
-                {
-                    rustix::net::sockopt::set_tcp_nodelay(&stream, true)?;
-                    rustix::net::sockopt::set_socket_oobinline(&stream, true)?;
-                }
                 Ok(Accepted::Tcp(stream, address))
+            }
+            ListeningSocket::Mptcp(listener) => {
+                let (stream, address) = listener.accept()?;
+                Ok(Accepted::Mptcp(stream, address))
             }
             ListeningSocket::Unix(listener) => {
                 let (stream, _) = listener.accept()?;
@@ -60,11 +64,26 @@ impl ListeningSocket {
     }
 }
 
+/// When the options of an accepted stream have to be set, because it did not inherit them from the listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SetOptions {
+    /// Never: the options were set before listen(2).
+    Never,
+    /// Until the backlog is empty. Connections that were pending when a passed listener was taken over have inherited the
+    /// options that it had then. accept(2) returns them first.
+    UntilEmpty,
+    /// Always, because streams of this kind, or on this system, do not inherit options.
+    Always,
+}
+
 /// An accepted stream, non-blocking and close-on-exec.
 #[derive(Debug)]
 pub enum Accepted {
     /// A TCP stream and the peer's address.
     Tcp(TcpStream, SocketAddr),
+    /// A stream of a Multipath TCP listener (RFC 8684) and the peer's address. If the peer does not support MPTCP, it is a
+    /// plain TCP stream. A short read from an MPTCP stream does not mean that its receive queue is empty.
+    Mptcp(TcpStream, SocketAddr),
     /// A Unix stream, whose peer usually has no address.
     Unix(UnixStream),
 }
@@ -73,12 +92,18 @@ pub enum Accepted {
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     Tcp,
+    Mptcp,
     Unix,
 }
 
 impl Listener {
     /// Wraps a socket that is already listening.
-    pub(super) fn new(socket: OwnedFd, kind: Kind, backlog: u32, file: Option<SocketFile>) -> io::Result<Listener> {
+    pub(super) fn new(
+        socket: OwnedFd,
+        kind: Kind,
+        options: &ListenOptions,
+        file: Option<SocketFile>,
+    ) -> io::Result<Listener> {
         // mio does not check this, and a blocking listener would hang the loop in accept(2) on an empty backlog.
         rustix::io::ioctl_fionbio(&socket, true)?;
         let (socket, local) = match kind {
@@ -87,18 +112,36 @@ impl Listener {
                 let local = format!("tcp://{}", listener.local_addr()?);
                 (ListeningSocket::Tcp(listener), local)
             }
+            Kind::Mptcp => {
+                let listener = TcpListener::from_std(socket.into());
+                let local = format!("tcp://{}", listener.local_addr()?);
+                (ListeningSocket::Mptcp(listener), local)
+            }
             Kind::Unix => {
                 let listener = UnixListener::from_std(socket.into());
                 let local = unix_url(&listener)?;
                 (ListeningSocket::Unix(listener), local)
             }
         };
-        Ok(Listener { index: 0, ready: false, drain_limit: None, backlog, local, _file: file, socket })
+        let inherits = cfg!(any(target_os = "linux", target_os = "android"));
+        Ok(Listener {
+            index: 0,
+            ready: false,
+            drain_limit: None,
+            backlog: options.backlog,
+            socket_buffer: options.socket_buffer,
+            set_options: if inherits { SetOptions::Never } else { SetOptions::Always },
+            local,
+            _file: file,
+            socket,
+        })
     }
 
     /// Wraps a listening socket that another process created, for socket activation. The file of a Unix socket belongs to that
     /// process and is never removed. Anything but a TCP or Unix stream listener is an error.
-    pub fn from_inherited(socket: impl Into<Socket>) -> io::Result<Listener> {
+    ///
+    /// For `socket_buffer`, see [`ListenOptions::socket_buffer`](crate::listen::socket::ListenOptions::socket_buffer).
+    pub fn from_inherited(socket: impl Into<Socket>, socket_buffer: Option<u32>) -> io::Result<Listener> {
         let socket = socket.into();
         let invalid = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         if socket.r#type()? != Type::STREAM {
@@ -110,20 +153,34 @@ impl Listener {
         socket.set_cloexec(true)?;
         let kind = match socket.domain()? {
             Domain::IPV4 | Domain::IPV6 => {
-                prepare_tcp(&socket)?;
-                Kind::Tcp
+                reset_tcp_options(&socket)?;
+                set_tcp_options(&socket, socket_buffer)?;
+                if is_mptcp(&socket)? { Kind::Mptcp } else { Kind::Tcp }
             }
-            Domain::UNIX => Kind::Unix,
+            Domain::UNIX => {
+                refuse_descriptors(&socket);
+                Kind::Unix
+            }
             _ => return invalid("it is neither a TCP nor a Unix socket"),
         };
         // Only the process that called listen(2) knows the backlog. It cannot be larger than somaxconn.
-        Listener::new(socket.into(), kind, somaxconn().unwrap_or(4096), None)
+        let options = ListenOptions { backlog: somaxconn().unwrap_or(4096), reuse_port: false, socket_buffer };
+        let mut listener = Listener::new(socket.into(), kind, &options, None)?;
+        listener.set_options = match kind {
+            // A plain TCP stream of an MPTCP listener does not inherit all options (seen with Linux 6.18).
+            Kind::Mptcp => SetOptions::Always,
+            Kind::Tcp | Kind::Unix if listener.set_options == SetOptions::Never => SetOptions::UntilEmpty,
+            _ => listener.set_options,
+        };
+        Ok(listener)
     }
 
     /// Registers the listener with the poller. The registration lasts until the listener is closed.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match &mut self.socket {
-            ListeningSocket::Tcp(listener) => registry.register(listener, token, Interest::READABLE),
+            ListeningSocket::Tcp(listener) | ListeningSocket::Mptcp(listener) => {
+                registry.register(listener, token, Interest::READABLE)
+            }
             ListeningSocket::Unix(listener) => registry.register(listener, token, Interest::READABLE),
         }
     }
@@ -145,12 +202,35 @@ impl Listener {
 
     /// Accepts the first pending connection. [`AcceptError::classify`] interprets an error.
     pub fn accept(&mut self) -> io::Result<Accepted> {
-        let accepted = self.socket.accept()?;
+        let result = self.socket.accept();
+        if self.set_options != SetOptions::Never {
+            self.set_options(&result);
+        }
+        let accepted = result?;
         if let Some(limit) = &mut self.drain_limit {
             *limit = limit.saturating_sub(1);
             self.ready = *limit > 0;
         }
         Ok(accepted)
+    }
+
+    /// Sets the options of an accepted stream. Errors are ignored: the peer may have reset the connection already, which the
+    /// first read reports.
+    #[cold]
+    fn set_options(&mut self, accepted: &io::Result<Accepted>) {
+        match accepted {
+            Ok(Accepted::Tcp(stream, _) | Accepted::Mptcp(stream, _)) => {
+                let socket = SockRef::from(stream);
+                let _ = reset_tcp_options(&socket);
+                let _ = set_tcp_options(&socket, self.socket_buffer);
+            }
+            Ok(Accepted::Unix(stream)) => refuse_descriptors(stream),
+            Err(error) => {
+                if self.set_options == SetOptions::UntilEmpty && error.kind() == io::ErrorKind::WouldBlock {
+                    self.set_options = SetOptions::Never;
+                }
+            }
+        }
     }
 
     /// Returns the local address as it is printed on stdout: `tcp://127.0.0.1:41233`, `unix:///run/echo.sock`.
@@ -161,10 +241,23 @@ impl Listener {
     /// Returns the port of a TCP listener.
     pub(super) fn port(&self) -> Option<u16> {
         match &self.socket {
-            ListeningSocket::Tcp(listener) => listener.local_addr().ok().map(|address| address.port()),
+            ListeningSocket::Tcp(listener) | ListeningSocket::Mptcp(listener) => {
+                listener.local_addr().ok().map(|address| address.port())
+            }
             ListeningSocket::Unix(_) => None,
         }
     }
+}
+
+/// Returns whether a stream socket is a Multipath TCP socket.
+#[cfg(target_os = "linux")]
+fn is_mptcp(socket: &Socket) -> io::Result<bool> {
+    Ok(socket.protocol()? == Some(socket2::Protocol::MPTCP))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_mptcp(_socket: &Socket) -> io::Result<bool> {
+    Ok(false)
 }
 
 /// Returns the address of a Unix listener as a URL. Invalid UTF-8 is replaced and control characters are escaped, so that it
@@ -236,12 +329,11 @@ mod tests {
 
     use super::*;
     use crate::listen::is_errno;
-    use crate::listen::socket::ListenOptions;
     use crate::listen::test_support::{Directory, address, bind, connect, soon};
 
     #[test]
     fn event_during_drain_does_not_renew_its_limit() {
-        let one = ListenOptions { backlog: 1, reuse_port: false };
+        let one = ListenOptions { backlog: 1, reuse_port: false, socket_buffer: None };
         let mut listener = address("127.0.0.1:0").bind(&one).expect("listener").remove(0);
         let port = listener.port().expect("TCP port");
         listener.drain();
@@ -262,7 +354,7 @@ mod tests {
             fs::read_to_string("/proc/sys/net/core/somaxconn").expect("somaxconn").trim().parse().expect("number");
         assert_eq!(somaxconn(), Some(max));
         for (backlog, limit) in [(max - 1, max), (max, max + 1), (max + 1, max + 1), (u32::MAX, max + 1)] {
-            let options = ListenOptions { backlog, reuse_port: false };
+            let options = ListenOptions { backlog, reuse_port: false, socket_buffer: None };
             let mut listener = address("127.0.0.1:0").bind(&options).expect("listener").remove(0);
             listener.drain();
             assert_eq!(listener.drain_limit, Some(limit), "backlog {backlog}");
@@ -338,7 +430,7 @@ mod tests {
         let directory = Directory::new("inherited");
         let path = directory.path("s");
         let theirs = StdUnixListener::bind(&path).expect("listener");
-        let mut listener = Listener::from_inherited(Socket::from(theirs)).expect("listener");
+        let mut listener = Listener::from_inherited(Socket::from(theirs), None).expect("listener");
         assert_eq!(listener.local(), format!("unix://{}", path.display()));
         // Checked before accepting, because accept(2) would hang on a blocking listener.
         let ListeningSocket::Unix(socket) = &listener.socket else { panic!("expected a Unix listener") };
@@ -352,13 +444,15 @@ mod tests {
 
         let theirs = std::net::TcpListener::bind("127.0.0.1:0").expect("listener");
         rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).expect("flags"); // Passed descriptors are open across exec.
-        let mut listener = Listener::from_inherited(OwnedFd::from(theirs)).expect("listener");
+        let mut listener = Listener::from_inherited(OwnedFd::from(theirs), None).expect("listener");
         let ListeningSocket::Tcp(socket) = &listener.socket else { panic!("expected a TCP listener") };
         assert!(rustix::io::fcntl_getfd(socket).expect("flags").contains(rustix::io::FdFlags::CLOEXEC));
         assert_eq!(
             AcceptError::classify(&listener.accept().expect_err("the backlog is empty")),
             AcceptError::WouldBlock
         );
+        #[cfg(target_os = "linux")]
+        assert_eq!(listener.set_options, SetOptions::Never, "accepted streams inherit the options from now on");
         let _client = connect(listener.port().expect("TCP port"), "127.0.0.1").expect("connection");
         let Accepted::Tcp(stream, _) = soon(|| listener.accept()) else { panic!("expected a TCP stream") };
         assert!(stream.nodelay().expect("socket option"));
@@ -367,14 +461,15 @@ mod tests {
     #[test]
     fn inherited_non_listener_is_rejected() {
         let (one, _other) = std::os::unix::net::UnixStream::pair().expect("socket pair");
-        let connected = Listener::from_inherited(OwnedFd::from(one)).expect_err("a connected socket is not a listener");
+        let connected =
+            Listener::from_inherited(OwnedFd::from(one), None).expect_err("a connected socket is not a listener");
         assert_eq!(connected.to_string(), "it is a socket that does not listen");
         let datagram = std::net::UdpSocket::bind("127.0.0.1:0").expect("socket");
         let datagram =
-            Listener::from_inherited(OwnedFd::from(datagram)).expect_err("a datagram socket is not a listener");
+            Listener::from_inherited(OwnedFd::from(datagram), None).expect_err("a datagram socket is not a listener");
         assert_eq!(datagram.to_string(), "it is not a stream socket");
         let file = fs::File::open("/dev/null").expect("/dev/null");
-        assert!(Listener::from_inherited(OwnedFd::from(file)).is_err());
+        assert!(Listener::from_inherited(OwnedFd::from(file), None).is_err());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Listening sockets: from what the user typed to accepted streams.
 //!
 //! What lives here: [`address`] parses addresses, [`socket`] binds them, [`listener`] accepts connections and classifies the
-//! errors, and [`unix_file`] replaces and removes the files of Unix sockets.
+//! errors, [`stream_options`] sets the socket options of accepted streams, and [`unix_file`] replaces and removes the files of
+//! Unix sockets.
 //!
 //! What it may use: its own files, and nothing else of this crate.
 
@@ -12,6 +13,7 @@ use rustix::io::Errno;
 pub mod address;
 pub mod listener;
 pub mod socket;
+pub mod stream_options;
 #[cfg(test)]
 mod test_support;
 pub mod unix_file;

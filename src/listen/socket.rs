@@ -13,6 +13,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::listen::address::{Address, printable, unbindable_reason};
 use crate::listen::is_errno;
 use crate::listen::listener::{Kind, Listener};
+use crate::listen::stream_options::{refuse_descriptors, set_tcp_options};
 use crate::listen::unix_file::{SocketFile, remove_stale};
 
 /// The options of a listening socket.
@@ -22,6 +23,9 @@ pub struct ListenOptions {
     pub backlog: u32,
     /// SO_REUSEPORT, which lets several processes share a TCP port. It has no effect on Unix sockets.
     pub reuse_port: bool,
+    /// SO_SNDBUF and SO_RCVBUF of every accepted TCP stream, in bytes. `None` leaves them to the kernel's autotuning. The
+    /// kernel caps them at [`max_socket_buffer`]. It has no effect on Unix sockets.
+    pub socket_buffer: Option<u32>,
 }
 
 impl ListenOptions {
@@ -191,16 +195,9 @@ fn listen_tcp(address: SocketAddr, family: Family, options: &ListenOptions) -> i
         socket.set_reuse_port(true)?;
     }
     socket.bind(&address.into())?;
-    prepare_tcp(&socket)?;
+    set_tcp_options(&socket, options.socket_buffer)?;
     socket.listen(options.backlog())?;
-    Listener::new(socket.into(), Kind::Tcp, options.backlog, None)
-}
-
-/// Sets the options that accepted TCP streams are to have. On Linux they inherit them from the listener, which saves two
-/// system calls per connection. On other systems [`Listener::accept`] sets them.
-pub(super) fn prepare_tcp(socket: &Socket) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?; // Nagle's algorithm would delay a small echo until the previous one is acknowledged.
-    socket.set_out_of_band_inline(true) // Urgent data stays in line, as RFC 6093 recommends.
+    Listener::new(socket.into(), Kind::Tcp, options, None)
 }
 
 /// Creates a Unix listener, replacing a stale socket file. The error comes with a hint at what was found at the path.
@@ -210,6 +207,7 @@ fn listen_unix(path: &Path, options: &ListenOptions) -> Result<Listener, (io::Er
     let no_hint = |error| (error, None);
     let address = SockAddr::unix(path).map_err(no_hint)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(no_hint)?;
+    refuse_descriptors(&socket);
     if let Err(error) = socket.bind(&address) {
         if !is_errno(&error, Errno::ADDRINUSE) {
             return Err((error, None));
@@ -222,21 +220,32 @@ fn listen_unix(path: &Path, options: &ListenOptions) -> Result<Listener, (io::Er
     // From here on the file is ours. Dropping `file` removes it, also if one of the next calls fails.
     let file = SocketFile::of(path).map_err(no_hint)?;
     socket.listen(options.backlog()).map_err(no_hint)?;
-    Listener::new(socket.into(), Kind::Unix, options.backlog, Some(file)).map_err(no_hint)
+    Listener::new(socket.into(), Kind::Unix, options, Some(file)).map_err(no_hint)
 }
 
 /// Creates a listener on a Linux abstract socket. There is no file to replace or remove: the kernel frees the name when the
 /// socket is closed.
 fn listen_abstract(name: &str, options: &ListenOptions) -> io::Result<Listener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    refuse_descriptors(&socket);
     socket.bind(&SockAddr::unix(format!("\0{name}"))?)?;
     socket.listen(options.backlog())?;
-    Listener::new(socket.into(), Kind::Unix, options.backlog, None)
+    Listener::new(socket.into(), Kind::Unix, options, None)
 }
 
 /// Returns the kernel's limit for every backlog, net.core.somaxconn. `None` if it is unknown.
 pub fn somaxconn() -> Option<u32> {
-    fs::read_to_string("/proc/sys/net/core/somaxconn").ok()?.trim().parse().ok()
+    kernel_limit("somaxconn")
+}
+
+/// Returns the kernel's limit for [`ListenOptions::socket_buffer`], the smaller one of net.core.rmem_max and net.core.wmem_max.
+/// `None` if it is unknown, as in a network namespace.
+pub fn max_socket_buffer() -> Option<u32> {
+    Some(kernel_limit("rmem_max")?.min(kernel_limit("wmem_max")?))
+}
+
+fn kernel_limit(name: &str) -> Option<u32> {
+    fs::read_to_string(format!("/proc/sys/net/core/{name}")).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::listen::address::Address;
 use crate::listen::listener::Listener;
 use crate::listen::socket::ListenOptions;
 
-pub const OPTIONS: ListenOptions = ListenOptions { backlog: 16, reuse_port: false };
+pub const OPTIONS: ListenOptions = ListenOptions { backlog: 16, reuse_port: false, socket_buffer: None };
 
 pub fn address(text: &str) -> Address {
     Address::parse(text).unwrap_or_else(|why| panic!("{text}: {why}"))

@@ -70,7 +70,7 @@ impl Endpoint {
 
     /// Binds the address. No SO_REUSEPORT, whatever the echo does: a scraper would meet now this process, now that.
     pub fn bind(address: SocketAddr) -> Result<Endpoint, BindError> {
-        let options = ListenOptions { backlog: 64, reuse_port: false };
+        let options = ListenOptions { backlog: 64, reuse_port: false, socket_buffer: None };
         let listener = Address::Ip(address).bind(&options)?.remove(0);
         Ok(Endpoint {
             listener,

@@ -1,5 +1,6 @@
 //! `--listen`: every form of address, and the `listening on` lines it leads to.
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
@@ -201,4 +202,26 @@ fn all_listeners_are_bound_before_the_first_accept() {
         let client = Client::connect(address);
         assert!(client.wait_for(rustix::event::PollFlags::OUT, Duration::ZERO));
     }
+}
+
+#[test]
+fn stalled_peer_leaves_little_in_the_send_queue() {
+    // Without TCP_NOTSENT_LOWAT the kernel would accept up to 4 MiB for a peer that does not read.
+    let daemon = Daemon::start(&[]);
+    let client = daemon.connect();
+    client.socket.set_nonblocking(true).unwrap();
+    let mut sent = 0;
+    loop {
+        match (&client.socket).write(&[0; 65536]) {
+            Ok(count) => sent += count,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                if !client.wait_for(rustix::event::PollFlags::OUT, Duration::from_millis(300)) {
+                    break;
+                }
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let queued = client.far_end().expect("the connection").unacknowledged;
+    assert!(queued > 0 && queued < 512 * 1024, "{queued} of {sent} bytes are in the send queue");
 }

@@ -2,13 +2,17 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use nix::libc;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::GetBool;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::support::{Daemon, Directory, Signal, unix, wait_until};
+use crate::support::{Address, Client, Daemon, Directory, Signal, TIMEOUT, skip, unix, wait_until};
 
 fn is_socket(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
@@ -198,36 +202,81 @@ fn socket_file_of_another_daemon_is_not_removed() {
     second.connect().echo(b"still served");
 }
 
-#[test]
-fn data_after_passed_descriptors_is_not_missed() {
-    // A read stops at SCM_RIGHTS (unix(7)) with more data behind it, and no new event reports that data.
-    let directory = Directory::new();
-    let daemon = Daemon::start_unix(&directory.join("echo.sock"), &[]);
-    let client = daemon.connect();
-    client.echo(b"open");
-    let descriptors = daemon.descriptors().len();
-    daemon.freeze();
-    client.send(b"before");
-    send_descriptor(&client.socket, b"with");
-    client.send(b"after");
-    daemon.thaw();
-    // Checked before we read, because that makes room, and the event for the room would cause the daemon to read again.
-    wait_until("all of it is back", || client.unread() == b"beforewithafter".len());
-    client.expect(b"beforewithafter");
-    client.send_fin();
-    client.expect_fin();
-    wait_until("the passed descriptor is closed", || daemon.descriptors().len() < descriptors);
-}
-
-fn send_descriptor(socket: &Socket, bytes: &[u8]) {
+/// Sends `bytes` together with a descriptor. Returns the other end of the passed socket, which reads end of stream once
+/// nobody has the descriptor any more.
+fn send_descriptor(socket: &Socket, bytes: &[u8]) -> rustix::io::Result<UnixStream> {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let (passed, _other) = UnixStream::pair().unwrap();
-    let descriptors = [std::os::fd::AsFd::as_fd(&passed)];
+    let (passed, other) = UnixStream::pair().unwrap();
+    let descriptors = [passed.as_fd()];
     assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
-    let sent = sendmsg(socket, &[std::io::IoSlice::new(bytes)], &mut ancillary, SendFlags::empty()).unwrap();
+    let sent = sendmsg(socket, &[std::io::IoSlice::new(bytes)], &mut ancillary, SendFlags::empty())?;
     assert_eq!(sent, bytes.len());
+    other.set_read_timeout(Some(TIMEOUT)).unwrap();
+    Ok(other)
+}
+
+/// Returns a daemon to which `listener` is passed as by a service manager.
+fn activated(listener: UnixListener) -> Daemon {
+    let script = r#"LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 0</dev/null"#;
+    Daemon::with(&[]).without_listen().shell(script).stdin(OwnedFd::from(listener)).start()
+}
+
+#[test]
+fn data_after_passed_descriptors_is_not_missed() {
+    // A read stops at SCM_RIGHTS (unix(7)) with more data behind it, and no new event reports that data. The descriptor is
+    // sent before the daemon starts, because from then on it refuses descriptors if the kernel supports that.
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let client = Client::connect(&Address::Unix(path));
+    client.send(b"before");
+    let mut other = send_descriptor(&client.socket, b"with").unwrap();
+    client.send(b"after");
+    let _daemon = activated(listener);
+    // Checked before we read, because that makes room, and the event for the room would cause the daemon to read again.
+    wait_until("all of it is echoed", || client.unread() == b"beforewithafter".len());
+    client.expect(b"beforewithafter");
+    assert_eq!(other.read(&mut [0]).unwrap(), 0, "the daemon should not keep the descriptor");
+    client.finish();
+    client.expect_fin();
+}
+
+/// SO_PASSRIGHTS of Linux 6.16, which no library knows.
+#[derive(Clone, Copy)]
+struct PassRights;
+const SO_PASSRIGHTS: libc::c_int = 83;
+nix::getsockopt_impl!(PassRights, libc::SOL_SOCKET, SO_PASSRIGHTS, bool, GetBool);
+
+#[test]
+fn passing_a_descriptor_fails() {
+    // The daemon would close it in read(2), which can block: a TCP socket with SO_LINGER and unsent data, for instance.
+    let (socket, _) = UnixStream::pair().unwrap();
+    if let Err(error) = getsockopt(&socket, PassRights) {
+        return skip(&format!("this kernel has no SO_PASSRIGHTS: {error}"));
+    }
+    let directory = Directory::new();
+    let path = directory.join("echo.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let early = Client::connect(&Address::Unix(path));
+    let activated = activated(listener);
+    early.echo(b"accepted");
+    let name = format!("unix:@echod-test-rights-{}", std::process::id());
+    let abstract_daemon = Daemon::start(&["--listen", &name]);
+    let abstract_client = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    abstract_client.connect(&SockAddr::unix(name.replace("unix:@", "\0")).unwrap()).unwrap();
+    let daemon = Daemon::start_unix(&directory.join("other.sock"), &[]);
+    for (client, kind) in [
+        (&early.socket, "a pending connection of a passed listener"),
+        (&activated.connect().socket, "a passed listener"),
+        (&abstract_client, "an abstract socket"),
+        (&daemon.connect().socket, "a path"),
+    ] {
+        let error = send_descriptor(client, b"with").expect_err(kind);
+        assert_eq!(error, rustix::io::Errno::PERM, "{kind}");
+    }
+    drop(abstract_daemon);
 }
 
 #[test]

@@ -1,12 +1,22 @@
 //! Socket activation: descriptors that a service manager passes.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
 
-use crate::support::{Address, Client, Daemon, DaemonBuilder, Directory, eventually, has_program, pattern};
+use nix::libc;
+use nix::sys::socket::sockopt::{GetUsize, SetUsize};
+use nix::sys::socket::{getsockopt, setsockopt};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use crate::support::{
+    Address, Client, Daemon, DaemonBuilder, Directory, TIMEOUT, eventually, has_program, pattern, skip,
+};
 
 /// A shell script that does what a service manager does between fork and exec. It passes one socket, which is its stdin.
 const PASS_ONE: &str = r#"LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 0</dev/null"#;
@@ -57,6 +67,77 @@ fn passed_socket_becomes_nonblocking_and_close_on_exec() {
         assert_eq!(flags & nonblock, nonblock, "{flags:o}");
         assert_eq!(flags & cloexec, cloexec, "{flags:o}");
     }
+}
+
+/// SO_RCVLOWAT, which no library wraps.
+#[derive(Clone, Copy)]
+struct ReceiveLowWaterMark;
+nix::setsockopt_impl!(ReceiveLowWaterMark, libc::SOL_SOCKET, libc::SO_RCVLOWAT, usize, SetUsize);
+nix::getsockopt_impl!(ReceiveLowWaterMark, libc::SOL_SOCKET, libc::SO_RCVLOWAT, usize, GetUsize);
+
+/// Returns a duplicate of the daemon's end of a TCP connection.
+#[track_caller]
+fn daemon_end(daemon: &Daemon, client: &Client) -> Socket {
+    let is_end = |socket: &Socket| socket.peer_addr().is_ok_and(|peer| peer.as_socket() == Some(client.local()));
+    daemon.sockets().into_iter().find(is_end).expect("the daemon's end of the connection")
+}
+
+#[test]
+fn options_of_a_passed_listener_do_not_reach_connections() {
+    let (listener, address) = tcp_listener();
+    let socket = SockRef::from(&listener);
+    socket.set_linger(Some(Duration::from_secs(3))).unwrap();
+    socket.set_tcp_cork(true).unwrap();
+    setsockopt(&listener, ReceiveLowWaterMark, &100).unwrap();
+    let early = Client::connect(&Address::Tcp(address)); // It has inherited these options already.
+    let daemon = activated(&[], listener).start();
+    let late = daemon.connect();
+    for client in [&early, &late] {
+        client.echo(b"hello");
+        let end = daemon_end(&daemon, client);
+        assert_eq!(end.linger().unwrap(), None, "SO_LINGER");
+        assert_eq!(getsockopt(&end, ReceiveLowWaterMark).unwrap(), 1, "SO_RCVLOWAT");
+        assert!(!end.tcp_cork().unwrap(), "TCP_CORK");
+        assert!(end.tcp_nodelay().unwrap(), "TCP_NODELAY");
+        assert!(end.out_of_band_inline().unwrap(), "SO_OOBINLINE");
+    }
+}
+
+#[test]
+fn passed_mptcp_listener_is_served() {
+    let socket = |protocol| Socket::new(Domain::IPV4, Type::STREAM, Some(protocol));
+    let listener = match socket(Protocol::MPTCP) {
+        Ok(listener) => listener,
+        Err(error) => return skip(&format!("this kernel has no MPTCP: {error}")),
+    };
+    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    listener.listen(16).unwrap();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    let mut daemon = activated(&[], listener).start();
+    assert_eq!(daemon.stdout(), format!("listening on tcp://{address}\n"));
+
+    // A peer without MPTCP gets a plain TCP stream, which should have all its options. So should those after the first.
+    daemon.connect().echo(b"hello");
+    let plain = daemon.connect();
+    plain.echo(b"hello");
+    let end = daemon_end(&daemon, &plain);
+    assert!(end.tcp_nodelay().unwrap() && end.out_of_band_inline().unwrap());
+    drop((end, plain));
+
+    let client = socket(Protocol::MPTCP).unwrap();
+    client.connect(&address.into()).unwrap();
+    client.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let bytes = pattern(1, 1_000_000);
+    let mut echo = Vec::new();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            (&client).write_all(&bytes).unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+        });
+        (&client).read_to_end(&mut echo).unwrap();
+    });
+    assert!(echo == bytes, "{} of {} bytes, or other ones", echo.len(), bytes.len());
+    daemon.terminate();
 }
 
 #[test]
