@@ -8,7 +8,7 @@ use echod::daemon::monitoring::{self, Monitoring};
 use echod::daemon::options::{Exit, Options};
 use echod::daemon::output::{self, NonBlockingWriter};
 use echod::daemon::systemd::{self, Notifier};
-use echod::daemon::{limits, signals};
+use echod::daemon::{limits, logging, signals};
 use echod::event_loop::observer::Silent;
 use echod::event_loop::server::Server;
 use echod::event_loop::settings::Settings;
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         Err(exit) => return say_and_exit(&exit),
     };
     let inherited = systemd::inherited(); // Before we open anything: see there.
-    output::init_log(options.level);
+    logging::init_log(options.level);
     match inherited.and_then(|inherited| serve(&options, inherited)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {

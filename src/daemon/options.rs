@@ -8,12 +8,13 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 use log::LevelFilter;
 
-use crate::listen::address::{Address, printable};
+pub use crate::daemon::early_exit::Exit;
+use crate::daemon::early_exit::exit;
+use crate::daemon::values::{count, duration, value};
+use crate::listen::address::Address;
 use crate::listen::socket::ListenOptions;
 
 /// What is listened on without `--listen`.
@@ -57,17 +58,6 @@ pub struct Options {
     pub explain: bool,
     /// The log's level where RUST_LOG does not say otherwise.
     pub level: LevelFilter,
-}
-
-/// The command line wants no daemon: print `message` and end with `status`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exit {
-    /// 0 after help and version, 2 where the command line is wrong.
-    pub status: u8,
-    /// Without a newline at its end. With status 2 it is a single line.
-    pub message: String,
-    /// Else stderr.
-    pub to_stdout: bool,
 }
 
 impl Options {
@@ -184,84 +174,8 @@ ADDRESS:   PORT (every interface), IP:PORT, [IPv6]:PORT, HOST:PORT or unix:PATH;
 DURATION:  a whole number and a unit: 50us, 500ms, 30s, 10m, 1h; or 0
 RUST_LOG:  if set, decides what is logged instead of -v and -q (RUST_LOG=echod=debug)";
 
-/// One of our parsers as clap wants it. Its error is a clause about the value, without the value.
-fn value<T: Clone + Send + Sync + 'static>(parse: fn(&str) -> Result<T, String>) -> impl TypedValueParser<Value = T> {
-    OsStringValueParser::new().try_map(move |raw| raw.to_str().ok_or_else(|| "it is not UTF-8".into()).and_then(parse))
-}
-
-/// A whole number from 1 to `most`.
-fn count(text: &str, most: u32) -> Result<u32, String> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()); // `parse` would allow "+1".
-    text.parse()
-        .ok()
-        .filter(|number| digits && (1..=most).contains(number))
-        .ok_or_else(|| format!("expected a whole number from 1 to {most}"))
-}
-
-/// A whole number with a unit, or 0. Strict, and ours: the crates for it take `1h 30m`, `1.5s`, `5`
-/// or `1 month` as well, and what one of them lets in today cannot be taken back tomorrow.
-fn duration(text: &str, most: Duration, most_in_words: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
-    let micros: u128 = match unit {
-        "" if !number.is_empty() && number.bytes().all(|digit| digit == b'0') => 0,
-        "" if !number.is_empty() => return Err(format!("the unit is missing, as in {number}s (us, ms, s, m, h)")),
-        "us" => 1,
-        "ms" => 1_000,
-        "s" => 1_000_000,
-        "m" => 60_000_000,
-        "h" => 3_600_000_000,
-        _ => 0,
-    };
-    if number.is_empty() || !(unit.is_empty() || micros > 0) {
-        return Err("expected a whole number with a unit (us, ms, s, m, h), as in 30s".into());
-    }
-    // More digits than a u64 holds: certainly too long, and the product below cannot overflow.
-    let micros = micros * u128::from(number.parse::<u64>().unwrap_or(u64::MAX));
-    let fits = micros <= most.as_micros();
-    fits.then(|| Duration::from_micros(micros as u64)).ok_or_else(|| format!("it can be {most_in_words} at most"))
-}
-
 fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "expected IP:PORT, as in 127.0.0.1:9100".into())
-}
-
-/// Makes the one line out of what clap found.
-fn exit(error: &clap::Error) -> Exit {
-    if !error.use_stderr() {
-        return Exit { status: 0, message: error.render().to_string().trim_end().into(), to_stdout: true };
-    }
-    let word = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.as_str()),
-        Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
-        _ => None,
-    };
-    // clap writes the option as in the usage, "--listen <ADDRESS>", "-v...", "--one-shot".
-    let name = |kind| word(kind).and_then(|usage| usage.split([' ', '=']).next()).unwrap_or("").trim_end_matches('.');
-    let (option, value) = (name(ContextKind::InvalidArg), word(ContextKind::InvalidValue).unwrap_or(""));
-    let told = match error.kind() {
-        ErrorKind::ValueValidation => {
-            let why = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-            format!("invalid value '{value}' for {option}: {why}")
-        }
-        ErrorKind::InvalidValue => format!("{option} needs a value"),
-        ErrorKind::TooManyValues => format!("{option} takes no value, but has '{value}'"),
-        ErrorKind::ArgumentConflict => match name(ContextKind::PriorArg) {
-            other if other == option => format!("{option} is given more than once"),
-            other => format!("{option} and {other} exclude each other"),
-        },
-        ErrorKind::UnknownArgument => {
-            let typed = word(ContextKind::InvalidArg).unwrap_or("");
-            let kind = if typed.starts_with('-') { "option" } else { "argument" };
-            match word(ContextKind::SuggestedArg) {
-                Some(near) => format!("unknown {kind} '{typed}'; did you mean {near}?"),
-                None => format!("unknown {kind} '{typed}'; see echod --help"),
-            }
-        }
-        ErrorKind::InvalidUtf8 => "an argument is not UTF-8".into(),
-        // No option of ours can give another kind today. One line, whatever it is.
-        _ => error.render().to_string().lines().next().unwrap_or("").trim_start_matches("error: ").into(),
-    };
-    Exit { status: 2, message: format!("echod: {}", printable(&told)), to_stdout: false }
 }
 
 #[cfg(test)]
@@ -358,50 +272,6 @@ mod tests {
             (&["-vvv"], LevelFilter::Trace),
         ] {
             assert_eq!(options(flags).level, level, "{flags:?}");
-        }
-    }
-
-    #[test]
-    fn a_duration_is_a_whole_number_with_a_unit() {
-        for (text, expected) in [
-            ("50us", Duration::from_micros(50)),
-            ("500ms", Duration::from_millis(500)),
-            ("30s", Duration::from_secs(30)),
-            ("10m", Duration::from_secs(600)),
-            ("1h", Duration::from_secs(3600)),
-            ("0", Duration::ZERO),
-            ("0h", Duration::ZERO),
-            ("007s", Duration::from_secs(7)),
-            ("576h", MAX_TIMEOUT),
-        ] {
-            assert_eq!(duration(text, MAX_TIMEOUT, "24 days"), Ok(expected), "{text}");
-        }
-    }
-
-    #[test]
-    fn anything_else_is_no_duration() {
-        let malformed = "expected a whole number with a unit (us, ms, s, m, h), as in 30s";
-        let missing = "the unit is missing, as in 5s (us, ms, s, m, h)";
-        for (text, why) in [
-            ("", malformed),
-            ("s", malformed),
-            ("5", missing),
-            ("1.5s", malformed),
-            ("-1s", malformed),
-            ("+1s", malformed),
-            ("inf", malformed),
-            ("1h30m", malformed),
-            ("5 s", malformed),
-            (" 5s", malformed),
-            ("5S", malformed),
-            ("5d", malformed),
-            ("0d", malformed),
-            ("٣s", malformed),
-            ("577h", "it can be 24 days at most"),
-            ("18446744073709551615h", "it can be 24 days at most"),
-            ("99999999999999999999999us", "it can be 24 days at most"),
-        ] {
-            assert_eq!(duration(text, MAX_TIMEOUT, "24 days"), Err(why.into()), "{text}");
         }
     }
 

@@ -5,17 +5,18 @@
 //! gone. So every line of the daemon goes through an [`NonBlockingWriter`], which writes what the descriptor
 //! takes at once, drops the rest of the lines, and counts them.
 
-use std::io::{self, IsTerminal, Write};
+use std::fmt;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::{env, fmt};
 
-use env_logger::WriteStyle;
-use log::{Level, LevelFilter};
+use log::Level;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::SendFlags;
+
+use crate::daemon::journal::{priority, stderr_is_the_journal};
 
 /// The longest line, its newline included; a longer one is cut. PIPE_BUF on Linux: up to this size a
 /// pipe takes a line whole or not at all, whoever else writes to it.
@@ -153,6 +154,11 @@ fn stderr() -> MutexGuard<'static, Option<NonBlockingWriter>> {
     outlet.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Opens the outlet to stderr, unless it is open.
+pub(crate) fn open_stderr() {
+    drop(stderr());
+}
+
 /// One line to stderr, past the log and its levels.
 pub fn print_stderr(line: impl fmt::Display) {
     write_to_stderr(line.to_string().as_bytes());
@@ -167,7 +173,7 @@ pub fn print_error(line: impl fmt::Display) {
     }
 }
 
-fn write_to_stderr(line: &[u8]) {
+pub(crate) fn write_to_stderr(line: &[u8]) {
     match &mut *stderr() {
         Some(outlet) => {
             outlet.write_line(line);
@@ -178,84 +184,10 @@ fn write_to_stderr(line: &[u8]) {
     }
 }
 
-/// stderr for a logger, which must hand over each record with a single write.
-pub fn stderr_log_writer() -> impl Write + Send + 'static {
-    struct LogWriter;
-
-    impl Write for LogWriter {
-        fn write(&mut self, record: &[u8]) -> io::Result<usize> {
-            write_to_stderr(record);
-            Ok(record.len()) // Dropped or not: the logger has nobody to tell.
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    LogWriter
-}
-
-/// Starts the log: to stderr, from `level` on, unless RUST_LOG says otherwise. `level` is for our own
-/// modules; of other crates (mio has much to say at `trace`) only warnings are wanted.
-pub fn init_log(level: LevelFilter) {
-    // Opened now: at the first line there may be no descriptor left for it, and that is what the line says.
-    drop(stderr());
-    let mut builder = env_logger::Builder::new();
-    let rules = env::var_os("RUST_LOG").unwrap_or_default();
-    let rules = rules.to_string_lossy();
-    // Tried before env_logger reads it: that one would complain with `eprintln!`, which can wait and panic.
-    match env_filter::Builder::new().try_parse(&rules) {
-        Ok(_) if !rules.trim().is_empty() => builder.parse_filters(&rules),
-        tried => {
-            if let Err(error) = tried {
-                print_stderr(format_args!("echod: RUST_LOG is ignored: {error}"));
-            }
-            builder.filter_level(level.min(LevelFilter::Warn)).filter_module("echod", level)
-        }
-    };
-    // env_logger takes a pipe of ours for no terminal, so the question is asked here (https://no-color.org).
-    let colour = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    builder
-        .target(env_logger::Target::Pipe(Box::new(stderr_log_writer())))
-        .write_style(if colour { WriteStyle::Always } else { WriteStyle::Never })
-        .format_timestamp_millis() // In UTC.
-        .format_target(false);
-    if stderr_is_the_journal() {
-        // The journal has its own timestamps, and knows levels by a prefix that it takes off: sd-daemon(3).
-        builder.format(|out, record| writeln!(out, "{}{}", priority(record.level()), record.args()));
-    }
-    // It fails only where a logger is set already, and then that one logs.
-    let _ = builder.try_init();
-}
-
-/// Whether stderr goes to the journal: systemd says so in JOURNAL_STREAM, which names the socket by device and inode. The
-/// variable alone proves nothing, since it is inherited by those whose stderr goes elsewhere: systemd.exec(5).
-fn stderr_is_the_journal() -> bool {
-    env::var("JOURNAL_STREAM").is_ok_and(|stream| names(&stream, io::stderr()))
-}
-
-fn names(stream: &str, descriptor: impl AsFd) -> bool {
-    let Ok(is) = rustix::fs::fstat(descriptor) else { return false };
-    stream
-        .split_once(':')
-        .is_some_and(|(device, inode)| device.parse() == Ok(is.st_dev) && inode.parse() == Ok(is.st_ino))
-}
-
-/// syslog(3) has one level below `info`.
-fn priority(level: Level) -> &'static str {
-    match level {
-        Level::Error => "<3>",
-        Level::Warn => "<4>",
-        Level::Info => "<6>",
-        Level::Debug | Level::Trace => "<7>",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::{self, File, OpenOptions};
-    use std::io::{PipeReader, Read, Seek};
+    use std::io::{PipeReader, Read, Seek, Write};
     use std::os::unix::net::UnixStream;
     use std::path::PathBuf;
 
@@ -294,7 +226,7 @@ mod tests {
     }
 
     fn scratch(name: &str) -> PathBuf {
-        env::temp_dir().join(format!("echod-output-{name}-{}", std::process::id()))
+        std::env::temp_dir().join(format!("echod-output-{name}-{}", std::process::id()))
     }
 
     #[test]
@@ -447,18 +379,5 @@ mod tests {
         let before = lines_dropped();
         outlet.write_line(b"nobody is there");
         assert!(lines_dropped() > before);
-    }
-
-    #[test]
-    fn the_journal_is_known_by_device_and_inode() {
-        let (_reader, stderr) = UnixStream::pair().expect("a pair");
-        let is = rustix::fs::fstat(&stderr).expect("a socket");
-        assert!(names(&format!("{}:{}", is.st_dev, is.st_ino), &stderr));
-        for other in [format!("{}:{}", is.st_dev, is.st_ino + 1), format!("{}:{}", is.st_dev + 1, is.st_ino)] {
-            assert!(!names(&other, &stderr), "{other}");
-        }
-        for nonsense in ["", ":", "8:", "a:b", "8:-1", "8"] {
-            assert!(!names(nonsense, &stderr), "{nonsense}");
-        }
     }
 }

@@ -1,0 +1,95 @@
+//! Parsers for the values of options.
+
+use std::time::Duration;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+
+/// One of our parsers as clap wants it. Its error is a clause about the value, without the value.
+pub fn value<T: Clone + Send + Sync + 'static>(
+    parse: fn(&str) -> Result<T, String>,
+) -> impl TypedValueParser<Value = T> {
+    OsStringValueParser::new().try_map(move |raw| raw.to_str().ok_or_else(|| "it is not UTF-8".into()).and_then(parse))
+}
+
+/// A whole number from 1 to `most`.
+pub fn count(text: &str, most: u32) -> Result<u32, String> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()); // `parse` would allow "+1".
+    text.parse()
+        .ok()
+        .filter(|number| digits && (1..=most).contains(number))
+        .ok_or_else(|| format!("expected a whole number from 1 to {most}"))
+}
+
+/// A whole number with a unit, or 0. Strict, and ours: the crates for it take `1h 30m`, `1.5s`, `5`
+/// or `1 month` as well, and what one of them lets in today cannot be taken back tomorrow.
+pub fn duration(text: &str, most: Duration, most_in_words: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
+    let micros: u128 = match unit {
+        "" if !number.is_empty() && number.bytes().all(|digit| digit == b'0') => 0,
+        "" if !number.is_empty() => return Err(format!("the unit is missing, as in {number}s (us, ms, s, m, h)")),
+        "us" => 1,
+        "ms" => 1_000,
+        "s" => 1_000_000,
+        "m" => 60_000_000,
+        "h" => 3_600_000_000,
+        _ => 0,
+    };
+    if number.is_empty() || !(unit.is_empty() || micros > 0) {
+        return Err("expected a whole number with a unit (us, ms, s, m, h), as in 30s".into());
+    }
+    // More digits than a u64 holds: certainly too long, and the product below cannot overflow.
+    let micros = micros * u128::from(number.parse::<u64>().unwrap_or(u64::MAX));
+    let fits = micros <= most.as_micros();
+    fits.then(|| Duration::from_micros(micros as u64)).ok_or_else(|| format!("it can be {most_in_words} at most"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 24 * 60 * 60);
+
+    #[test]
+    fn a_duration_is_a_whole_number_with_a_unit() {
+        for (text, expected) in [
+            ("50us", Duration::from_micros(50)),
+            ("500ms", Duration::from_millis(500)),
+            ("30s", Duration::from_secs(30)),
+            ("10m", Duration::from_secs(600)),
+            ("1h", Duration::from_secs(3600)),
+            ("0", Duration::ZERO),
+            ("0h", Duration::ZERO),
+            ("007s", Duration::from_secs(7)),
+            ("576h", MAX_TIMEOUT),
+        ] {
+            assert_eq!(duration(text, MAX_TIMEOUT, "24 days"), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_no_duration() {
+        let malformed = "expected a whole number with a unit (us, ms, s, m, h), as in 30s";
+        let missing = "the unit is missing, as in 5s (us, ms, s, m, h)";
+        for (text, why) in [
+            ("", malformed),
+            ("s", malformed),
+            ("5", missing),
+            ("1.5s", malformed),
+            ("-1s", malformed),
+            ("+1s", malformed),
+            ("inf", malformed),
+            ("1h30m", malformed),
+            ("5 s", malformed),
+            (" 5s", malformed),
+            ("5S", malformed),
+            ("5d", malformed),
+            ("0d", malformed),
+            ("٣s", malformed),
+            ("577h", "it can be 24 days at most"),
+            ("18446744073709551615h", "it can be 24 days at most"),
+            ("99999999999999999999999us", "it can be 24 days at most"),
+        ] {
+            assert_eq!(duration(text, MAX_TIMEOUT, "24 days"), Err(why.into()), "{text}");
+        }
+    }
+}
