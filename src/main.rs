@@ -4,8 +4,9 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use echod::daemon::early_exit::EarlyExit;
 use echod::daemon::monitoring::{self, Monitoring};
-use echod::daemon::options::{Exit, Options};
+use echod::daemon::options::Options;
 use echod::daemon::output::{self, NonBlockingWriter};
 use echod::daemon::systemd::{self, Notifier};
 use echod::daemon::{limits, logging, signals};
@@ -21,9 +22,9 @@ use log::{info, warn};
 fn main() -> ExitCode {
     let options = match Options::parse(std::env::args_os()) {
         Ok(options) => options,
-        Err(exit) => return say_and_exit(&exit),
+        Err(exit) => return print_and_exit(&exit),
     };
-    let inherited = systemd::inherited(); // Before we open anything: see there.
+    let inherited = systemd::listeners_from_env(); // Before we open anything: see there.
     logging::init_log(options.level);
     match inherited.and_then(|inherited| serve(&options, inherited)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
 }
 
 /// `--help` and `--version` go to stdout, what is wrong with the command line to stderr.
-fn say_and_exit(exit: &Exit) -> ExitCode {
+fn print_and_exit(exit: &EarlyExit) -> ExitCode {
     if !exit.to_stdout {
         output::print_error(&exit.message);
     } else if let Err(error) = writeln!(io::stdout(), "{}", exit.message) {
@@ -52,12 +53,12 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     let signals = signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
     let listeners = bind(options, inherited)?;
     let monitoring = monitoring(options)?;
-    announce(&listeners, &monitoring).map_err(|error| format!("cannot write to stdout: {error}"))?;
+    print_addresses(&listeners, &monitoring).map_err(|error| format!("cannot write to stdout: {error}"))?;
 
-    let asked = options.max_connections.map(|asked| asked as usize);
-    let max_connections = limits::cap(asked, limit, listeners.len() + monitoring.descriptors());
-    if let Some(asked) = asked.filter(|&asked| asked > max_connections) {
-        warn!("--max-connections {asked} is lowered to {max_connections}: RLIMIT_NOFILE is {limit}");
+    let requested = options.max_connections.map(|requested| requested as usize);
+    let max_connections = limits::max_connections(requested, limit, listeners.len() + monitoring.descriptors());
+    if let Some(requested) = requested.filter(|&requested| requested > max_connections) {
+        warn!("--max-connections {requested} is lowered to {max_connections}: RLIMIT_NOFILE is {limit}");
     }
     info!("echod {}: at most {max_connections} connections", env!("CARGO_PKG_VERSION"));
     let settings = Settings {
@@ -72,9 +73,9 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     let mut server: Server<Monitoring> = Server::new(settings, listeners, monitoring, signals)
         .map_err(|error| format!("cannot start polling: {error}"))?;
     let outcome = if options.explain {
-        let mut narrator = Explainer::new(io::stdout()).map_err(|error| format!("cannot write to stdout: {error}"))?;
-        let outcome = server.run(&mut narrator);
-        narrator.stopped();
+        let mut explainer = Explainer::new(io::stdout()).map_err(|error| format!("cannot write to stdout: {error}"))?;
+        let outcome = server.run(&mut explainer);
+        explainer.stopped();
         outcome
     } else {
         server.run(&mut Silent)
@@ -91,8 +92,8 @@ fn bind(options: &Options, inherited: Vec<Listener>) -> Result<Vec<Listener>, St
     for address in wanted {
         listeners.extend(address.bind(&options.listen_options()).map_err(|error| error.to_string())?);
     }
-    if let Some(most) = somaxconn().filter(|&most| most < options.backlog) {
-        warn!("--backlog {} is lowered to {most} by the kernel (net.core.somaxconn)", options.backlog);
+    if let Some(max) = somaxconn().filter(|&max| max < options.backlog) {
+        warn!("--backlog {} is lowered to {max} by the kernel (net.core.somaxconn)", options.backlog);
     }
     Ok(listeners)
 }
@@ -104,11 +105,11 @@ fn monitoring(options: &Options) -> Result<Monitoring, String> {
 }
 
 /// Says where we listen, a line each, before the first accept.
-fn announce(listeners: &[Listener], monitoring: &Monitoring) -> io::Result<()> {
+fn print_addresses(listeners: &[Listener], monitoring: &Monitoring) -> io::Result<()> {
     let mut stdout = NonBlockingWriter::new(io::stdout())?;
     let endpoint = monitoring.endpoint.iter().map(Endpoint::local);
     for url in listeners.iter().map(Listener::local).chain(endpoint) {
-        stdout.announce(&format!("listening on {url}"))?;
+        stdout.try_write_line(&format!("listening on {url}"))?;
     }
     Ok(())
 }

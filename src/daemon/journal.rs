@@ -7,11 +7,11 @@ use log::Level;
 
 /// Whether stderr goes to the journal: systemd says so in JOURNAL_STREAM, which names the socket by device and inode. The
 /// variable alone proves nothing, since it is inherited by those whose stderr goes elsewhere: systemd.exec(5).
-pub fn stderr_is_the_journal() -> bool {
-    env::var("JOURNAL_STREAM").is_ok_and(|stream| names(&stream, io::stderr()))
+pub fn is_stderr() -> bool {
+    env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(&stream, io::stderr()))
 }
 
-fn names(stream: &str, descriptor: impl AsFd) -> bool {
+fn is_stream(stream: &str, descriptor: impl AsFd) -> bool {
     let Ok(is) = rustix::fs::fstat(descriptor) else { return false };
     stream
         .split_once(':')
@@ -19,7 +19,7 @@ fn names(stream: &str, descriptor: impl AsFd) -> bool {
 }
 
 /// syslog(3) has one level below `info`.
-pub fn priority(level: Level) -> &'static str {
+pub fn level_prefix(level: Level) -> &'static str {
     match level {
         Level::Error => "<3>",
         Level::Warn => "<4>",
@@ -35,15 +35,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_journal_is_known_by_device_and_inode() {
+    fn journal_is_recognized_by_device_and_inode() {
         let (_reader, stderr) = UnixStream::pair().expect("a pair");
         let is = rustix::fs::fstat(&stderr).expect("a socket");
-        assert!(names(&format!("{}:{}", is.st_dev, is.st_ino), &stderr));
+        assert!(is_stream(&format!("{}:{}", is.st_dev, is.st_ino), &stderr));
         for other in [format!("{}:{}", is.st_dev, is.st_ino + 1), format!("{}:{}", is.st_dev + 1, is.st_ino)] {
-            assert!(!names(&other, &stderr), "{other}");
+            assert!(!is_stream(&other, &stderr), "{other}");
         }
         for nonsense in ["", ":", "8:", "a:b", "8:-1", "8"] {
-            assert!(!names(nonsense, &stderr), "{nonsense}");
+            assert!(!is_stream(nonsense, &stderr), "{nonsense}");
         }
     }
 }

@@ -6,11 +6,11 @@ use std::io::{self, IsTerminal, Write};
 use env_logger::WriteStyle;
 use log::LevelFilter;
 
-use crate::daemon::journal::{priority, stderr_is_the_journal};
+use crate::daemon::journal;
 use crate::daemon::output::{open_stderr, print_stderr, write_to_stderr};
 
 /// stderr for a logger, which must hand over each record with a single write.
-pub fn stderr_log_writer() -> impl Write + Send + 'static {
+fn stderr_log_writer() -> impl Write + Send + 'static {
     struct LogWriter;
 
     impl Write for LogWriter {
@@ -38,23 +38,23 @@ pub fn init_log(level: LevelFilter) {
     // Tried before env_logger reads it: that one would complain with `eprintln!`, which can wait and panic.
     match env_filter::Builder::new().try_parse(&rules) {
         Ok(_) if !rules.trim().is_empty() => builder.parse_filters(&rules),
-        tried => {
-            if let Err(error) = tried {
+        parsed => {
+            if let Err(error) = parsed {
                 print_stderr(format_args!("echod: RUST_LOG is ignored: {error}"));
             }
             builder.filter_level(level.min(LevelFilter::Warn)).filter_module("echod", level)
         }
     };
     // env_logger takes a pipe of ours for no terminal, so the question is asked here (https://no-color.org).
-    let colour = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let color = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     builder
         .target(env_logger::Target::Pipe(Box::new(stderr_log_writer())))
-        .write_style(if colour { WriteStyle::Always } else { WriteStyle::Never })
+        .write_style(if color { WriteStyle::Always } else { WriteStyle::Never })
         .format_timestamp_millis() // In UTC.
         .format_target(false);
-    if stderr_is_the_journal() {
+    if journal::is_stderr() {
         // The journal has its own timestamps, and knows levels by a prefix that it takes off: sd-daemon(3).
-        builder.format(|out, record| writeln!(out, "{}{}", priority(record.level()), record.args()));
+        builder.format(|out, record| writeln!(out, "{}{}", journal::level_prefix(record.level()), record.args()));
     }
     // It fails only where a logger is set already, and then that one logs.
     let _ = builder.try_init();

@@ -1,6 +1,6 @@
 //! The command line, and nothing else: no environment, no input or output, no logging.
 //!
-//! [`Options::parse`] gives either options that are valid in themselves or an [`Exit`]: what to
+//! [`Options::parse`] gives either options that are valid in themselves or an [`EarlyExit`]: what to
 //! print, where, and with which status to end. clap reads the arguments; what it says about a wrong
 //! one takes several lines, so the single line is made here.
 
@@ -11,9 +11,8 @@ use std::time::Duration;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 use log::LevelFilter;
 
-pub use crate::daemon::early_exit::Exit;
-use crate::daemon::early_exit::exit;
-use crate::daemon::values::{count, duration, value};
+use crate::daemon::early_exit::EarlyExit;
+use crate::daemon::values::{parse_count, parse_duration, parser};
 use crate::listen::address::Address;
 use crate::listen::socket::ListenOptions;
 
@@ -62,9 +61,9 @@ pub struct Options {
 
 impl Options {
     /// Reads the arguments, the first of which is the program's name.
-    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Options, Exit> {
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Options, EarlyExit> {
         let given = command().try_get_matches_from(args).and_then(|matches| Arguments::from_arg_matches(&matches));
-        given.map(Options::from).map_err(|error| exit(&error))
+        given.map(Options::from).map_err(|error| EarlyExit::from_clap(&error))
     }
 
     /// How the listening sockets are made.
@@ -111,7 +110,7 @@ pub fn command() -> clap::Command {
 #[command(about = "A TCP echo daemon (RFC 862): what comes in goes out", after_help = AFTER_HELP)]
 struct Arguments {
     /// Where to listen; repeatable [default: 9999]
-    #[arg(short, long, value_name = "ADDRESS", value_parser = value(Address::parse), allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "ADDRESS", value_parser = parser(Address::parse), allow_hyphen_values = true)]
     listen: Vec<Address>,
 
     /// Answer one message of at most 1024 bytes, then close first
@@ -119,27 +118,27 @@ struct Arguments {
     one_shot: bool,
 
     /// Most connections at once [default: what RLIMIT_NOFILE allows]
-    #[arg(long, value_name = "N", value_parser = value(|n| count(n, u32::MAX)), allow_hyphen_values = true)]
+    #[arg(long, value_name = "N", value_parser = parser(|n| parse_count(n, u32::MAX)), allow_hyphen_values = true)]
     max_connections: Option<u32>,
 
     /// Close a connection idle for this long; 0: never
     #[arg(long, value_name = "DURATION", default_value = "10m", allow_hyphen_values = true)]
-    #[arg(value_parser = value(|text| duration(text, MAX_TIMEOUT, "24 days")))]
+    #[arg(value_parser = parser(|text| parse_duration(text, MAX_TIMEOUT, "24 days")))]
     idle_timeout: Duration,
 
     /// How long a stop waits for peers to finish
     #[arg(long, value_name = "DURATION", default_value = "5s", allow_hyphen_values = true)]
-    #[arg(value_parser = value(|text| duration(text, MAX_TIMEOUT, "24 days")))]
+    #[arg(value_parser = parser(|text| parse_duration(text, MAX_TIMEOUT, "24 days")))]
     drain_timeout: Duration,
 
     /// Read buffer, the most that a stalled peer holds
     #[arg(long, value_name = "BYTES", default_value = "65536", allow_hyphen_values = true)]
-    #[arg(value_parser = value(|bytes| count(bytes, MAX_BUFFER_SIZE)))]
+    #[arg(value_parser = parser(|bytes| parse_count(bytes, MAX_BUFFER_SIZE)))]
     buffer_size: u32,
 
     /// How many connections may wait to be accepted
     #[arg(long, value_name = "N", default_value = "1024", allow_hyphen_values = true)]
-    #[arg(value_parser = value(|n| count(n, i32::MAX as u32)))]
+    #[arg(value_parser = parser(|n| parse_count(n, i32::MAX as u32)))]
     backlog: u32,
 
     /// Share the port with other processes (SO_REUSEPORT)
@@ -148,11 +147,11 @@ struct Arguments {
 
     /// Poll this long before sleeping; at most 10ms
     #[arg(long, value_name = "DURATION", default_value = "0", allow_hyphen_values = true)]
-    #[arg(value_parser = value(|text| duration(text, MAX_BUSY_POLL, "10ms")))]
+    #[arg(value_parser = parser(|text| parse_duration(text, MAX_BUSY_POLL, "10ms")))]
     busy_poll: Duration,
 
     /// Serve Prometheus metrics and /healthz over HTTP
-    #[arg(long, value_name = "IP:PORT", value_parser = value(socket_address), allow_hyphen_values = true)]
+    #[arg(long, value_name = "IP:PORT", value_parser = parser(parse_socket_address), allow_hyphen_values = true)]
     metrics: Option<SocketAddr>,
 
     /// Narrate each connection on stdout, as TCP lives it
@@ -174,7 +173,7 @@ ADDRESS:   PORT (every interface), IP:PORT, [IPv6]:PORT, HOST:PORT or unix:PATH;
 DURATION:  a whole number and a unit: 50us, 500ms, 30s, 10m, 1h; or 0
 RUST_LOG:  if set, decides what is logged instead of -v and -q (RUST_LOG=echod=debug)";
 
-fn socket_address(text: &str) -> Result<SocketAddr, String> {
+fn parse_socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "expected IP:PORT, as in 127.0.0.1:9100".into())
 }
 
@@ -184,7 +183,7 @@ mod tests {
 
     use super::*;
 
-    fn parse(args: &[&str]) -> Result<Options, Exit> {
+    fn parse(args: &[&str]) -> Result<Options, EarlyExit> {
         Options::parse(["echod"].iter().chain(args).map(OsString::from))
     }
 
@@ -200,12 +199,12 @@ mod tests {
     }
 
     #[test]
-    fn clap_finds_no_fault_in_the_definition() {
+    fn command_definition_passes_clap_checks() {
         command().debug_assert();
     }
 
     #[test]
-    fn the_defaults_are_those_of_the_contract() {
+    fn defaults_match_the_contract() {
         let defaults = Options {
             listen: vec![Address::Port(9999)],
             listen_given: false,
@@ -226,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn every_option_reaches_its_field() {
+    fn every_option_sets_its_field() {
         let all = options(&[
             "-l=127.0.0.1:0",
             "--listen",
@@ -263,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn v_and_q_choose_the_level() {
+    fn v_and_q_select_the_log_level() {
         for (flags, level) in [
             (&["-q"][..], LevelFilter::Warn),
             (&["-v"], LevelFilter::Debug),
@@ -276,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_gets_one_line_with_the_option_and_the_value() {
+    fn invalid_value_error_names_option_and_value() {
         let number = |most: u32| format!("expected a whole number from 1 to {most}");
         let duration = "expected a whole number with a unit (us, ms, s, m, h), as in 30s";
         let metrics = "expected IP:PORT, as in 127.0.0.1:9100";
@@ -312,14 +311,14 @@ mod tests {
     }
 
     #[test]
-    fn a_unix_path_that_is_too_long_is_a_wrong_value() {
+    fn overlong_unix_path_is_an_invalid_value() {
         let path = format!("unix:/{}", "x".repeat(200));
         let why = "the path is too long for a Unix socket (201 bytes)";
         assert_eq!(refused(&["-l", &path]), format!("echod: invalid value '{path}' for --listen: {why}"));
     }
 
     #[test]
-    fn a_wrong_option_gets_one_line() {
+    fn unknown_option_error_is_one_line() {
         for (args, expected) in [
             (&["--listne", "9999"][..], "echod: unknown option '--listne'; did you mean --listen?"),
             (&["--frobnicate"], "echod: unknown option '--frobnicate'; see echod --help"),
@@ -337,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_typed_cannot_break_the_line() {
+    fn control_characters_are_escaped_in_errors() {
         assert_eq!(refused(&["--x\ny\x1b[31m"]), "echod: unknown option '--x\\ny\\u{1b}[31m'; see echod --help");
         assert!(refused(&["--listen=a\nb:1"]).contains("'a\\nb:1'"));
         let not_utf8 = OsString::from_vec(b"--listen=unix:/\xff".to_vec());
@@ -349,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn help_and_version_go_to_stdout_and_are_plain() {
+    fn help_and_version_are_plain_text_on_stdout() {
         let version = parse(&["-V"]).expect_err("a version");
         assert_eq!(version.message, concat!("echod ", env!("CARGO_PKG_VERSION")));
         let help = parse(&["--help"]).expect_err("a help");

@@ -16,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::SendFlags;
 
-use crate::daemon::journal::{priority, stderr_is_the_journal};
+use crate::daemon::journal;
 
 /// The longest line, its newline included; a longer one is cut. PIPE_BUF on Linux: up to this size a
 /// pipe takes a line whole or not at all, whoever else writes to it.
@@ -33,12 +33,12 @@ pub fn lines_dropped() -> u64 {
 #[derive(Debug)]
 pub struct NonBlockingWriter {
     descriptor: OwnedFd,
-    way: WriteMode,
+    mode: WriteMode,
     /// What is left of a line of which the kernel took a part. It goes first, so that no line is garbled.
     unwritten: Vec<u8>,
 }
 
-/// How to write without waiting. O_NONBLOCK on the descriptor that we were given is not the way: the
+/// How to write without waiting. O_NONBLOCK on the descriptor that we were given is not the mode: the
 /// flag belongs to the open file description, which the shell and its other children share. RWF_NOWAIT
 /// is not, either: pipes know it only since Linux 6.4, terminals not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,14 +57,14 @@ enum WriteMode {
 }
 
 impl NonBlockingWriter {
-    /// An outlet to what `shared` is open on. The flags of `shared` stay as they are.
+    /// An writer to what `shared` is open on. The flags of `shared` stay as they are.
     pub fn new(shared: impl AsFd) -> io::Result<NonBlockingWriter> {
         let shared = shared.as_fd();
         let kind = FileType::from_raw_mode(rustix::fs::fstat(shared)?.st_mode);
         // What is open for reading only is not opened again: its EBADF shall be seen.
         let writable = rustix::fs::fcntl_getfl(shared)? & OFlags::RWMODE != OFlags::RDONLY;
         let duplicate = || rustix::io::fcntl_dupfd_cloexec(shared, 3);
-        let (descriptor, way) = if kind == FileType::Socket {
+        let (descriptor, mode) = if kind == FileType::Socket {
             (duplicate()?, WriteMode::Socket)
         } else if writable && (kind == FileType::Fifo || shared.is_terminal()) {
             let path = format!("/proc/self/fd/{}", shared.as_raw_fd());
@@ -76,23 +76,23 @@ impl NonBlockingWriter {
         } else {
             (duplicate()?, WriteMode::File)
         };
-        Ok(NonBlockingWriter { descriptor, way, unwritten: Vec::new() })
+        Ok(NonBlockingWriter { descriptor, mode, unwritten: Vec::new() })
     }
 
     /// Writes a line, whole or not at all, now or never: one that nobody takes is dropped and counted.
-    /// A newline is added where there is none. Returns whether it was taken.
+    /// A newline is added where there is none. Returns whether it was accepted.
     pub fn write_line(&mut self, line: &[u8]) -> bool {
-        let taken = self.put(line).is_ok();
-        if !taken {
+        let accepted = self.enqueue(line).is_ok();
+        if !accepted {
             LINES_DROPPED.fetch_add(1, Ordering::Relaxed);
         }
-        taken
+        accepted
     }
 
-    /// As [`NonBlockingWriter::write_line`], for what the daemon's start hangs on: an outlet that is broken (EPIPE,
+    /// As [`NonBlockingWriter::write_line`], for what the daemon's start hangs on: an writer that is broken (EPIPE,
     /// ENOSPC, EIO, EBADF) is an error. One that is full is not; the line is dropped and counted.
-    pub fn announce(&mut self, line: &str) -> io::Result<()> {
-        match self.put(line.as_bytes()) {
+    pub fn try_write_line(&mut self, line: &str) -> io::Result<()> {
+        match self.enqueue(line.as_bytes()) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 LINES_DROPPED.fetch_add(1, Ordering::Relaxed);
                 Ok(())
@@ -101,13 +101,13 @@ impl NonBlockingWriter {
         }
     }
 
-    fn put(&mut self, line: &[u8]) -> io::Result<()> {
-        self.push()?;
+    fn enqueue(&mut self, line: &[u8]) -> io::Result<()> {
+        self.flush()?;
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         self.unwritten.extend_from_slice(&line[..line.len().min(MAX_LINE_LEN - 1)]);
         self.unwritten.push(b'\n');
         let whole = self.unwritten.len();
-        match self.push() {
+        match self.flush() {
             Err(error) if self.unwritten.len() == whole => {
                 self.unwritten.clear(); // Not a byte of it is out, so it can go.
                 Err(error)
@@ -116,8 +116,8 @@ impl NonBlockingWriter {
         }
     }
 
-    /// Writes what is unwritten, as far as it is taken at once.
-    fn push(&mut self) -> io::Result<()> {
+    /// Writes what is unwritten, as far as it is accepted at once.
+    fn flush(&mut self) -> io::Result<()> {
         while !self.unwritten.is_empty() {
             match self.write() {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -130,13 +130,13 @@ impl NonBlockingWriter {
     }
 
     fn write(&self) -> io::Result<usize> {
-        if self.way == WriteMode::Polled {
-            let mut asked = [PollFd::new(&self.descriptor, PollFlags::OUT)];
-            if rustix::event::poll(&mut asked, Some(&Timespec::default()))? == 0 {
+        if self.mode == WriteMode::Polled {
+            let mut ready = [PollFd::new(&self.descriptor, PollFlags::OUT)];
+            if rustix::event::poll(&mut ready, Some(&Timespec::default()))? == 0 {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
         }
-        Ok(match self.way {
+        Ok(match self.mode {
             WriteMode::Socket => {
                 rustix::net::send(&self.descriptor, &self.unwritten, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?
             }
@@ -147,14 +147,14 @@ impl NonBlockingWriter {
     }
 }
 
-/// The one outlet to stderr, for the log and for [`print_stderr`]. `None`: stderr cannot be written to at all.
+/// The one writer to stderr, for the log and for [`print_stderr`]. `None`: stderr cannot be written to at all.
 fn stderr() -> MutexGuard<'static, Option<NonBlockingWriter>> {
     static STDERR: OnceLock<Mutex<Option<NonBlockingWriter>>> = OnceLock::new();
-    let outlet = STDERR.get_or_init(|| Mutex::new(NonBlockingWriter::new(io::stderr()).ok()));
-    outlet.lock().unwrap_or_else(PoisonError::into_inner)
+    let writer = STDERR.get_or_init(|| Mutex::new(NonBlockingWriter::new(io::stderr()).ok()));
+    writer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Opens the outlet to stderr, unless it is open.
+/// Opens the writer to stderr, unless it is open.
 pub(crate) fn open_stderr() {
     drop(stderr());
 }
@@ -166,8 +166,8 @@ pub fn print_stderr(line: impl fmt::Display) {
 
 /// As [`print_stderr`], for what ends the daemon: in the journal it is an error.
 pub fn print_error(line: impl fmt::Display) {
-    if stderr_is_the_journal() {
-        print_stderr(format_args!("{}{line}", priority(Level::Error)))
+    if journal::is_stderr() {
+        print_stderr(format_args!("{}{line}", journal::level_prefix(Level::Error)))
     } else {
         print_stderr(line)
     }
@@ -175,8 +175,8 @@ pub fn print_error(line: impl fmt::Display) {
 
 pub(crate) fn write_to_stderr(line: &[u8]) {
     match &mut *stderr() {
-        Some(outlet) => {
-            outlet.write_line(line);
+        Some(writer) => {
+            writer.write_line(line);
         }
         None => {
             LINES_DROPPED.fetch_add(1, Ordering::Relaxed);
@@ -197,7 +197,7 @@ mod tests {
         /// Writes lines until one is dropped; returns their number. They divide a page, so that a pipe is full
         /// to the last byte.
         fn fill(&mut self) -> usize {
-            (0..1000).find(|n| self.put(&numbered(*n)).is_err()).expect("an outlet that fills up")
+            (0..1000).find(|n| self.enqueue(&numbered(*n)).is_err()).expect("an output that fills up")
         }
     }
 
@@ -217,71 +217,71 @@ mod tests {
     }
 
     /// The two ways to write to a pipe or terminal.
-    fn both_ways(shared: impl AsFd) -> [NonBlockingWriter; 2] {
-        let outlet = NonBlockingWriter::new(&shared).expect("an outlet");
+    fn both_modes(shared: impl AsFd) -> [NonBlockingWriter; 2] {
+        let output = NonBlockingWriter::new(&shared).expect("an output");
         let descriptor = shared.as_fd().try_clone_to_owned().expect("a descriptor");
         #[cfg(target_os = "linux")]
-        assert_eq!(outlet.way, WriteMode::Reopened);
-        [outlet, NonBlockingWriter { descriptor, way: WriteMode::Polled, unwritten: Vec::new() }]
+        assert_eq!(output.mode, WriteMode::Reopened);
+        [output, NonBlockingWriter { descriptor, mode: WriteMode::Polled, unwritten: Vec::new() }]
     }
 
-    fn scratch(name: &str) -> PathBuf {
+    fn temp_path(name: &str) -> PathBuf {
         std::env::temp_dir().join(format!("echod-output-{name}-{}", std::process::id()))
     }
 
     #[test]
-    fn a_full_pipe_drops_whole_lines_counts_them_and_takes_new_ones_when_it_is_read() {
+    fn full_pipe_drops_and_counts_whole_lines() {
         let (mut reader, writer) = io::pipe().expect("a pipe");
-        for mut outlet in both_ways(&writer) {
-            let taken = outlet.fill();
+        for mut output in both_modes(&writer) {
+            let accepted = output.fill();
             let before = lines_dropped();
-            outlet.write_line(b"dropped");
-            outlet.announce("dropped").expect("a full outlet is no error");
+            output.write_line(b"dropped");
+            output.try_write_line("dropped").expect("a full output is no error");
             assert!(lines_dropped() >= before + 2);
             let got = read_available(&mut reader);
-            assert!(got == (0..taken).flat_map(numbered).collect::<Vec<_>>(), "{taken} whole lines");
-            outlet.write_line(b"again");
+            assert!(got == (0..accepted).flat_map(numbered).collect::<Vec<_>>(), "{accepted} whole lines");
+            output.write_line(b"again");
             assert_eq!(read_available(&mut reader), b"again\n");
         }
     }
 
     #[test]
-    fn a_reader_that_is_gone_is_an_error_at_start_and_borne_later() {
+    fn closed_pipe_fails_at_startup_and_is_tolerated_later() {
         let (reader, writer) = io::pipe().expect("a pipe");
-        let [mut reopened, mut polled] = both_ways(&writer);
+        let [mut reopened, mut polled] = both_modes(&writer);
         drop(reader);
-        let mut late = NonBlockingWriter::new(&writer).expect("an outlet");
-        for outlet in [&mut reopened, &mut polled, &mut late] {
+        let mut late = NonBlockingWriter::new(&writer).expect("an output");
+        for output in [&mut reopened, &mut polled, &mut late] {
             let before = lines_dropped();
-            outlet.write_line(b"nobody reads this");
+            output.write_line(b"nobody reads this");
             assert!(lines_dropped() > before);
-            let error = outlet.announce("nobody reads this").expect_err("an error");
+            let error = output.try_write_line("nobody reads this").expect_err("an error");
             assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         }
     }
 
     #[test]
-    fn the_descriptor_that_others_share_stays_blocking() {
+    fn shared_descriptor_stays_blocking() {
         let (_reader, writer) = io::pipe().expect("a pipe");
         let before = rustix::fs::fcntl_getfl(&writer).expect("flags");
-        let mut outlet = NonBlockingWriter::new(&writer).expect("an outlet");
-        outlet.fill();
+        let mut output = NonBlockingWriter::new(&writer).expect("an output");
+        output.fill();
         assert_eq!(rustix::fs::fcntl_getfl(&writer).expect("flags"), before);
         assert!(!before.contains(OFlags::NONBLOCK));
     }
 
     #[test]
-    fn a_socket_that_is_not_read_drops_lines_and_garbles_none() {
+    fn full_socket_drops_lines_and_garbles_none() {
         let (mut reader, writer) = UnixStream::pair().expect("a pair");
         // As small as can be: the kernel takes a long line in pieces, and often only the first of them.
         socket2::SockRef::from(&writer).set_send_buffer_size(1).expect("an option");
-        let mut outlet = NonBlockingWriter::new(&writer).expect("an outlet");
-        assert_eq!(outlet.way, WriteMode::Socket);
+        let mut output = NonBlockingWriter::new(&writer).expect("an output");
+        assert_eq!(output.mode, WriteMode::Socket);
         let before = lines_dropped();
         let (mut got, mut cut) = (Vec::new(), 0);
         for n in 0..1000 {
-            outlet.write_line(format!("{n:0>4095}").as_bytes());
-            cut += usize::from(!outlet.unwritten.is_empty());
+            output.write_line(format!("{n:0>4095}").as_bytes());
+            cut += usize::from(!output.unwritten.is_empty());
             let mut bytes = [0; 700];
             let read = reader.read(&mut bytes).expect("bytes");
             got.extend_from_slice(&bytes[..read]);
@@ -292,92 +292,92 @@ mod tests {
         assert!(numbers.len() > 100 && numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
         assert!(!rustix::fs::fcntl_getfl(&writer).expect("flags").contains(OFlags::NONBLOCK));
         drop(reader);
-        assert_eq!(outlet.announce("gone").expect_err("an error").kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(output.try_write_line("gone").expect_err("an error").kind(), io::ErrorKind::BrokenPipe);
     }
 
     #[test]
-    fn the_rest_of_a_line_that_was_cut_goes_before_the_next() {
+    fn rest_of_partial_line_precedes_the_next() {
         let (mut reader, writer) = io::pipe().expect("a pipe");
-        let mut outlet = NonBlockingWriter::new(&writer).expect("an outlet");
-        outlet.unwritten = b"st of one\n".to_vec(); // The kernel took "re".
-        outlet.write_line(b"two");
+        let mut output = NonBlockingWriter::new(&writer).expect("an output");
+        output.unwritten = b"st of one\n".to_vec(); // The kernel took "re".
+        output.write_line(b"two");
         assert_eq!(read_available(&mut reader), b"st of one\ntwo\n");
 
-        outlet.fill();
-        outlet.unwritten = b"st of one\n".to_vec();
-        outlet.write_line(b"two");
-        assert_eq!(outlet.unwritten, b"st of one\n", "two is dropped, the rest waits");
+        output.fill();
+        output.unwritten = b"st of one\n".to_vec();
+        output.write_line(b"two");
+        assert_eq!(output.unwritten, b"st of one\n", "two is dropped, the rest waits");
         read_available(&mut reader);
-        outlet.write_line(b"three");
+        output.write_line(b"three");
         assert_eq!(read_available(&mut reader), b"st of one\nthree\n");
     }
 
     #[test]
-    fn a_line_is_cut_at_the_bound_and_still_ends() {
+    fn overlong_line_is_truncated_and_terminated() {
         let (mut reader, writer) = io::pipe().expect("a pipe");
-        let mut outlet = NonBlockingWriter::new(&writer).expect("an outlet");
-        outlet.write_line(&[b'x'; 3 * MAX_LINE_LEN]);
-        outlet.write_line(b"");
-        outlet.write_line(b"with\n");
+        let mut output = NonBlockingWriter::new(&writer).expect("an output");
+        output.write_line(&[b'x'; 3 * MAX_LINE_LEN]);
+        output.write_line(b"");
+        output.write_line(b"with\n");
         let mut expected = vec![b'x'; MAX_LINE_LEN - 1];
         expected.extend_from_slice(b"\n\nwith\n");
         assert!(read_available(&mut reader) == expected);
     }
 
     #[test]
-    fn a_file_is_appended_to_and_its_offset_is_shared() {
-        let path = scratch("append");
+    fn file_is_appended_to_with_shared_offset() {
+        let path = temp_path("append");
         fs::write(&path, "before\n").expect("a file");
         let mut shared = OpenOptions::new().read(true).write(true).open(&path).expect("the file");
         shared.seek(io::SeekFrom::End(0)).expect("a file");
-        let mut outlet = NonBlockingWriter::new(&shared).expect("an outlet");
-        assert_eq!(outlet.way, WriteMode::File);
-        outlet.write_line(b"one");
+        let mut output = NonBlockingWriter::new(&shared).expect("an output");
+        assert_eq!(output.mode, WriteMode::File);
+        output.write_line(b"one");
         shared.write_all(b"theirs\n").expect("room"); // As another process that the shell gave it to.
-        outlet.announce("two").expect("room");
+        output.try_write_line("two").expect("room");
         assert_eq!(fs::read_to_string(&path).expect("text"), "before\none\ntheirs\ntwo\n");
         fs::remove_file(&path).expect("the file");
     }
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_full_disk_is_an_error_at_start_and_borne_later() {
+    fn full_disk_fails_at_startup_and_is_tolerated_later() {
         let full = OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
-        let mut outlet = NonBlockingWriter::new(&full).expect("an outlet");
+        let mut output = NonBlockingWriter::new(&full).expect("an output");
         let before = lines_dropped();
-        outlet.write_line(b"no room");
+        output.write_line(b"no room");
         assert!(lines_dropped() > before);
-        let error = outlet.announce("no room").expect_err("an error");
+        let error = output.try_write_line("no room").expect_err("an error");
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-        assert!(outlet.unwritten.is_empty());
+        assert!(output.unwritten.is_empty());
     }
 
     #[test]
-    fn what_is_open_for_reading_only_is_an_error_at_start_and_borne_later() {
+    fn read_only_descriptor_fails_at_startup_and_is_tolerated_later() {
         let (reader, _writer) = io::pipe().expect("a pipe");
         let file = File::open("/dev/null").expect("/dev/null");
         for shared in [OwnedFd::from(reader), OwnedFd::from(file)] {
-            let mut outlet = NonBlockingWriter::new(&shared).expect("an outlet");
-            outlet.write_line(b"nowhere");
-            assert!(outlet.announce("nowhere").is_err());
+            let mut output = NonBlockingWriter::new(&shared).expect("an output");
+            output.write_line(b"nowhere");
+            assert!(output.try_write_line("nowhere").is_err());
         }
     }
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_stopped_terminal_drops_lines() {
+    fn stopped_terminal_drops_lines() {
         use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
         let open = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
         let master = openpt(open).expect("a terminal");
         grantpt(&master).and_then(|()| unlockpt(&master)).expect("a terminal");
         let terminal = ioctl_tiocgptpeer(&master, open).expect("a terminal");
-        let mut outlet = NonBlockingWriter::new(&terminal).expect("an outlet");
-        assert_eq!(outlet.way, WriteMode::Reopened);
-        outlet.fill();
+        let mut output = NonBlockingWriter::new(&terminal).expect("an output");
+        assert_eq!(output.mode, WriteMode::Reopened);
+        output.fill();
         assert!(!rustix::fs::fcntl_getfl(&terminal).expect("flags").contains(OFlags::NONBLOCK));
         drop(master); // The window is closed: EIO.
         let before = lines_dropped();
-        outlet.write_line(b"nobody is there");
+        output.write_line(b"nobody is there");
         assert!(lines_dropped() > before);
     }
 }

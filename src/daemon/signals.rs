@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mask_of_ignored_signals_is_read_by_bit() {
+    fn ignored_signal_mask_is_read_by_bit() {
         let status = |mask: &str| format!("Name:\techod\nSigBlk:\tffffffffffffffff\nSigIgn:\t{mask}\nSigCgt:\t0\n");
         assert!(ignores(&status("0000000000000001"), SIGHUP));
         assert!(ignores(&status("0000000000001001"), SIGHUP));

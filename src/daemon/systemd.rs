@@ -22,23 +22,23 @@ use crate::listen::listener::Listener;
 const FIRST_DESCRIPTOR: usize = 3;
 
 /// No more descriptors are believed in: a wrong number must not cost memory.
-const MAX_PASSED_DESCRIPTORS: usize = 1024;
+const MAX_LISTEN_FDS: usize = 1024;
 
 /// The listeners that were passed to this process, ready to be served; none where nobody passed any. To be called before
 /// anything else opens a descriptor, or that one could be mistaken for one of them. The error is one line for a person.
-pub fn inherited() -> Result<Vec<Listener>, String> {
-    let count = passed(env::var_os("LISTEN_PID"), env::var_os("LISTEN_FDS"), process::id())?;
+pub fn listeners_from_env() -> Result<Vec<Listener>, String> {
+    let count = listen_fds_count(env::var_os("LISTEN_PID"), env::var_os("LISTEN_FDS"), process::id())?;
     if count == 0 {
         return Ok(Vec::new());
     }
-    let mut passed = ListenFd::from_env();
+    let mut fds = ListenFd::from_env();
     (0..count)
         .map(|index| {
             let failed = |why: &dyn std::fmt::Display| {
                 format!("cannot listen on descriptor {}, which LISTEN_FDS names: {why}", FIRST_DESCRIPTOR + index)
             };
             // What is not of the one kind is left at its place, to be tried as the other.
-            let listener = match (passed.take_tcp_listener(index), passed.take_unix_listener(index)) {
+            let listener = match (fds.take_tcp_listener(index), fds.take_unix_listener(index)) {
                 (Ok(Some(socket)), _) => Listener::from_inherited(socket),
                 (_, Ok(Some(socket))) => Listener::from_inherited(socket),
                 _ => return Err(failed(&"it is no stream socket, neither TCP nor Unix")),
@@ -49,15 +49,15 @@ pub fn inherited() -> Result<Vec<Listener>, String> {
 }
 
 /// How many descriptors are for us. The variables may be a parent's: then LISTEN_PID is not ours, and they mean nothing.
-fn passed(listen_pid: Option<OsString>, listen_fds: Option<OsString>, our_pid: u32) -> Result<usize, String> {
+fn listen_fds_count(listen_pid: Option<OsString>, listen_fds: Option<OsString>, our_pid: u32) -> Result<usize, String> {
     let number = |text: &Option<OsString>| text.as_ref()?.to_str()?.parse::<usize>().ok();
     if number(&listen_pid) != Some(our_pid as usize) {
         return Ok(0);
     }
     let Some(given) = &listen_fds else { return Ok(0) };
-    number(&listen_fds).filter(|&count| count <= MAX_PASSED_DESCRIPTORS).ok_or_else(|| {
-        format!("LISTEN_FDS is {given:?}, which is no number of descriptors from 0 to {MAX_PASSED_DESCRIPTORS}")
-    })
+    number(&listen_fds)
+        .filter(|&count| count <= MAX_LISTEN_FDS)
+        .ok_or_else(|| format!("LISTEN_FDS is {given:?}, which is no number of descriptors from 0 to {MAX_LISTEN_FDS}"))
 }
 
 /// The least time between two `STATUS=` that only tell another number of connections. The contract allows 5 s; this keeps a busy
@@ -75,18 +75,18 @@ pub struct Notifier {
     socket: UnixDatagram,
     manager: SocketAddr,
     /// Half of WATCHDOG_USEC, in milliseconds.
-    watchdog_every: Option<u64>,
+    watchdog_interval_ms: Option<u64>,
     /// [`NEVER`] without a watchdog.
-    watchdog_due: u64,
+    next_watchdog: u64,
     /// What the manager was told last. `None`: not even that we are ready.
-    told: Option<Status>,
+    last_sent: Option<Status>,
     /// What was the case at the last tick.
-    seen: Status,
+    current: Status,
     /// When to tell the next number of connections at the earliest.
-    status_due: u64,
+    next_status: u64,
     /// Nothing is sent before: its queue was full.
     retry_at: u64,
-    complained: bool,
+    failure_logged: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,7 +102,7 @@ impl Notifier {
     /// A notifier, where NOTIFY_SOCKET asks for one. What is wrong with it is a warning, no reason not to serve.
     pub fn from_env() -> Option<Notifier> {
         let name = env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())?;
-        let watchdog = watchdog_ms(env::var_os("WATCHDOG_PID"), env::var_os("WATCHDOG_USEC"), process::id());
+        let watchdog = watchdog_interval_ms(env::var_os("WATCHDOG_PID"), env::var_os("WATCHDOG_USEC"), process::id());
         match Notifier::new(&name, watchdog) {
             Ok(notifier) => Some(notifier),
             Err(error) => {
@@ -112,7 +112,7 @@ impl Notifier {
         }
     }
 
-    fn new(name: &OsStr, watchdog_every: Option<u64>) -> io::Result<Notifier> {
+    fn new(name: &OsStr, watchdog_interval_ms: Option<u64>) -> io::Result<Notifier> {
         let manager = manager_address(name)?;
         let socket = UnixDatagram::unbound()?;
         // Its queue is short (net.unix.max_dgram_qlen), and a send(2) to a full one would wait.
@@ -120,69 +120,69 @@ impl Notifier {
         Ok(Notifier {
             socket,
             manager,
-            watchdog_every,
-            watchdog_due: if watchdog_every.is_some() { 0 } else { NEVER },
-            told: None,
-            seen: Status::default(),
-            status_due: 0,
+            watchdog_interval_ms,
+            next_watchdog: if watchdog_interval_ms.is_some() { 0 } else { NEVER },
+            last_sent: None,
+            current: Status::default(),
+            next_status: 0,
             retry_at: 0,
-            complained: false,
+            failure_logged: false,
         })
     }
 
-    /// When [`Notifier::tick`] wants to be called even if nothing happens, in milliseconds since the loop started.
+    /// When [`Notifier::update`] wants to be called even if nothing happens, in milliseconds since the loop started.
     /// [`NEVER`] where nothing is owed; at once in the beginning, since READY is owed then.
     pub fn next_deadline(&self) -> u64 {
-        let status = match self.told {
-            Some(told) if told == self.seen => NEVER,
-            Some(told) if told.draining == self.seen.draining => self.status_due,
+        let status = match self.last_sent {
+            Some(last) if last == self.current => NEVER,
+            Some(last) if last.draining == self.current.draining => self.next_status,
             _ => 0,
         };
-        status.min(self.watchdog_due).max(self.retry_at)
+        status.min(self.next_watchdog).max(self.retry_at)
     }
 
     /// Tells what is due at `now`, in milliseconds since the loop started: all of it in one datagram.
-    pub fn tick(&mut self, now: u64, open: u64, draining: bool) {
-        self.seen = Status { open, draining };
+    pub fn update(&mut self, now: u64, open: u64, draining: bool) {
+        self.current = Status { open, draining };
         if now < self.next_deadline() {
             return;
         }
         let mut message = String::new();
-        if self.told.is_none() {
+        if self.last_sent.is_none() {
             message.push_str("READY=1\n");
         }
-        if draining && !self.told.is_some_and(|told| told.draining) {
+        if draining && !self.last_sent.is_some_and(|last| last.draining) {
             message.push_str("STOPPING=1\n");
         }
-        if self.told != Some(self.seen) {
+        if self.last_sent != Some(self.current) {
             let (state, plural) = (if draining { "draining, " } else { "" }, if open == 1 { "" } else { "s" });
             message.push_str(&format!("STATUS={state}{open} connection{plural} open\n"));
         }
-        if self.watchdog_every.is_some() {
+        if self.watchdog_interval_ms.is_some() {
             message.push_str("WATCHDOG=1\n"); // Early is harmless.
         }
         match self.socket.send_to_addr(message.as_bytes(), &self.manager) {
-            Err(error) if is_for_now(&error) => {
+            Err(error) if is_transient(&error) => {
                 self.retry_at = now + RETRY_MS;
                 return;
             }
             // The manager is gone, or never was there. What is due next is tried all the same: it may come back.
-            Err(error) if !self.complained => {
+            Err(error) if !self.failure_logged => {
                 warn!("cannot notify the service manager: {error} (said once)");
-                self.complained = true;
+                self.failure_logged = true;
             }
             _ => {}
         }
-        self.told = Some(self.seen);
-        self.status_due = now + STATUS_INTERVAL_MS;
-        self.watchdog_due = self.watchdog_every.map_or(NEVER, |every| now + every);
+        self.last_sent = Some(self.current);
+        self.next_status = now + STATUS_INTERVAL_MS;
+        self.next_watchdog = self.watchdog_interval_ms.map_or(NEVER, |every| now + every);
     }
 }
 
 /// Whether the manager only has no room now.
-fn is_for_now(error: &io::Error) -> bool {
-    let for_now = [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted, io::ErrorKind::OutOfMemory];
-    for_now.contains(&error.kind()) || rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::NOBUFS)
+fn is_transient(error: &io::Error) -> bool {
+    let transient = [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted, io::ErrorKind::OutOfMemory];
+    transient.contains(&error.kind()) || rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::NOBUFS)
 }
 
 /// `/run/systemd/notify`, or `@name` in the abstract namespace. sd_notify(3) knows `vsock:` too, for virtual machines.
@@ -200,15 +200,15 @@ fn manager_address(name: &OsStr) -> io::Result<SocketAddr> {
     }
 }
 
-/// How often the watchdog is to be told, in milliseconds: sd_watchdog_enabled(3) recommends half of its patience. `None`:
+/// How often the watchdog is to be told, in milliseconds: sd_watchdog_enabled(3) recommends half of its interval_usec. `None`:
 /// there is none, or it waits for another process.
-fn watchdog_ms(watchdog_pid: Option<OsString>, watchdog_usec: Option<OsString>, our_pid: u32) -> Option<u64> {
+fn watchdog_interval_ms(watchdog_pid: Option<OsString>, watchdog_usec: Option<OsString>, our_pid: u32) -> Option<u64> {
     let number = |text: OsString| text.to_str()?.parse::<u64>().ok();
     if watchdog_pid.is_some_and(|pid| number(pid) != Some(our_pid.into())) {
         return None;
     }
-    let patience = watchdog_usec.and_then(number).filter(|&usec| usec > 0)?;
-    Some((patience / 2_000).max(1))
+    let interval_usec = watchdog_usec.and_then(number).filter(|&usec| usec > 0)?;
+    Some((interval_usec / 2_000).max(1))
 }
 
 #[cfg(test)]
@@ -235,7 +235,7 @@ mod tests {
             (Manager { socket, path }, notifier)
         }
 
-        fn heard(&self) -> Option<String> {
+        fn received(&self) -> Option<String> {
             let mut message = [0; 4096];
             let length = self.socket.recv(&mut message).ok()?;
             Some(String::from_utf8_lossy(&message[..length]).into_owned())
@@ -253,115 +253,115 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_are_ours_only_if_the_process_is() {
-        assert_eq!(passed(text("41"), text("2"), 41), Ok(2));
-        assert_eq!(passed(text("41"), text("0"), 41), Ok(0));
-        assert_eq!(passed(text("41"), None, 41), Ok(0));
-        assert_eq!(passed(text("42"), text("2"), 41), Ok(0));
-        assert_eq!(passed(text("42"), text("nonsense"), 41), Ok(0));
-        assert_eq!(passed(None, text("2"), 41), Ok(0));
+    fn listen_fds_for_another_process_are_ignored() {
+        assert_eq!(listen_fds_count(text("41"), text("2"), 41), Ok(2));
+        assert_eq!(listen_fds_count(text("41"), text("0"), 41), Ok(0));
+        assert_eq!(listen_fds_count(text("41"), None, 41), Ok(0));
+        assert_eq!(listen_fds_count(text("42"), text("2"), 41), Ok(0));
+        assert_eq!(listen_fds_count(text("42"), text("nonsense"), 41), Ok(0));
+        assert_eq!(listen_fds_count(None, text("2"), 41), Ok(0));
         for wrong in ["", "-1", "two", "1025", "99999999999999999999"] {
-            assert!(passed(text("41"), text(wrong), 41).is_err(), "{wrong:?}");
+            assert!(listen_fds_count(text("41"), text(wrong), 41).is_err(), "{wrong:?}");
         }
     }
 
     #[test]
-    fn the_watchdog_is_told_at_half_of_its_patience() {
-        assert_eq!(watchdog_ms(None, text("30000000"), 41), Some(15_000));
-        assert_eq!(watchdog_ms(text("41"), text("30000000"), 41), Some(15_000));
-        assert_eq!(watchdog_ms(text("42"), text("30000000"), 41), None);
-        assert_eq!(watchdog_ms(None, None, 41), None);
-        assert_eq!(watchdog_ms(None, text("0"), 41), None);
-        assert_eq!(watchdog_ms(None, text("soon"), 41), None);
-        assert_eq!(watchdog_ms(None, text("1"), 41), Some(1), "never 0, or the loop would spin");
+    fn watchdog_interval_is_half_of_watchdog_usec() {
+        assert_eq!(watchdog_interval_ms(None, text("30000000"), 41), Some(15_000));
+        assert_eq!(watchdog_interval_ms(text("41"), text("30000000"), 41), Some(15_000));
+        assert_eq!(watchdog_interval_ms(text("42"), text("30000000"), 41), None);
+        assert_eq!(watchdog_interval_ms(None, None, 41), None);
+        assert_eq!(watchdog_interval_ms(None, text("0"), 41), None);
+        assert_eq!(watchdog_interval_ms(None, text("soon"), 41), None);
+        assert_eq!(watchdog_interval_ms(None, text("1"), 41), Some(1), "never 0, or the loop would spin");
     }
 
     #[test]
-    fn ready_is_owed_at_once_and_told_once() {
+    fn ready_is_sent_at_once_and_only_once() {
         let (manager, mut notifier) = Manager::new(None);
         assert_eq!(notifier.next_deadline(), 0);
-        notifier.tick(0, 0, false);
-        assert_eq!(manager.heard().as_deref(), Some("READY=1\nSTATUS=0 connections open\n"));
+        notifier.update(0, 0, false);
+        assert_eq!(manager.received().as_deref(), Some("READY=1\nSTATUS=0 connections open\n"));
         assert_eq!(notifier.next_deadline(), NEVER, "nothing is due, so nothing wakes the loop");
-        notifier.tick(9_999, 0, false);
-        assert_eq!(manager.heard(), None);
+        notifier.update(9_999, 0, false);
+        assert_eq!(manager.received(), None);
     }
 
     #[test]
-    fn the_number_of_connections_is_told_within_5_s_of_a_change_but_not_each_time() {
+    fn connection_count_is_sent_within_5_s_and_rate_limited() {
         let (manager, mut notifier) = Manager::new(None);
-        notifier.tick(0, 0, false);
-        manager.heard();
+        notifier.update(0, 0, false);
+        manager.received();
 
-        notifier.tick(10, 1, false);
-        notifier.tick(20, 2, false);
-        assert_eq!(manager.heard(), None);
+        notifier.update(10, 1, false);
+        notifier.update(20, 2, false);
+        assert_eq!(manager.received(), None);
         let due = notifier.next_deadline();
         assert!(due <= 5_000);
-        notifier.tick(due, 2, false);
-        assert_eq!(manager.heard().as_deref(), Some("STATUS=2 connections open\n"));
+        notifier.update(due, 2, false);
+        assert_eq!(manager.received().as_deref(), Some("STATUS=2 connections open\n"));
 
-        notifier.tick(60_000, 1, false);
-        assert_eq!(manager.heard().as_deref(), Some("STATUS=1 connection open\n"), "after a quiet time at once");
+        notifier.update(60_000, 1, false);
+        assert_eq!(manager.received().as_deref(), Some("STATUS=1 connection open\n"), "after a quiet time at once");
 
-        notifier.tick(60_010, 2, false);
-        notifier.tick(60_020, 1, false);
-        assert_eq!(notifier.next_deadline(), NEVER, "back to what was told");
+        notifier.update(60_010, 2, false);
+        notifier.update(60_020, 1, false);
+        assert_eq!(notifier.next_deadline(), NEVER, "back to what was sent");
     }
 
     #[test]
-    fn stopping_is_told_at_once() {
+    fn stopping_is_sent_at_once() {
         let (manager, mut notifier) = Manager::new(None);
-        notifier.tick(0, 3, false);
-        manager.heard();
-        notifier.tick(1, 3, true);
-        assert_eq!(manager.heard().as_deref(), Some("STOPPING=1\nSTATUS=draining, 3 connections open\n"));
-        notifier.tick(2, 2, true);
-        assert_eq!(manager.heard(), None);
+        notifier.update(0, 3, false);
+        manager.received();
+        notifier.update(1, 3, true);
+        assert_eq!(manager.received().as_deref(), Some("STOPPING=1\nSTATUS=draining, 3 connections open\n"));
+        notifier.update(2, 2, true);
+        assert_eq!(manager.received(), None);
     }
 
     #[test]
-    fn the_watchdog_is_told_when_it_is_due_whatever_else_happens() {
+    fn watchdog_is_pinged_when_due() {
         let (manager, mut notifier) = Manager::new(Some(15_000));
-        notifier.tick(0, 0, false);
-        assert!(manager.heard().expect("a message").ends_with("WATCHDOG=1\n"));
+        notifier.update(0, 0, false);
+        assert!(manager.received().expect("a message").ends_with("WATCHDOG=1\n"));
         assert_eq!(notifier.next_deadline(), 15_000);
-        notifier.tick(14_999, 0, false);
-        assert_eq!(manager.heard(), None);
-        notifier.tick(15_003, 0, false);
-        assert_eq!(manager.heard().as_deref(), Some("WATCHDOG=1\n"));
+        notifier.update(14_999, 0, false);
+        assert_eq!(manager.received(), None);
+        notifier.update(15_003, 0, false);
+        assert_eq!(manager.received().as_deref(), Some("WATCHDOG=1\n"));
         assert_eq!(notifier.next_deadline(), 30_003);
     }
 
     #[test]
-    fn a_manager_that_does_not_read_is_told_later_and_holds_nothing_up() {
+    fn full_manager_queue_is_retried_without_blocking() {
         let (manager, mut notifier) = Manager::new(Some(1));
-        let (mut now, mut told) = (0, 0);
+        let (mut now, mut sent) = (0, 0);
         while notifier.retry_at == 0 {
-            notifier.tick(now, 0, false);
-            (now, told) = (now + 1, told + 1);
-            assert!(told < 100_000, "its queue never fills");
+            notifier.update(now, 0, false);
+            (now, sent) = (now + 1, sent + 1);
+            assert!(sent < 100_000, "its queue never fills");
         }
         let due = notifier.next_deadline();
         assert!(due > now, "no spinning: due at {due}, now {now}");
-        while manager.heard().is_some() {}
-        notifier.tick(due, 0, true);
+        while manager.received().is_some() {}
+        notifier.update(due, 0, true);
         assert!(
-            manager.heard().is_some_and(|message| message.contains("STOPPING=1") && message.contains("WATCHDOG=1"))
+            manager.received().is_some_and(|message| message.contains("STOPPING=1") && message.contains("WATCHDOG=1"))
         );
     }
 
     #[test]
-    fn a_manager_that_is_gone_is_borne() {
+    fn missing_manager_is_tolerated() {
         let (manager, mut notifier) = Manager::new(None);
         drop(manager);
-        notifier.tick(0, 0, false);
-        assert!(notifier.complained);
+        notifier.update(0, 0, false);
+        assert!(notifier.failure_logged);
         assert_eq!(notifier.next_deadline(), NEVER);
     }
 
     #[test]
-    fn a_manager_is_a_path_or_an_abstract_name() {
+    fn manager_address_is_a_path_or_abstract_name() {
         assert!(manager_address(OsStr::new("/run/notify")).is_ok());
         #[cfg(target_os = "linux")]
         assert!(manager_address(OsStr::new("@notify")).is_ok());

@@ -5,24 +5,24 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
 /// One of our parsers as clap wants it. Its error is a clause about the value, without the value.
-pub fn value<T: Clone + Send + Sync + 'static>(
+pub fn parser<T: Clone + Send + Sync + 'static>(
     parse: fn(&str) -> Result<T, String>,
 ) -> impl TypedValueParser<Value = T> {
     OsStringValueParser::new().try_map(move |raw| raw.to_str().ok_or_else(|| "it is not UTF-8".into()).and_then(parse))
 }
 
-/// A whole number from 1 to `most`.
-pub fn count(text: &str, most: u32) -> Result<u32, String> {
+/// A whole number from 1 to `max`.
+pub fn parse_count(text: &str, max: u32) -> Result<u32, String> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()); // `parse` would allow "+1".
     text.parse()
         .ok()
-        .filter(|number| digits && (1..=most).contains(number))
-        .ok_or_else(|| format!("expected a whole number from 1 to {most}"))
+        .filter(|number| digits && (1..=max).contains(number))
+        .ok_or_else(|| format!("expected a whole number from 1 to {max}"))
 }
 
 /// A whole number with a unit, or 0. Strict, and ours: the crates for it take `1h 30m`, `1.5s`, `5`
 /// or `1 month` as well, and what one of them lets in today cannot be taken back tomorrow.
-pub fn duration(text: &str, most: Duration, most_in_words: &str) -> Result<Duration, String> {
+pub fn parse_duration(text: &str, max: Duration, max_in_words: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
     let micros: u128 = match unit {
         "" if !number.is_empty() && number.bytes().all(|digit| digit == b'0') => 0,
@@ -39,8 +39,8 @@ pub fn duration(text: &str, most: Duration, most_in_words: &str) -> Result<Durat
     }
     // More digits than a u64 holds: certainly too long, and the product below cannot overflow.
     let micros = micros * u128::from(number.parse::<u64>().unwrap_or(u64::MAX));
-    let fits = micros <= most.as_micros();
-    fits.then(|| Duration::from_micros(micros as u64)).ok_or_else(|| format!("it can be {most_in_words} at most"))
+    let fits = micros <= max.as_micros();
+    fits.then(|| Duration::from_micros(micros as u64)).ok_or_else(|| format!("it can be {max_in_words} at most"))
 }
 
 #[cfg(test)]
@@ -50,7 +50,7 @@ mod tests {
     const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 24 * 60 * 60);
 
     #[test]
-    fn a_duration_is_a_whole_number_with_a_unit() {
+    fn duration_is_a_whole_number_with_a_unit() {
         for (text, expected) in [
             ("50us", Duration::from_micros(50)),
             ("500ms", Duration::from_millis(500)),
@@ -62,12 +62,12 @@ mod tests {
             ("007s", Duration::from_secs(7)),
             ("576h", MAX_TIMEOUT),
         ] {
-            assert_eq!(duration(text, MAX_TIMEOUT, "24 days"), Ok(expected), "{text}");
+            assert_eq!(parse_duration(text, MAX_TIMEOUT, "24 days"), Ok(expected), "{text}");
         }
     }
 
     #[test]
-    fn anything_else_is_no_duration() {
+    fn malformed_duration_is_rejected() {
         let malformed = "expected a whole number with a unit (us, ms, s, m, h), as in 30s";
         let missing = "the unit is missing, as in 5s (us, ms, s, m, h)";
         for (text, why) in [
@@ -89,7 +89,7 @@ mod tests {
             ("18446744073709551615h", "it can be 24 days at most"),
             ("99999999999999999999999us", "it can be 24 days at most"),
         ] {
-            assert_eq!(duration(text, MAX_TIMEOUT, "24 days"), Err(why.into()), "{text}");
+            assert_eq!(parse_duration(text, MAX_TIMEOUT, "24 days"), Err(why.into()), "{text}");
         }
     }
 }

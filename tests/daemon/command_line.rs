@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::support::{Client, Daemon, RunOutput, Signal, pattern, pending_connections, wait_until};
 
 #[test]
-fn help_and_version_go_to_stdout_with_status_0() {
+fn help_and_version_exit_with_status_0() {
     for option in ["--help", "-h", "--version", "-V"] {
         let RunOutput { code, stdout, stderr } = Daemon::with(&[option]).without_listen().run();
         assert_eq!((code, stderr.as_str()), (0, ""), "{option}");
@@ -21,7 +21,7 @@ fn help_and_version_go_to_stdout_with_status_0() {
 }
 
 #[test]
-fn help_names_every_option_with_its_default() {
+fn help_lists_every_option_with_its_default() {
     let help = Daemon::with(&["--help"]).run().stdout;
     for option in [
         "-l, --listen",
@@ -48,7 +48,7 @@ fn help_names_every_option_with_its_default() {
 }
 
 #[test]
-fn a_wrong_command_line_gets_one_line_that_names_option_and_value_and_status_2() {
+fn invalid_command_line_exits_2_naming_option_and_value() {
     let long_path = format!("unix:/tmp/{}", "x".repeat(200));
     let wrong: &[(&[&str], &[&str])] = &[
         // Addresses.
@@ -141,7 +141,7 @@ fn a_wrong_command_line_gets_one_line_that_names_option_and_value_and_status_2()
 }
 
 #[test]
-fn a_value_that_is_no_utf8_gets_one_line_and_status_2() {
+fn non_utf8_argument_exits_2_with_one_line() {
     let bytes = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
     let wrong: &[(&[OsString], &[&str])] = &[
         (&["--listen".into(), bytes(b"\xff\xfe")], &["--listen"]),
@@ -175,7 +175,7 @@ fn complaint(finished: &RunOutput, code: i32, names: &[&str]) -> Option<String> 
 }
 
 #[test]
-fn every_unit_of_a_duration_is_taken() {
+fn every_duration_unit_is_accepted() {
     for duration in ["0", "0us", "0s", "50us", "500ms", "30s", "10m", "1h", "576h", "0576h"] {
         let mut daemon = Daemon::start(&["--idle-timeout", duration, "--drain-timeout", duration]);
         daemon.terminate();
@@ -187,7 +187,7 @@ fn every_unit_of_a_duration_is_taken() {
 }
 
 #[test]
-fn options_are_taken_with_a_space_and_with_an_equals_sign() {
+fn option_values_follow_a_space_or_an_equals_sign() {
     let daemon = Daemon::start(&["--listen=127.0.0.1:0", "-l", "127.0.0.1:0", "--backlog=7", "--buffer-size", "100"]);
     assert_eq!(daemon.addresses().len(), 2);
     for address in daemon.addresses() {
@@ -198,7 +198,7 @@ fn options_are_taken_with_a_space_and_with_an_equals_sign() {
 // --max-connections
 
 #[test]
-fn at_the_cap_accepting_pauses_and_resumes_when_a_connection_ends() {
+fn connection_limit_pauses_and_resumes_accepting() {
     let daemon = Daemon::start(&["--max-connections", "3"]);
     let mut first: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
     first.iter().for_each(|client| client.echo(b"in"));
@@ -234,7 +234,7 @@ fn at_the_cap_accepting_pauses_and_resumes_when_a_connection_ends() {
 }
 
 #[test]
-fn a_cap_that_the_descriptors_do_not_allow_is_clamped_with_a_warning() {
+fn connection_limit_beyond_descriptors_is_clamped_with_a_warning() {
     let daemon = Daemon::with(&["--max-connections", "1000"]).nofile(64).start();
     daemon.wait_for_log(|line| line.contains("1000") && line.to_uppercase().contains("WARN"));
     daemon.connect().echo(b"fewer, but served");
@@ -245,7 +245,7 @@ fn a_cap_that_the_descriptors_do_not_allow_is_clamped_with_a_warning() {
 }
 
 #[test]
-fn the_soft_limit_of_descriptors_is_raised_to_the_hard_one() {
+fn soft_descriptor_limit_is_raised_to_the_hard_limit() {
     let daemon = Daemon::with(&[]).through(&["prlimit", "--nofile=64:512"]).start();
     let limits = daemon.proc("limits");
     let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
@@ -256,7 +256,7 @@ fn the_soft_limit_of_descriptors_is_raised_to_the_hard_one() {
 }
 
 #[test]
-fn memory_is_taken_as_connections_come_and_never_by_the_limit() {
+fn memory_use_is_independent_of_the_connection_limit() {
     // Containers come with limits of up to 2^30. Where we may not go there, our own hard limit must do.
     let most = fs::read_to_string("/proc/sys/fs/nr_open").unwrap().trim().parse::<u64>().unwrap();
     let mut raise = std::process::Command::new("prlimit");
@@ -275,7 +275,7 @@ fn memory_is_taken_as_connections_come_and_never_by_the_limit() {
 // --backlog
 
 #[test]
-fn a_backlog_that_the_kernel_caps_gets_a_warning() {
+fn backlog_capped_by_the_kernel_causes_a_warning() {
     let most: u64 = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
     let daemon = Daemon::start(&["--backlog", &(most + 1).to_string()]);
     daemon.wait_for_log(|line| line.to_uppercase().contains("WARN") && line.contains(&most.to_string()));
@@ -287,7 +287,7 @@ fn a_backlog_that_the_kernel_caps_gets_a_warning() {
 }
 
 #[test]
-fn the_backlog_is_what_listen_is_told() {
+fn backlog_option_is_passed_to_listen() {
     // Linux lets one more wait than it was told (listen(2)); SYNs beyond that are dropped and sent again later.
     let daemon = Daemon::start(&["--backlog", "4"]);
     daemon.freeze();
@@ -308,7 +308,7 @@ fn the_backlog_is_what_listen_is_told() {
 // --reuse-port
 
 #[test]
-fn with_reuse_port_several_processes_share_a_port() {
+fn reuse_port_lets_processes_share_a_port() {
     let first = Daemon::start(&["--listen", "127.0.0.13:0", "--reuse-port"]);
     let address = first.tcp().to_string();
     let second = Daemon::start(&["--listen", &address, "--reuse-port"]);
@@ -324,7 +324,7 @@ fn with_reuse_port_several_processes_share_a_port() {
 }
 
 #[test]
-fn a_process_that_stops_serves_its_share_of_the_queue_first() {
+fn stopping_process_serves_its_own_backlog_first() {
     // close(2) resets whoever waits in a listener's own queue; the other process has another.
     let mut first = Daemon::start(&["--listen", "127.0.0.14:0", "--reuse-port"]);
     let address = first.tcp().to_string();
@@ -346,7 +346,7 @@ fn a_process_that_stops_serves_its_share_of_the_queue_first() {
 // --busy-poll
 
 #[test]
-fn busy_polling_burns_cpu_around_traffic_only() {
+fn busy_polling_uses_cpu_only_around_traffic() {
     let daemon = Daemon::start(&["--busy-poll", "10ms"]);
     let client = daemon.connect();
     for round in 0..100 {
@@ -361,7 +361,7 @@ fn busy_polling_burns_cpu_around_traffic_only() {
 }
 
 #[test]
-fn while_it_polls_a_reply_costs_no_wake_up() {
+fn busy_polling_avoids_wakeups() {
     // Without polling it is one sleep for each echo. (No comparison with that: on a busy machine it finds work at every look.)
     let daemon = Daemon::start(&["--busy-poll", "10ms"]);
     let client = daemon.connect();
@@ -373,7 +373,7 @@ fn while_it_polls_a_reply_costs_no_wake_up() {
 }
 
 #[test]
-fn a_busy_polling_daemon_keeps_its_other_promises() {
+fn busy_polling_daemon_still_times_out_and_stops() {
     let mut daemon = Daemon::start(&["--busy-poll", "10ms", "--idle-timeout", "1s"]);
     let client = daemon.connect();
     client.exchange(&pattern(1, 3 << 20));
@@ -387,7 +387,7 @@ fn a_busy_polling_daemon_keeps_its_other_promises() {
 // -v, -vv, -q, RUST_LOG
 
 #[test]
-fn verbosity_is_info_by_default_and_rust_log_wins_over_the_options() {
+fn rust_log_overrides_verbosity_options() {
     // What a conversation leaves on stderr: nothing of it at info, lines at debug, more at trace.
     let lines = |arguments: &[&str], rust_log: Option<&str>| {
         let start = Daemon::with(arguments);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::support::{Client, Daemon, Signal, pattern, pending_connections, wait_until};
 
 #[test]
-fn with_64_descriptors_100_clients_are_all_served_in_the_end_and_waiting_costs_no_cpu() {
+fn more_clients_than_descriptors_are_served_without_spinning() {
     let mut daemon = Daemon::with(&[]).nofile(64).start();
     let clients: Vec<Client> = (0..100).map(|_| daemon.connect()).collect();
     for (number, client) in clients.iter().enumerate() {
@@ -46,7 +46,7 @@ fn without_descriptors(arguments: &[&str]) -> (Daemon, Vec<Client>, u64) {
 }
 
 #[test]
-fn without_descriptors_open_connections_go_on_and_the_loop_does_not_spin() {
+fn descriptor_exhaustion_keeps_serving_without_spinning() {
     let (daemon, clients, _) = without_descriptors(&[]);
     let waiting = daemon.connect();
     waiting.send(b"waiting");
@@ -61,7 +61,7 @@ fn without_descriptors_open_connections_go_on_and_the_loop_does_not_spin() {
 }
 
 #[test]
-fn without_descriptors_accepting_is_tried_again_within_a_second() {
+fn descriptor_exhaustion_retries_accept_within_a_second() {
     let (daemon, clients, plenty) = without_descriptors(&[]);
     let waiting: Vec<Client> = (0..10).map(|_| daemon.connect()).collect();
     waiting.iter().for_each(|client| client.send(b"waiting"));
@@ -74,7 +74,7 @@ fn without_descriptors_accepting_is_tried_again_within_a_second() {
 }
 
 #[test]
-fn without_descriptors_a_connection_that_ends_makes_room_at_once() {
+fn closed_connection_ends_descriptor_exhaustion_at_once() {
     let (daemon, mut open, _) = without_descriptors(&[]);
     let waiting: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
     waiting.iter().for_each(|client| client.send(b"waiting"));
@@ -95,7 +95,7 @@ fn without_descriptors_a_connection_that_ends_makes_room_at_once() {
 }
 
 #[test]
-fn without_descriptors_a_stop_still_drains() {
+fn shutdown_during_descriptor_exhaustion_still_drains() {
     let (mut daemon, clients, _) = without_descriptors(&["--drain-timeout", "1h"]);
     daemon.freeze();
     clients.iter().for_each(|client| client.send(b"held at the signal"));
@@ -116,7 +116,7 @@ fn without_descriptors_a_stop_still_drains() {
 }
 
 #[test]
-fn without_descriptors_or_connections_a_stop_ends_at_the_drain_timeout() {
+fn shutdown_without_descriptors_ends_at_drain_timeout() {
     let mut daemon = Daemon::start(&["--drain-timeout", "1s"]);
     let first = daemon.connect();
     first.echo(b"the loop is under way");
@@ -131,7 +131,7 @@ fn without_descriptors_or_connections_a_stop_ends_at_the_drain_timeout() {
 }
 
 #[test]
-fn a_first_line_without_a_descriptor_is_told_and_so_are_the_later_ones() {
+fn first_log_line_needs_no_free_descriptor() {
     // Twenty descriptors that a parent left open, of which the cap knows nothing: it comes to EMFILE. With -q, that is
     // the first thing there is to say.
     let inherited: String = (20..40).map(|fd| format!("exec {fd}</dev/null; ")).collect();

@@ -12,7 +12,7 @@ use crate::support::{Address, Client, Daemon, Directory, Signal, TIMEOUT, eventu
 // stdout
 
 #[test]
-fn stdout_has_one_line_for_each_socket_and_nothing_else() {
+fn stdout_has_one_line_per_socket_only() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let mut daemon = Daemon::start(&["-vv", "-l", "127.0.0.1:0", "-l", &unix(&path)]);
@@ -28,7 +28,7 @@ fn stdout_has_one_line_for_each_socket_and_nothing_else() {
 }
 
 #[test]
-fn the_lines_are_flushed_before_the_first_accept() {
+fn listening_lines_are_flushed_before_the_first_accept() {
     // A peer that sees its echo must find the line in the file already: nobody waits for it here.
     let directory = Directory::new();
     let path = directory.join("echo.sock");
@@ -45,7 +45,7 @@ fn connect_when_it_listens(_daemon: &Daemon, path: &std::path::Path) -> Client {
 }
 
 #[test]
-fn a_reader_of_stdout_that_goes_away_later_is_borne() {
+fn closed_stdout_reader_is_tolerated_later() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let (mut reader, writer) = pipe().unwrap();
@@ -61,7 +61,7 @@ fn a_reader_of_stdout_that_goes_away_later_is_borne() {
 }
 
 #[test]
-fn a_stdout_that_is_full_at_start_does_not_hang_the_daemon() {
+fn full_stdout_pipe_at_startup_does_not_hang() {
     // A pipe holds 64 KiB (pipe(7)), and nobody reads this one. The contract leaves open which of the two it is.
     let directory = Directory::new();
     let path = directory.join("echo.sock");
@@ -77,7 +77,7 @@ fn a_stdout_that_is_full_at_start_does_not_hang_the_daemon() {
 // stderr
 
 #[test]
-fn info_tells_the_daemons_own_life_and_nothing_of_its_connections() {
+fn info_level_logs_no_connections() {
     let mut daemon = Daemon::start(&[]);
     for _ in 0..10 {
         daemon.connect().echo(b"hello");
@@ -104,7 +104,7 @@ fn numbers(line: &str, peer: &str) -> Vec<u64> {
 }
 
 #[test]
-fn debug_has_a_line_as_each_connection_opens_and_one_as_it_ends() {
+fn debug_level_logs_each_open_and_close() {
     let daemon = Daemon::start(&["-v"]);
     let mut of_connections = Vec::new();
     for length in [12_345, 54_321] {
@@ -128,7 +128,7 @@ fn debug_has_a_line_as_each_connection_opens_and_one_as_it_ends() {
 }
 
 #[test]
-fn the_line_of_the_end_has_the_reason() {
+fn close_line_has_the_reason() {
     let ended = |daemon: &Daemon, peer: &str, reason: &str| {
         daemon.wait_for_log(|line| line.contains(peer) && line.contains(reason));
     };
@@ -176,7 +176,7 @@ fn the_line_of_the_end_has_the_reason() {
 }
 
 #[test]
-fn connections_of_a_unix_socket_are_told_at_debug_too() {
+fn unix_connections_are_logged_at_debug() {
     let directory = Directory::new();
     let daemon = Daemon::start_unix(&directory.join("echo.sock"), &["-v"]);
     let client = daemon.connect();
@@ -187,7 +187,7 @@ fn connections_of_a_unix_socket_are_told_at_debug_too() {
 }
 
 #[test]
-fn a_reader_of_stderr_that_goes_away_neither_stops_nor_slows_nor_ends_the_daemon() {
+fn closed_stderr_reader_does_not_affect_the_daemon() {
     let (reader, writer) = pipe().unwrap();
     let mut daemon = Daemon::with(&["-vv"]).stderr(writer).start();
     drop(reader);
@@ -203,7 +203,7 @@ fn a_reader_of_stderr_that_goes_away_neither_stops_nor_slows_nor_ends_the_daemon
 }
 
 #[test]
-fn a_reader_of_stderr_that_stops_reading_neither_stops_nor_slows_nor_ends_the_daemon() {
+fn stalled_stderr_reader_does_not_affect_the_daemon() {
     let (mut reader, writer) = pipe().unwrap();
     let mut daemon = Daemon::with(&["-vv"]).stderr(writer).start();
     // Far more than a pipe holds: the lines at `trace` are several hundred bytes for each of these.
@@ -241,7 +241,7 @@ fn read_some(reader: &mut PipeReader) -> String {
 }
 
 #[test]
-fn a_full_disk_behind_stderr_is_borne() {
+fn full_disk_on_stderr_is_tolerated() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let mut daemon = Daemon::with(&["-vv"]).stderr(full).start();
     daemon.signal(Signal::USR1);
@@ -251,7 +251,7 @@ fn a_full_disk_behind_stderr_is_borne() {
 }
 
 #[test]
-fn the_descriptors_that_others_share_stay_blocking() {
+fn standard_descriptors_stay_blocking() {
     // O_NONBLOCK belongs to the open file, which the shell that gave it to us uses, too.
     let (_out_reader, out) = pipe().unwrap();
     let (_err_reader, err) = pipe().unwrap();
@@ -270,7 +270,7 @@ fn the_descriptors_that_others_share_stay_blocking() {
 }
 
 #[test]
-fn started_with_closed_standard_descriptors_it_writes_no_log_into_a_peers_socket() {
+fn closed_standard_descriptors_leak_no_log_to_peers() {
     // The next socket would get the free number 1 or 2, and with it whatever is written there.
     for closed in ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"] {
         let directory = Directory::new();
@@ -294,7 +294,7 @@ fn started_with_closed_standard_descriptors_it_writes_no_log_into_a_peers_socket
 }
 
 #[test]
-fn a_closed_stdin_is_no_reason_to_stop() {
+fn closed_stdin_does_not_stop_the_daemon() {
     // Neither its end nor what comes over it concerns the daemon.
     let (input, mut writer) = pipe().unwrap();
     let mut daemon = Daemon::with(&[]).stdin(input).start();

@@ -23,7 +23,7 @@ fn log_of(arguments: &[&str], journal_is_stderr: bool) -> String {
 }
 
 #[test]
-fn in_the_journal_a_line_has_its_level_as_a_prefix_and_no_timestamp() {
+fn journal_lines_have_level_prefix_and_no_timestamp() {
     let log = log_of(&["-v"], true);
     assert!(log.starts_with("<6>echod "), "{log}");
     assert!(log.contains("\n<7>connection 1 from 127.0.0.1:"), "{log}");
@@ -32,14 +32,14 @@ fn in_the_journal_a_line_has_its_level_as_a_prefix_and_no_timestamp() {
 }
 
 #[test]
-fn a_journal_that_is_not_our_stderr_changes_nothing() {
+fn foreign_journal_stream_changes_nothing() {
     let log = log_of(&["-v"], false);
     assert!(log.starts_with('[') && log.contains(" INFO ") && log.contains(" DEBUG"), "{log}");
     assert!(!log.contains("<6>") && !log.contains("<7>"), "{log}");
 }
 
 #[test]
-fn in_the_journal_what_prevents_the_start_is_an_error() {
+fn startup_error_has_error_priority_in_the_journal() {
     let directory = Directory::new();
     let path = directory.join("stderr");
     let stderr = fs::File::create(&path).unwrap();

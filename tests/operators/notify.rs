@@ -62,7 +62,7 @@ impl Manager {
 }
 
 #[test]
-fn ready_is_told_once_the_sockets_are_bound_and_stopping_at_a_drain() {
+fn ready_follows_bind_and_stopping_follows_sigterm() {
     for manager in [Manager::at_a_path(), Manager::abstract_one()] {
         let directory = Directory::new();
         let path = directory.join("echo.sock");
@@ -81,7 +81,7 @@ fn ready_is_told_once_the_sockets_are_bound_and_stopping_at_a_drain() {
 }
 
 #[test]
-fn stopping_is_told_when_the_drain_begins_not_when_it_ends() {
+fn stopping_is_sent_when_the_drain_begins() {
     let manager = Manager::at_a_path();
     let mut daemon = manager.daemon(&["--drain-timeout=30s"], &[]).start();
     let peer = daemon.connect();
@@ -97,7 +97,7 @@ fn stopping_is_told_when_the_drain_begins_not_when_it_ends() {
 }
 
 #[test]
-fn the_open_connections_are_told_within_5_s_of_a_change() {
+fn status_is_sent_within_5_s_of_a_change() {
     let manager = Manager::at_a_path();
     let daemon = manager.daemon(&[], &[]).start();
     manager.expect("READY=1");
@@ -120,7 +120,7 @@ fn the_open_connections_are_told_within_5_s_of_a_change() {
 }
 
 #[test]
-fn the_watchdog_is_told_at_half_of_its_time_also_during_a_drain_and_by_nobody_else_than_the_loop() {
+fn watchdog_is_pinged_at_half_its_interval() {
     let manager = Manager::at_a_path();
     let daemon = manager.daemon(&["--drain-timeout=30s"], &["WATCHDOG_USEC=400000"]).start();
     let peer = daemon.connect();
@@ -149,7 +149,7 @@ fn the_watchdog_is_told_at_half_of_its_time_also_during_a_drain_and_by_nobody_el
 }
 
 #[test]
-fn a_watchdog_for_another_process_is_not_told() {
+fn watchdog_of_another_process_is_not_pinged() {
     let manager = Manager::at_a_path();
     let daemon = manager.daemon(&[], &["WATCHDOG_USEC=100000", "WATCHDOG_PID=1"]).start();
     assert!(!manager.expect("READY=1").contains("WATCHDOG"));
@@ -158,7 +158,7 @@ fn a_watchdog_for_another_process_is_not_told() {
 }
 
 #[test]
-fn a_manager_that_does_not_read_slows_nothing_and_hears_the_latest_when_it_does() {
+fn slow_service_manager_does_not_block_and_gets_latest_status() {
     let manager = Manager::at_a_path();
     let mut daemon = manager.daemon(&["--drain-timeout=30s"], &["WATCHDOG_USEC=2000"]).start();
     // A message each millisecond: the queue is full soon (net.unix.max_dgram_qlen).
@@ -177,7 +177,7 @@ fn a_manager_that_does_not_read_slows_nothing_and_hears_the_latest_when_it_does(
 }
 
 #[test]
-fn a_manager_that_is_not_there_is_a_warning() {
+fn missing_service_manager_causes_one_warning() {
     for name in ["/nowhere/notify", "@echod-test-nobody", "relative", "vsock:2:1"] {
         let variable = format!("NOTIFY_SOCKET={name}");
         let mut daemon = Daemon::with(&[]).through(&["env", &variable, "WATCHDOG_USEC=20000"]).start();
@@ -190,7 +190,7 @@ fn a_manager_that_is_not_there_is_a_warning() {
 }
 
 #[test]
-fn a_daemon_with_nothing_to_tell_sleeps() {
+fn idle_notifier_does_not_wake_the_loop() {
     let manager = Manager::at_a_path();
     let daemon = manager.daemon(&[], &[]).start();
     daemon.connect().echo(b"hello");
