@@ -1,4 +1,4 @@
-//! The daemon: options, log, bind, run, exit status. Start reading at `server::Server::run`.
+//! The daemon from the command line to the exit status. To study the event loop, start at `Server::run` in `event_loop/server.rs`.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         Ok(options) => options,
         Err(exit) => return print_and_exit(&exit),
     };
-    let inherited = systemd::listeners_from_env(); // Before we open anything: see there.
+    let inherited = systemd::listeners_from_env(); // Before anything is opened: see its documentation.
     logging::init_log(options.level);
     match inherited.and_then(|inherited| serve(&options, inherited)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// `--help` and `--version` go to stdout, what is wrong with the command line to stderr.
+/// Prints help and version to stdout, an error in the command line to stderr.
 fn print_and_exit(exit: &EarlyExit) -> ExitCode {
     if !exit.to_stdout {
         output::print_error(&exit.message);
@@ -46,10 +46,10 @@ fn print_and_exit(exit: &EarlyExit) -> ExitCode {
     ExitCode::from(exit.status)
 }
 
-/// Everything between the command line and the exit status. The error is one line for a person.
+/// Binds, runs the event loop and returns when it has stopped. The error is a one-line message.
 fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     let limit = limits::raise_limit();
-    // Before we listen, so that no signal finds us unprepared once somebody knows that we do.
+    // Before listening, so that a signal is handled as soon as anyone can know that the daemon is up.
     let signals = signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
     let listeners = bind(options, inherited)?;
     let monitoring = monitoring(options)?;
@@ -58,7 +58,7 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     let requested = options.max_connections.map(|requested| requested as usize);
     let max_connections = limits::max_connections(requested, limit, listeners.len() + monitoring.descriptors());
     if let Some(requested) = requested.filter(|&requested| requested > max_connections) {
-        warn!("--max-connections {requested} is lowered to {max_connections}: RLIMIT_NOFILE is {limit}");
+        warn!("--max-connections {requested} exceeds the file descriptor limit ({limit}); using {max_connections}");
     }
     info!("echod {}: at most {max_connections} connections", env!("CARGO_PKG_VERSION"));
     let settings = Settings {
@@ -71,7 +71,7 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
         busy_poll: options.busy_poll,
     };
     let mut server: Server<Monitoring> = Server::new(settings, listeners, monitoring, signals)
-        .map_err(|error| format!("cannot start polling: {error}"))?;
+        .map_err(|error| format!("cannot create the event loop: {error}"))?;
     let outcome = if options.explain {
         let mut explainer = Explainer::new(io::stdout()).map_err(|error| format!("cannot write to stdout: {error}"))?;
         let outcome = server.run(&mut explainer);
@@ -80,12 +80,13 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     } else {
         server.run(&mut Silent)
     };
-    outcome.map_err(|error| format!("cannot go on: {error}"))?;
+    outcome.map_err(|error| format!("event loop failed: {error}"))?;
     info!("stopped; {}", monitoring::describe(&server.counters()));
     Ok(())
 }
 
-/// Binds every address, beside the sockets that a service manager has passed. With those, the default is not bound.
+/// Binds every address, in addition to the sockets that a service manager has passed. If there are any, the default address is
+/// not bound.
 fn bind(options: &Options, inherited: Vec<Listener>) -> Result<Vec<Listener>, String> {
     let mut listeners = inherited;
     let wanted = if listeners.is_empty() || options.listen_given { &options.listen[..] } else { &[] };
@@ -93,18 +94,18 @@ fn bind(options: &Options, inherited: Vec<Listener>) -> Result<Vec<Listener>, St
         listeners.extend(address.bind(&options.listen_options()).map_err(|error| error.to_string())?);
     }
     if let Some(max) = somaxconn().filter(|&max| max < options.backlog) {
-        warn!("--backlog {} is lowered to {max} by the kernel (net.core.somaxconn)", options.backlog);
+        warn!("the kernel limits --backlog {} to {max} (net.core.somaxconn)", options.backlog);
     }
     Ok(listeners)
 }
 
-/// Whoever looks after us, by what the command line and the environment say.
+/// Sets up the metrics endpoint and the notifications that the command line and the environment ask for.
 fn monitoring(options: &Options) -> Result<Monitoring, String> {
     let endpoint = options.metrics.map(Endpoint::bind).transpose().map_err(|error| error.to_string())?;
     Ok(Monitoring { endpoint, notifier: Notifier::from_env() })
 }
 
-/// Says where we listen, a line each, before the first accept.
+/// Prints a `listening on` line for each socket, before the first accept.
 fn print_addresses(listeners: &[Listener], monitoring: &Monitoring) -> io::Result<()> {
     let mut stdout = NonBlockingWriter::new(io::stdout())?;
     let endpoint = monitoring.endpoint.iter().map(Endpoint::local);

@@ -1,4 +1,4 @@
-//! The README says what is so.
+//! Checks that the README is up to date.
 
 use std::process::Command;
 

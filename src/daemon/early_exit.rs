@@ -1,22 +1,22 @@
-//! What ends the daemon before it starts: help, version, and a wrong command line.
+//! Exits before the daemon starts: help, version, and errors in the command line.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::listen::address::printable;
 
-/// The command line wants no daemon: print `message` and end with `status`.
+/// What to print, and the exit status, if the command line does not start the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EarlyExit {
-    /// 0 after help and version, 2 where the command line is wrong.
+    /// 0 for help and version, 2 for an invalid command line.
     pub status: u8,
-    /// Without a newline at its end. With status 2 it is a single line.
+    /// The text to print, without a final newline. With status 2 it is a single line.
     pub message: String,
-    /// Else stderr.
+    /// Whether to print to stdout instead of stderr.
     pub to_stdout: bool,
 }
 
 impl EarlyExit {
-    /// Makes the one line out of what clap found.
+    /// Converts an error of clap. clap's own message spans several lines, so the single line is composed here.
     pub fn from_clap(error: &clap::Error) -> EarlyExit {
         if !error.use_stderr() {
             return EarlyExit { status: 0, message: error.render().to_string().trim_end().into(), to_stdout: true };
@@ -26,7 +26,7 @@ impl EarlyExit {
             Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
             _ => None,
         };
-        // clap writes the option as in the usage, "--listen <ADDRESS>", "-v...", "--one-shot".
+        // clap gives the option as in its usage: "--listen <ADDRESS>", "-v...", "--one-shot".
         let name =
             |kind| word(kind).and_then(|usage| usage.split([' ', '=']).next()).unwrap_or("").trim_end_matches('.');
         let (option, value) = (name(ContextKind::InvalidArg), word(ContextKind::InvalidValue).unwrap_or(""));
@@ -35,11 +35,11 @@ impl EarlyExit {
                 let why = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
                 format!("invalid value '{value}' for {option}: {why}")
             }
-            ErrorKind::InvalidValue => format!("{option} needs a value"),
-            ErrorKind::TooManyValues => format!("{option} takes no value, but has '{value}'"),
+            ErrorKind::InvalidValue => format!("{option} requires a value"),
+            ErrorKind::TooManyValues => format!("{option} does not take a value (got '{value}')"),
             ErrorKind::ArgumentConflict => match name(ContextKind::PriorArg) {
-                other if other == option => format!("{option} is given more than once"),
-                other => format!("{option} and {other} exclude each other"),
+                other if other == option => format!("{option} may only be given once"),
+                other => format!("{option} and {other} cannot be used together"),
             },
             ErrorKind::UnknownArgument => {
                 let typed = word(ContextKind::InvalidArg).unwrap_or("");
@@ -49,8 +49,8 @@ impl EarlyExit {
                     None => format!("unknown {kind} '{typed}'; see echod --help"),
                 }
             }
-            ErrorKind::InvalidUtf8 => "an argument is not UTF-8".into(),
-            // No option of ours can give another kind today. One line, whatever it is.
+            ErrorKind::InvalidUtf8 => "an argument is not valid UTF-8".into(),
+            // No option causes another kind today. If one ever does, the first line of clap's message is used.
             _ => error.render().to_string().lines().next().unwrap_or("").trim_start_matches("error: ").into(),
         };
         EarlyExit { status: 2, message: format!("echod: {}", printable(&message)), to_stdout: false }

@@ -1,8 +1,7 @@
-//! The command line, and nothing else: no environment, no input or output, no logging.
+//! The command line. Reads no environment, performs no I/O and logs nothing.
 //!
-//! [`Options::parse`] gives either options that are valid in themselves or an [`EarlyExit`]: what to
-//! print, where, and with which status to end. clap reads the arguments; what it says about a wrong
-//! one takes several lines, so the single line is made here.
+//! [`Options::parse`] returns either options whose values are all valid, or an [`EarlyExit`]: what to print, where, and the exit
+//! status.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -16,57 +15,58 @@ use crate::daemon::values::{parse_count, parse_duration, parser};
 use crate::listen::address::Address;
 use crate::listen::socket::ListenOptions;
 
-/// What is listened on without `--listen`.
+/// The address to listen on if `--listen` is not given.
 const DEFAULT_ADDRESS: Address = Address::Port(9999);
 
-/// The loop counts milliseconds in a u32, which wraps after 49 days: half of that can be compared.
+/// The maximum timeout, 24 days. The loop counts milliseconds in a u32, which wraps after 49 days, and only times that differ by
+/// less than half of that can be compared.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 24 * 60 * 60);
 
-/// Busy polling pays for gaps of microseconds. Longer ones would be a core burnt by mistake.
+/// The maximum time of busy polling. Polling pays for gaps of microseconds; a longer time would waste a core by mistake.
 const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 
-/// 16 MiB. A stalled connection may hold that much; a larger buffer than the kernel's is never filled.
+/// The maximum buffer size, 16 MiB. A stalled connection may hold that much, and a buffer larger than the kernel's is never full.
 const MAX_BUFFER_SIZE: u32 = 16 << 20;
 
-/// What the user wants, every value within its bounds.
+/// The options that the user has given, with every value within its bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Where to listen; the default if nothing was given, so never empty.
+    /// The addresses to listen on: never empty, because the default applies if none was given.
     pub listen: Vec<Address>,
-    /// `listen` was given, and is bound beside the sockets that a service manager passes.
+    /// Whether `--listen` was given. Only then is `listen` bound in addition to sockets passed by a service manager.
     pub listen_given: bool,
-    /// Answer one message and close first.
+    /// Echo one message, then close first.
     pub one_shot: bool,
-    /// `None`: as many as the descriptors allow.
+    /// The connection limit; `None` for as many as the descriptors allow.
     pub max_connections: Option<u32>,
-    /// `None`: a connection may idle for ever.
+    /// How long a connection may be idle; `None` for any time.
     pub idle_timeout: Option<Duration>,
-    /// How long a stop waits for peers; zero does not wait.
+    /// How long a graceful shutdown waits for peers; zero does not wait.
     pub drain_timeout: Duration,
-    /// Bytes of the shared read buffer.
+    /// The size of the shared read buffer in bytes.
     pub buffer_size: usize,
-    /// Length of the queue of connections that are not accepted yet: listen(2).
+    /// The backlog of each listener: listen(2).
     pub backlog: u32,
-    /// SO_REUSEPORT.
+    /// Whether to set SO_REUSEPORT.
     pub reuse_port: bool,
-    /// How long to poll after the last event before sleeping; zero sleeps at once.
+    /// How long to keep polling after the last event before blocking; zero blocks at once.
     pub busy_poll: Duration,
-    /// Where the metrics are served.
+    /// The address of the metrics endpoint.
     pub metrics: Option<SocketAddr>,
-    /// Narrate each connection on stdout.
+    /// Whether to print a sequence diagram of each connection to stdout.
     pub explain: bool,
-    /// The log's level where RUST_LOG does not say otherwise.
+    /// The log level, unless RUST_LOG overrides it.
     pub level: LevelFilter,
 }
 
 impl Options {
-    /// Reads the arguments, the first of which is the program's name.
+    /// Parses the arguments, of which the first is the program's name.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Options, EarlyExit> {
         let given = command().try_get_matches_from(args).and_then(|matches| Arguments::from_arg_matches(&matches));
         given.map(Options::from).map_err(|error| EarlyExit::from_clap(&error))
     }
 
-    /// How the listening sockets are made.
+    /// Returns the options for creating listening sockets.
     pub fn listen_options(&self) -> ListenOptions {
         ListenOptions { backlog: self.backlog, reuse_port: self.reuse_port }
     }
@@ -97,46 +97,46 @@ impl From<Arguments> for Options {
     }
 }
 
-/// The definition of the command line, from which help, manual page and completions are made.
+/// Returns the definition of the command line, from which the help, the manual page and the completions are generated.
 pub fn command() -> clap::Command {
     Arguments::command()
 }
 
-// The width is fixed, so that the help is the same everywhere and the README can hold it. Values may
-// begin with a hyphen: they are all wrong then, but the message names the option and the value, where
-// clap would take "-1s" for an unknown option.
+// The width is fixed, so that the help is the same everywhere and the README can contain it. Values may begin with a hyphen:
+// all such values are invalid, but the message then names the option and the value, whereas clap would report "-1s" as an
+// unknown option.
 #[derive(Parser)]
 #[command(name = "echod", bin_name = "echod", version, term_width = 100, color = clap::ColorChoice::Never)]
-#[command(about = "A TCP echo daemon (RFC 862): what comes in goes out", after_help = AFTER_HELP)]
+#[command(about = "A TCP echo server (RFC 862)", after_help = AFTER_HELP)]
 struct Arguments {
-    /// Where to listen; repeatable [default: 9999]
+    /// Listen on ADDRESS; may be given more than once [default: 9999]
     #[arg(short, long, value_name = "ADDRESS", value_parser = parser(Address::parse), allow_hyphen_values = true)]
     listen: Vec<Address>,
 
-    /// Answer one message of at most 1024 bytes, then close first
+    /// Echo one message of at most 1024 bytes, then close first
     #[arg(long)]
     one_shot: bool,
 
-    /// Most connections at once [default: what RLIMIT_NOFILE allows]
+    /// Limit simultaneous connections [default: by RLIMIT_NOFILE]
     #[arg(long, value_name = "N", value_parser = parser(|n| parse_count(n, u32::MAX)), allow_hyphen_values = true)]
     max_connections: Option<u32>,
 
-    /// Close a connection idle for this long; 0: never
+    /// Close connections idle for this long; 0 disables
     #[arg(long, value_name = "DURATION", default_value = "10m", allow_hyphen_values = true)]
     #[arg(value_parser = parser(|text| parse_duration(text, MAX_TIMEOUT, "24 days")))]
     idle_timeout: Duration,
 
-    /// How long a stop waits for peers to finish
+    /// On shutdown, wait this long for peers to close
     #[arg(long, value_name = "DURATION", default_value = "5s", allow_hyphen_values = true)]
     #[arg(value_parser = parser(|text| parse_duration(text, MAX_TIMEOUT, "24 days")))]
     drain_timeout: Duration,
 
-    /// Read buffer, the most that a stalled peer holds
+    /// Limit each read and each peer's unsent data
     #[arg(long, value_name = "BYTES", default_value = "65536", allow_hyphen_values = true)]
     #[arg(value_parser = parser(|bytes| parse_count(bytes, MAX_BUFFER_SIZE)))]
     buffer_size: u32,
 
-    /// How many connections may wait to be accepted
+    /// Set the length of the listen backlog
     #[arg(long, value_name = "N", default_value = "1024", allow_hyphen_values = true)]
     #[arg(value_parser = parser(|n| parse_count(n, i32::MAX as u32)))]
     backlog: u32,
@@ -145,7 +145,7 @@ struct Arguments {
     #[arg(long)]
     reuse_port: bool,
 
-    /// Poll this long before sleeping; at most 10ms
+    /// Keep polling this long before blocking; at most 10ms
     #[arg(long, value_name = "DURATION", default_value = "0", allow_hyphen_values = true)]
     #[arg(value_parser = parser(|text| parse_duration(text, MAX_BUSY_POLL, "10ms")))]
     busy_poll: Duration,
@@ -154,11 +154,11 @@ struct Arguments {
     #[arg(long, value_name = "IP:PORT", value_parser = parser(parse_socket_address), allow_hyphen_values = true)]
     metrics: Option<SocketAddr>,
 
-    /// Narrate each connection on stdout, as TCP lives it
+    /// Print a live TCP sequence diagram of each connection to stdout
     #[arg(long)]
     explain: bool,
 
-    /// Log more: -v each connection, -vv each readiness event
+    /// Log each connection; -vv: also each readiness event
     #[arg(short, action = ArgAction::Count)]
     verbose: u8,
 
@@ -168,13 +168,13 @@ struct Arguments {
 }
 
 const AFTER_HELP: &str = "\
-ADDRESS:   PORT (every interface), IP:PORT, [IPv6]:PORT, HOST:PORT or unix:PATH; port 0 takes a
-           free one, which the line \"listening on ...\" on stdout tells
-DURATION:  a whole number and a unit: 50us, 500ms, 30s, 10m, 1h; or 0
-RUST_LOG:  if set, decides what is logged instead of -v and -q (RUST_LOG=echod=debug)";
+ADDRESS:   PORT (all interfaces), IP:PORT, [IPv6]:PORT, HOST:PORT or unix:PATH. Port 0 picks a free
+           port, which is reported by the \"listening on ...\" line on stdout
+DURATION:  a whole number with a unit (50us, 500ms, 30s, 10m, 1h), or 0
+RUST_LOG:  overrides -v and -q (e.g. RUST_LOG=echod=debug)";
 
 fn parse_socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "expected IP:PORT, as in 127.0.0.1:9100".into())
+    text.parse().map_err(|_| "expected IP:PORT, e.g. 127.0.0.1:9100".into())
 }
 
 #[cfg(test)]
@@ -254,7 +254,7 @@ mod tests {
             backlog: i32::MAX as u32,
             reuse_port: true,
             busy_poll: Duration::from_micros(50),
-            metrics: Some("[::1]:9100".parse().expect("an address")),
+            metrics: Some("[::1]:9100".parse().expect("address")),
             explain: true,
             level: LevelFilter::Trace,
         };
@@ -276,31 +276,31 @@ mod tests {
 
     #[test]
     fn invalid_value_error_names_option_and_value() {
-        let number = |most: u32| format!("expected a whole number from 1 to {most}");
-        let duration = "expected a whole number with a unit (us, ms, s, m, h), as in 30s";
-        let metrics = "expected IP:PORT, as in 127.0.0.1:9100";
+        let address = |text: &str| Address::parse(text).expect_err("should be rejected");
+        let number = |max: u32| format!("expected a whole number from 1 to {max}");
+        let duration = "expected a whole number with a unit (us, ms, s, m, h), e.g. 30s";
+        let metrics = "expected IP:PORT, e.g. 127.0.0.1:9100";
         for (option, value, why) in [
-            ("--listen", "localhost", "missing port, e.g. localhost:9999"),
-            ("--listen", "70000", "port 70000 is greater than 65535"),
-            ("--listen", "", "expected PORT, IP:PORT, [IPv6]:PORT, HOST:PORT or unix:PATH"),
-            ("--listen", "unix:", "missing path, e.g. unix:/run/echo.sock"),
-            ("--listen", "--one-shot", "missing port, e.g. --one-shot:9999"),
+            ("--listen", "localhost", address("localhost").as_str()),
+            ("--listen", "70000", &address("70000")),
+            ("--listen", "", &address("")),
+            ("--listen", "--one-shot", &address("--one-shot")),
             ("--max-connections", "0", &number(u32::MAX)),
             ("--max-connections", "+5", &number(u32::MAX)),
             ("--max-connections", "-5", &number(u32::MAX)),
-            ("--idle-timeout", "5", "the unit is missing, as in 5s (us, ms, s, m, h)"),
+            ("--idle-timeout", "5", "missing unit, e.g. 5s (us, ms, s, m, h)"),
             ("--idle-timeout", "1.5s", duration),
             ("--idle-timeout", "-1s", duration),
             ("--idle-timeout", "inf", duration),
             ("--idle-timeout", "", duration),
-            ("--idle-timeout", "25000h", "it can be 24 days at most"),
-            ("--drain-timeout", "577h", "it can be 24 days at most"),
+            ("--idle-timeout", "25000h", "must be at most 24 days"),
+            ("--drain-timeout", "577h", "must be at most 24 days"),
             ("--buffer-size", "64k", &number(16 << 20)),
             ("--buffer-size", "0", &number(16 << 20)),
             ("--buffer-size", "16777217", &number(16 << 20)),
             ("--backlog", "0", &number(i32::MAX as u32)),
             ("--backlog", "2147483648", &number(i32::MAX as u32)),
-            ("--busy-poll", "11ms", "it can be 10ms at most"),
+            ("--busy-poll", "11ms", "must be at most 10ms"),
             ("--metrics", "localhost:80", metrics),
             ("--metrics", "9100", metrics),
         ] {
@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn overlong_unix_path_is_an_invalid_value() {
         let path = format!("unix:/{}", "x".repeat(200));
-        let why = "the path is too long for a Unix socket (201 bytes)";
+        let why = Address::parse(&path).expect_err("should be rejected");
         assert_eq!(refused(&["-l", &path]), format!("echod: invalid value '{path}' for --listen: {why}"));
     }
 
@@ -325,11 +325,11 @@ mod tests {
             (&["-x"], "echod: unknown option '-x'; see echod --help"),
             (&["9999"], "echod: unknown argument '9999'; see echod --help"),
             (&[""], "echod: unknown argument ''; see echod --help"),
-            (&["--listen"], "echod: --listen needs a value"),
-            (&["--one-shot=yes"], "echod: --one-shot takes no value, but has 'yes'"),
-            (&["--backlog=1", "--backlog=2"], "echod: --backlog is given more than once"),
-            (&["-v", "-q"], "echod: -v and -q exclude each other"),
-            (&["-qvv"], "echod: -q and -v exclude each other"),
+            (&["--listen"], "echod: --listen requires a value"),
+            (&["--one-shot=yes"], "echod: --one-shot does not take a value (got 'yes')"),
+            (&["--backlog=1", "--backlog=2"], "echod: --backlog may only be given once"),
+            (&["-v", "-q"], "echod: -v and -q cannot be used together"),
+            (&["-qvv"], "echod: -q and -v cannot be used together"),
         ] {
             assert_eq!(refused(args), expected, "{args:?}");
         }
@@ -340,21 +340,21 @@ mod tests {
         assert_eq!(refused(&["--x\ny\x1b[31m"]), "echod: unknown option '--x\\ny\\u{1b}[31m'; see echod --help");
         assert!(refused(&["--listen=a\nb:1"]).contains("'a\\nb:1'"));
         let not_utf8 = OsString::from_vec(b"--listen=unix:/\xff".to_vec());
-        let exit = Options::parse(["echod".into(), not_utf8]).expect_err("not UTF-8");
-        assert_eq!(exit.message, "echod: invalid value 'unix:/\u{fffd}' for --listen: it is not UTF-8");
+        let exit = Options::parse(["echod".into(), not_utf8]).expect_err("should be rejected");
+        assert_eq!(exit.message, "echod: invalid value 'unix:/\u{fffd}' for --listen: not valid UTF-8");
         let not_utf8 = OsString::from_vec(b"--\xff\n".to_vec());
-        let exit = Options::parse(["echod".into(), not_utf8]).expect_err("not UTF-8");
+        let exit = Options::parse(["echod".into(), not_utf8]).expect_err("should be rejected");
         assert_eq!((exit.status, exit.message.lines().count()), (2, 1), "{}", exit.message);
     }
 
     #[test]
     fn help_and_version_are_plain_text_on_stdout() {
-        let version = parse(&["-V"]).expect_err("a version");
+        let version = parse(&["-V"]).expect_err("version");
         assert_eq!(version.message, concat!("echod ", env!("CARGO_PKG_VERSION")));
-        let help = parse(&["--help"]).expect_err("a help");
-        assert_eq!(parse(&["-h"]).expect_err("a help"), help);
-        let elsewhere = Options::parse(["/opt/bin/other".into(), "-h".into()]).expect_err("a help");
-        assert_eq!(elsewhere, help, "the name it was started by changes nothing");
+        let help = parse(&["--help"]).expect_err("help");
+        assert_eq!(parse(&["-h"]).expect_err("help"), help);
+        let elsewhere = Options::parse(["/opt/bin/other".into(), "-h".into()]).expect_err("help");
+        assert_eq!(elsewhere, help, "the help should not depend on the name of the program");
         assert_eq!((help.status, help.to_stdout, version.status, version.to_stdout), (0, true, 0, true));
         for line in help.message.lines() {
             assert!(line.chars().count() <= 100 && line.is_ascii() && !line.contains('\x1b'), "{line}");

@@ -1,14 +1,14 @@
-//! Which signals the daemon heeds. What they do is up to the server.
+//! Signal registration. What a signal does is up to the event loop.
 //!
-//! SIGPIPE is not among them: Rust's runtime ignores it before `main`, so a write to a peer that is gone says EPIPE.
+//! SIGPIPE needs no handler: Rust's runtime ignores it before `main`, so that a write to a closed connection returns EPIPE.
 
 use std::{fs, io};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook_mio::v1_0::Signals;
 
-/// From here on these signals make the loop's self-pipe readable: SIGTERM, SIGINT, SIGUSR1 and, unless it was ignored
-/// when we started (`nohup`), SIGHUP.
+/// Registers SIGTERM, SIGINT, SIGUSR1 and, unless it was ignored at startup (`nohup`), SIGHUP. From then on, each of them makes
+/// the loop's signal pipe readable.
 pub fn register() -> io::Result<Signals> {
     let mut wanted = vec![SIGTERM, SIGINT, SIGUSR1];
     if !hangup_is_ignored() {
@@ -17,13 +17,13 @@ pub fn register() -> io::Result<Signals> {
     Signals::new(wanted)
 }
 
-/// Whether SIGHUP was ignored when we started. sigaction(2) would need unsafe; proc_pid_status(5) says it, too. Where
-/// there is no /proc, it is taken as not ignored.
+/// Returns whether SIGHUP was ignored at startup, from /proc (proc_pid_status(5)), because sigaction(2) needs unsafe code.
+/// Without /proc, it counts as not ignored.
 fn hangup_is_ignored() -> bool {
     fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores(&status, SIGHUP))
 }
 
-/// Whether the line `SigIgn:` of this status, a mask in hexadecimal, has the bit of `signal`.
+/// Returns whether the line `SigIgn:` of `status`, a mask in hexadecimal, has the bit of `signal` set.
 fn ignores(status: &str, signal: i32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> (signal - 1) & 1 == 1)

@@ -1,10 +1,10 @@
-//! The service manager: sockets that it passes to us, and what it wants to hear from us.
+//! Service-manager integration: socket activation and sd_notify.
 //!
-//! Both are systemd's, by way of environment variables and descriptors, and other managers speak them too: sd_listen_fds(3) for
-//! activation, sd_notify(3) and sd_watchdog_enabled(3) for the way back. Nothing here waits: a manager that does not
-//! read cannot hold up an echo.
+//! Both protocols are systemd's and use environment variables and descriptors; other service managers support them as well. See
+//! sd_listen_fds(3) for activation, sd_notify(3) and sd_watchdog_enabled(3) for notifications. Nothing here blocks, so a service
+//! manager that does not read cannot delay an echo.
 //!
-//! The variables stay as they are. Unsetting them is for programs that start others, and we start none.
+//! The variables are left set. Unsetting them matters only to programs that start others, which this one does not.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -18,14 +18,14 @@ use log::warn;
 use crate::event_loop::clock::NEVER;
 use crate::listen::listener::Listener;
 
-/// The first descriptor that is passed: SD_LISTEN_FDS_START.
+/// The number of the first passed descriptor: SD_LISTEN_FDS_START.
 const FIRST_DESCRIPTOR: usize = 3;
 
-/// No more descriptors are believed in: a wrong number must not cost memory.
+/// The maximum value of LISTEN_FDS that is believed, so that a wrong number costs no memory.
 const MAX_LISTEN_FDS: usize = 1024;
 
-/// The listeners that were passed to this process, ready to be served; none where nobody passed any. To be called before
-/// anything else opens a descriptor, or that one could be mistaken for one of them. The error is one line for a person.
+/// Returns the listeners that were passed to this process, ready to be served; empty if none were passed. Must be called before
+/// anything else opens a descriptor, which could otherwise be mistaken for a passed one. The error is a one-line message.
 pub fn listeners_from_env() -> Result<Vec<Listener>, String> {
     let count = listen_fds_count(env::var_os("LISTEN_PID"), env::var_os("LISTEN_FDS"), process::id())?;
     if count == 0 {
@@ -35,20 +35,21 @@ pub fn listeners_from_env() -> Result<Vec<Listener>, String> {
     (0..count)
         .map(|index| {
             let failed = |why: &dyn std::fmt::Display| {
-                format!("cannot listen on descriptor {}, which LISTEN_FDS names: {why}", FIRST_DESCRIPTOR + index)
+                format!("cannot listen on descriptor {} (passed by LISTEN_FDS): {why}", FIRST_DESCRIPTOR + index)
             };
-            // What is not of the one kind is left at its place, to be tried as the other.
+            // A descriptor of the wrong kind stays in place, so that the other kind can be tried.
             let listener = match (fds.take_tcp_listener(index), fds.take_unix_listener(index)) {
                 (Ok(Some(socket)), _) => Listener::from_inherited(socket),
                 (_, Ok(Some(socket))) => Listener::from_inherited(socket),
-                _ => return Err(failed(&"it is no stream socket, neither TCP nor Unix")),
+                _ => return Err(failed(&"it is neither a TCP nor a Unix stream socket")),
             };
             listener.map_err(|error| failed(&error))
         })
         .collect()
 }
 
-/// How many descriptors are for us. The variables may be a parent's: then LISTEN_PID is not ours, and they mean nothing.
+/// Returns how many descriptors were passed to this process. The variables may have been meant for a parent process: then
+/// LISTEN_PID is not ours, and they are ignored.
 fn listen_fds_count(listen_pid: Option<OsString>, listen_fds: Option<OsString>, our_pid: u32) -> Result<usize, String> {
     let number = |text: &Option<OsString>| text.as_ref()?.to_str()?.parse::<usize>().ok();
     if number(&listen_pid) != Some(our_pid as usize) {
@@ -57,38 +58,40 @@ fn listen_fds_count(listen_pid: Option<OsString>, listen_fds: Option<OsString>, 
     let Some(given) = &listen_fds else { return Ok(0) };
     number(&listen_fds)
         .filter(|&count| count <= MAX_LISTEN_FDS)
-        .ok_or_else(|| format!("LISTEN_FDS is {given:?}, which is no number of descriptors from 0 to {MAX_LISTEN_FDS}"))
+        .ok_or_else(|| format!("LISTEN_FDS={given:?} is not a number between 0 and {MAX_LISTEN_FDS}"))
 }
 
-/// The least time between two `STATUS=` that only tell another number of connections. The contract allows 5 s; this keeps a busy
-/// daemon at one datagram in two.
+/// The minimum time between two `STATUS=` messages that differ only in the number of connections. The contract allows 5 s; with
+/// this, a busy daemon sends at most one datagram in two seconds.
 const STATUS_INTERVAL_MS: u64 = 2_000;
 
-/// When a message is tried again that the manager's queue had no room for.
+/// How long to wait before sending again after the manager's queue was full.
 const RETRY_MS: u64 = 100;
 
-/// Tells the service manager how we are: `READY=1`, `STATUS=`, `WATCHDOG=1`, `STOPPING=1`.
+/// Sends `READY=1`, `STATUS=`, `WATCHDOG=1` and `STOPPING=1` to the service manager.
 ///
-/// It is told from the loop itself, once a turn, so that the watchdog's word means that the loop turns.
+/// Messages are sent from the event loop itself, so a watchdog ping proves that the loop is running.
 #[derive(Debug)]
 pub struct Notifier {
     socket: UnixDatagram,
     manager: SocketAddr,
     /// Half of WATCHDOG_USEC, in milliseconds.
     watchdog_interval_ms: Option<u64>,
-    /// [`NEVER`] without a watchdog.
+    /// When the next watchdog ping is due, in milliseconds; [`NEVER`] without a watchdog.
     next_watchdog: u64,
-    /// What the manager was told last. `None`: not even that we are ready.
+    /// The last status sent; `None` until READY has been sent.
     last_sent: Option<Status>,
-    /// What was the case at the last tick.
+    /// The status at the last update.
     current: Status,
-    /// When to tell the next number of connections at the earliest.
+    /// The earliest time for another number of connections, in milliseconds.
     next_status: u64,
-    /// Nothing is sent before: its queue was full.
+    /// Nothing is sent before this time, in milliseconds, because the manager's queue was full.
     retry_at: u64,
+    /// Whether a failure to send has been logged.
     failure_logged: bool,
 }
 
+/// What `STATUS=` reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Status {
     open: u64,
@@ -96,10 +99,10 @@ struct Status {
 }
 
 impl Notifier {
-    /// Descriptors that it holds.
+    /// The number of descriptors that a notifier holds.
     pub const DESCRIPTORS: usize = 1;
 
-    /// A notifier, where NOTIFY_SOCKET asks for one. What is wrong with it is a warning, no reason not to serve.
+    /// Returns a notifier if NOTIFY_SOCKET is set. An invalid address is logged and otherwise ignored.
     pub fn from_env() -> Option<Notifier> {
         let name = env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())?;
         let watchdog = watchdog_interval_ms(env::var_os("WATCHDOG_PID"), env::var_os("WATCHDOG_USEC"), process::id());
@@ -115,7 +118,7 @@ impl Notifier {
     fn new(name: &OsStr, watchdog_interval_ms: Option<u64>) -> io::Result<Notifier> {
         let manager = manager_address(name)?;
         let socket = UnixDatagram::unbound()?;
-        // Its queue is short (net.unix.max_dgram_qlen), and a send(2) to a full one would wait.
+        // The manager's queue is short (net.unix.max_dgram_qlen), and a blocking send(2) to a full queue would wait.
         socket.set_nonblocking(true)?;
         Ok(Notifier {
             socket,
@@ -130,8 +133,8 @@ impl Notifier {
         })
     }
 
-    /// When [`Notifier::update`] wants to be called even if nothing happens, in milliseconds since the loop started.
-    /// [`NEVER`] where nothing is owed; at once in the beginning, since READY is owed then.
+    /// Returns when [`Notifier::update`] must be called even if nothing happens, in milliseconds since the loop started:
+    /// [`NEVER`] if there is nothing to send, 0 at the beginning, when READY is due.
     pub fn next_deadline(&self) -> u64 {
         let status = match self.last_sent {
             Some(last) if last == self.current => NEVER,
@@ -141,7 +144,7 @@ impl Notifier {
         status.min(self.next_watchdog).max(self.retry_at)
     }
 
-    /// Tells what is due at `now`, in milliseconds since the loop started: all of it in one datagram.
+    /// Sends everything that is due at `now`, in milliseconds since the loop started, in one datagram.
     pub fn update(&mut self, now: u64, open: u64, draining: bool) {
         self.current = Status { open, draining };
         if now < self.next_deadline() {
@@ -159,16 +162,16 @@ impl Notifier {
             message.push_str(&format!("STATUS={state}{open} connection{plural} open\n"));
         }
         if self.watchdog_interval_ms.is_some() {
-            message.push_str("WATCHDOG=1\n"); // Early is harmless.
+            message.push_str("WATCHDOG=1\n"); // A ping that is early is harmless.
         }
         match self.socket.send_to_addr(message.as_bytes(), &self.manager) {
             Err(error) if is_transient(&error) => {
                 self.retry_at = now + RETRY_MS;
                 return;
             }
-            // The manager is gone, or never was there. What is due next is tried all the same: it may come back.
+            // The manager is gone, or was never there. Sending goes on, because it may return.
             Err(error) if !self.failure_logged => {
-                warn!("cannot notify the service manager: {error} (said once)");
+                warn!("cannot notify the service manager: {error} (further errors are not logged)");
                 self.failure_logged = true;
             }
             _ => {}
@@ -179,16 +182,16 @@ impl Notifier {
     }
 }
 
-/// Whether the manager only has no room now.
+/// Returns whether sending failed only because there is no room at the moment.
 fn is_transient(error: &io::Error) -> bool {
     let transient = [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted, io::ErrorKind::OutOfMemory];
     transient.contains(&error.kind()) || rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::NOBUFS)
 }
 
-/// `/run/systemd/notify`, or `@name` in the abstract namespace. sd_notify(3) knows `vsock:` too, for virtual machines.
+/// Returns the address of the manager: `/run/systemd/notify`, or `@name` in the abstract namespace. The `vsock:` addresses of
+/// sd_notify(3), which are for virtual machines, are not supported.
 fn manager_address(name: &OsStr) -> io::Result<SocketAddr> {
-    let unsupported =
-        || io::Error::new(io::ErrorKind::InvalidInput, "it is neither a path from / nor an abstract name");
+    let unsupported = || io::Error::new(io::ErrorKind::InvalidInput, "neither an absolute path nor an abstract name");
     match name.as_bytes() {
         [b'/', ..] => SocketAddr::from_pathname(Path::new(name)),
         #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -200,8 +203,8 @@ fn manager_address(name: &OsStr) -> io::Result<SocketAddr> {
     }
 }
 
-/// How often the watchdog is to be told, in milliseconds: sd_watchdog_enabled(3) recommends half of its interval_usec. `None`:
-/// there is none, or it waits for another process.
+/// Returns the interval of watchdog pings in milliseconds: half of WATCHDOG_USEC, as sd_watchdog_enabled(3) recommends. `None`
+/// without a watchdog, and if it is for another process.
 fn watchdog_interval_ms(watchdog_pid: Option<OsString>, watchdog_usec: Option<OsString>, our_pid: u32) -> Option<u64> {
     let number = |text: OsString| text.to_str()?.parse::<u64>().ok();
     if watchdog_pid.is_some_and(|pid| number(pid) != Some(our_pid.into())) {
@@ -218,7 +221,7 @@ mod tests {
 
     use super::*;
 
-    /// The manager's end, and a notifier that knows it.
+    /// The service manager's socket.
     struct Manager {
         socket: UnixDatagram,
         path: PathBuf,
@@ -229,9 +232,9 @@ mod tests {
             static NUMBER: AtomicU32 = AtomicU32::new(0);
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
             let path = env::temp_dir().join(format!("echod-notify-{}-{number}", process::id()));
-            let socket = UnixDatagram::bind(&path).expect("a socket");
-            socket.set_nonblocking(true).expect("a socket");
-            let notifier = Notifier::new(path.as_os_str(), watchdog).expect("a notifier");
+            let socket = UnixDatagram::bind(&path).expect("socket");
+            socket.set_nonblocking(true).expect("socket");
+            let notifier = Notifier::new(path.as_os_str(), watchdog).expect("notifier");
             (Manager { socket, path }, notifier)
         }
 
@@ -273,7 +276,7 @@ mod tests {
         assert_eq!(watchdog_interval_ms(None, None, 41), None);
         assert_eq!(watchdog_interval_ms(None, text("0"), 41), None);
         assert_eq!(watchdog_interval_ms(None, text("soon"), 41), None);
-        assert_eq!(watchdog_interval_ms(None, text("1"), 41), Some(1), "never 0, or the loop would spin");
+        assert_eq!(watchdog_interval_ms(None, text("1"), 41), Some(1), "0 would make the loop spin");
     }
 
     #[test]
@@ -282,7 +285,7 @@ mod tests {
         assert_eq!(notifier.next_deadline(), 0);
         notifier.update(0, 0, false);
         assert_eq!(manager.received().as_deref(), Some("READY=1\nSTATUS=0 connections open\n"));
-        assert_eq!(notifier.next_deadline(), NEVER, "nothing is due, so nothing wakes the loop");
+        assert_eq!(notifier.next_deadline(), NEVER, "nothing should wake the loop");
         notifier.update(9_999, 0, false);
         assert_eq!(manager.received(), None);
     }
@@ -302,11 +305,15 @@ mod tests {
         assert_eq!(manager.received().as_deref(), Some("STATUS=2 connections open\n"));
 
         notifier.update(60_000, 1, false);
-        assert_eq!(manager.received().as_deref(), Some("STATUS=1 connection open\n"), "after a quiet time at once");
+        assert_eq!(
+            manager.received().as_deref(),
+            Some("STATUS=1 connection open\n"),
+            "a change after a quiet time should be sent at once"
+        );
 
         notifier.update(60_010, 2, false);
         notifier.update(60_020, 1, false);
-        assert_eq!(notifier.next_deadline(), NEVER, "back to what was sent");
+        assert_eq!(notifier.next_deadline(), NEVER, "the status is back to what was sent");
     }
 
     #[test]
@@ -324,7 +331,7 @@ mod tests {
     fn watchdog_is_pinged_when_due() {
         let (manager, mut notifier) = Manager::new(Some(15_000));
         notifier.update(0, 0, false);
-        assert!(manager.received().expect("a message").ends_with("WATCHDOG=1\n"));
+        assert!(manager.received().expect("message").ends_with("WATCHDOG=1\n"));
         assert_eq!(notifier.next_deadline(), 15_000);
         notifier.update(14_999, 0, false);
         assert_eq!(manager.received(), None);
@@ -340,10 +347,10 @@ mod tests {
         while notifier.retry_at == 0 {
             notifier.update(now, 0, false);
             (now, sent) = (now + 1, sent + 1);
-            assert!(sent < 100_000, "its queue never fills");
+            assert!(sent < 100_000, "the queue should fill up");
         }
         let due = notifier.next_deadline();
-        assert!(due > now, "no spinning: due at {due}, now {now}");
+        assert!(due > now, "the loop would spin: due at {due}, now {now}");
         while manager.received().is_some() {}
         notifier.update(due, 0, true);
         assert!(

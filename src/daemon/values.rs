@@ -1,17 +1,17 @@
-//! Parsers for the values of options.
+//! Parsers for option values.
 
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
-/// One of our parsers as clap wants it. Its error is a clause about the value, without the value.
+/// Adapts a parser function to clap. The error it returns is a clause that does not repeat the value.
 pub fn parser<T: Clone + Send + Sync + 'static>(
     parse: fn(&str) -> Result<T, String>,
 ) -> impl TypedValueParser<Value = T> {
-    OsStringValueParser::new().try_map(move |raw| raw.to_str().ok_or_else(|| "it is not UTF-8".into()).and_then(parse))
+    OsStringValueParser::new().try_map(move |raw| raw.to_str().ok_or_else(|| "not valid UTF-8".into()).and_then(parse))
 }
 
-/// A whole number from 1 to `max`.
+/// Parses a whole number from 1 to `max`.
 pub fn parse_count(text: &str, max: u32) -> Result<u32, String> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()); // `parse` would allow "+1".
     text.parse()
@@ -20,13 +20,15 @@ pub fn parse_count(text: &str, max: u32) -> Result<u32, String> {
         .ok_or_else(|| format!("expected a whole number from 1 to {max}"))
 }
 
-/// A whole number with a unit, or 0. Strict, and ours: the crates for it take `1h 30m`, `1.5s`, `5`
-/// or `1 month` as well, and what one of them lets in today cannot be taken back tomorrow.
+/// Parses a whole number with a unit, or 0.
+///
+/// Written by hand, because the crates for it also accept `1h 30m`, `1.5s`, `5` or `1 month`, and a form that was accepted once
+/// cannot be withdrawn.
 pub fn parse_duration(text: &str, max: Duration, max_in_words: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
     let micros: u128 = match unit {
         "" if !number.is_empty() && number.bytes().all(|digit| digit == b'0') => 0,
-        "" if !number.is_empty() => return Err(format!("the unit is missing, as in {number}s (us, ms, s, m, h)")),
+        "" if !number.is_empty() => return Err(format!("missing unit, e.g. {number}s (us, ms, s, m, h)")),
         "us" => 1,
         "ms" => 1_000,
         "s" => 1_000_000,
@@ -35,12 +37,12 @@ pub fn parse_duration(text: &str, max: Duration, max_in_words: &str) -> Result<D
         _ => 0,
     };
     if number.is_empty() || !(unit.is_empty() || micros > 0) {
-        return Err("expected a whole number with a unit (us, ms, s, m, h), as in 30s".into());
+        return Err("expected a whole number with a unit (us, ms, s, m, h), e.g. 30s".into());
     }
-    // More digits than a u64 holds: certainly too long, and the product below cannot overflow.
+    // A number beyond u64 is certainly too long, and the product below cannot overflow.
     let micros = micros * u128::from(number.parse::<u64>().unwrap_or(u64::MAX));
     let fits = micros <= max.as_micros();
-    fits.then(|| Duration::from_micros(micros as u64)).ok_or_else(|| format!("it can be {max_in_words} at most"))
+    fits.then(|| Duration::from_micros(micros as u64)).ok_or_else(|| format!("must be at most {max_in_words}"))
 }
 
 #[cfg(test)]
@@ -68,8 +70,8 @@ mod tests {
 
     #[test]
     fn malformed_duration_is_rejected() {
-        let malformed = "expected a whole number with a unit (us, ms, s, m, h), as in 30s";
-        let missing = "the unit is missing, as in 5s (us, ms, s, m, h)";
+        let malformed = "expected a whole number with a unit (us, ms, s, m, h), e.g. 30s";
+        let missing = "missing unit, e.g. 5s (us, ms, s, m, h)";
         for (text, why) in [
             ("", malformed),
             ("s", malformed),
@@ -85,9 +87,9 @@ mod tests {
             ("5d", malformed),
             ("0d", malformed),
             ("٣s", malformed),
-            ("577h", "it can be 24 days at most"),
-            ("18446744073709551615h", "it can be 24 days at most"),
-            ("99999999999999999999999us", "it can be 24 days at most"),
+            ("577h", "must be at most 24 days"),
+            ("18446744073709551615h", "must be at most 24 days"),
+            ("99999999999999999999999us", "must be at most 24 days"),
         ] {
             assert_eq!(parse_duration(text, MAX_TIMEOUT, "24 days"), Err(why.into()), "{text}");
         }

@@ -1,4 +1,4 @@
-//! The contract's section "Exit status". Status 2 is in `command_line.rs`, Unix paths are in `unix_socket.rs`.
+//! The contract's section "Exit status". Status 2 is tested in `command_line.rs`, Unix paths in `unix_socket.rs`.
 
 use std::fs::File;
 use std::io::pipe;
@@ -52,7 +52,7 @@ fn address_in_use_exits_1_with_one_line() {
 
 #[test]
 fn foreign_address_exits_1_with_one_line() {
-    // 192.0.2.0/24 is for documentation (RFC 5737).
+    // 192.0.2.0/24 is reserved for documentation (RFC 5737).
     let finished = Daemon::with(&["--listen", "192.0.2.1:0"]).run();
     let expected = "echod: cannot listen on 192.0.2.1:0: Cannot assign requested address (os error 99)\n";
     assert_eq!((finished.code, finished.stderr.as_str(), finished.stdout.as_str()), (1, expected, ""));
@@ -70,7 +70,7 @@ fn failed_bind_prints_no_listening_line() {
 
 #[test]
 fn unresolvable_name_exits_1_with_one_line() {
-    // .invalid never does (RFC 6761).
+    // Names under .invalid never resolve (RFC 6761).
     let finished = Daemon::with(&["--listen", "nowhere.invalid:9999"]).run();
     assert_eq!((finished.code, finished.stdout.as_str()), (1, ""), "{}", finished.stderr);
     let begins = finished.stderr.starts_with("echod: cannot listen on nowhere.invalid:9999: ");
@@ -91,7 +91,7 @@ fn startup_error_is_printed_at_any_log_level() {
 
 #[test]
 fn unwritable_stdout_at_startup_exits_with_status_1() {
-    // A full disk, and a reader that has gone before it began.
+    // A full disk, and a pipe whose reader is gone.
     let (reader, writer) = pipe().unwrap();
     drop(reader);
     let full = File::options().write(true).open("/dev/full").unwrap();
@@ -108,7 +108,7 @@ fn unwritable_stdout_at_startup_exits_with_status_1() {
 
 #[test]
 fn help_on_a_closed_pipe_does_not_panic() {
-    // `echod --help | head -1`: no panic, whatever the status.
+    // `echod --help | head -1`: any status, but no panic.
     let (reader, writer) = pipe().unwrap();
     drop(reader);
     let mut daemon = Daemon::with(&["--help"]).stdout(writer).spawn();

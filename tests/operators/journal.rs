@@ -1,11 +1,11 @@
-//! The log in the journal and beside it.
+//! The log format with and without the journal.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use crate::support::{Daemon, Directory, Signal, wait_until};
 
-/// Starts the daemon with stderr on a file, and JOURNAL_STREAM naming that file or another; returns what it logs in its life.
+/// Runs a daemon whose stderr is a file, with JOURNAL_STREAM set to that file or to another, and returns the whole log.
 fn log_of(arguments: &[&str], journal_is_stderr: bool) -> String {
     let directory = Directory::new();
     let path = directory.join("stderr");
@@ -17,7 +17,7 @@ fn log_of(arguments: &[&str], journal_is_stderr: bool) -> String {
     let client = daemon.connect();
     client.echo(b"a line at debug");
     daemon.signal(Signal::USR1);
-    wait_until("the counters are told", || fs::read_to_string(&path).unwrap().contains("1 accepted"));
+    wait_until("the counters are printed", || fs::read_to_string(&path).unwrap().contains("1 accepted"));
     daemon.close_and_terminate(client);
     fs::read_to_string(&path).unwrap()
 }
