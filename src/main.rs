@@ -9,7 +9,7 @@ use echod::daemon::monitoring::{self, Monitoring};
 use echod::daemon::options::Options;
 use echod::daemon::output::{self, NonBlockingWriter};
 use echod::daemon::systemd::{self, Notifier};
-use echod::daemon::{limits, logging, signals};
+use echod::daemon::{check, limits, logging, signals};
 use echod::event_loop::observer::Silent;
 use echod::event_loop::server::Server;
 use echod::event_loop::settings::Settings;
@@ -24,6 +24,9 @@ fn main() -> ExitCode {
         Ok(options) => options,
         Err(exit) => return print_and_exit(&exit),
     };
+    if let Some(address) = &options.check {
+        return print_and_exit(&EarlyExit::from_check(check::check(address)));
+    }
     let inherited = systemd::listeners_from_env(); // Before anything is opened: see its documentation.
     logging::init_log(options.level);
     match inherited.and_then(|inherited| serve(&options, inherited)) {
@@ -67,7 +70,7 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
         idle_timeout: options.idle_timeout,
         drain_timeout: options.drain_timeout,
         buffer_size: options.buffer_size,
-        max_buffered: 64 << 20,
+        max_buffered: options.max_buffered,
         busy_poll: options.busy_poll,
     };
     let mut server: Server<Monitoring> = Server::new(settings, listeners, monitoring, signals)
@@ -101,7 +104,7 @@ fn bind(options: &Options, inherited: Vec<Listener>) -> Result<Vec<Listener>, St
 
 /// Sets up the metrics endpoint and the notifications that the command line and the environment ask for.
 fn monitoring(options: &Options) -> Result<Monitoring, String> {
-    let endpoint = options.metrics.map(Endpoint::bind).transpose().map_err(|error| error.to_string())?;
+    let endpoint = options.metrics.as_ref().map(Endpoint::bind).transpose().map_err(|error| error.to_string())?;
     Ok(Monitoring { endpoint, notifier: Notifier::from_env() })
 }
 

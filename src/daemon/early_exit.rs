@@ -1,4 +1,4 @@
-//! Exits before the daemon starts: help, version, and errors in the command line.
+//! Exits before the daemon starts: help, version, errors in the command line, and `--check`.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
@@ -7,15 +7,23 @@ use crate::listen::address::printable;
 /// What to print, and the exit status, if the command line does not start the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EarlyExit {
-    /// 0 for help and version, 2 for an invalid command line.
+    /// 0 for help, version and a check that succeeded, 1 for a check that failed, 2 for an invalid command line.
     pub status: u8,
-    /// The text to print, without a final newline. With status 2 it is a single line.
+    /// The text to print, without a final newline. Unless it is the help, it is a single line.
     pub message: String,
     /// Whether to print to stdout instead of stderr.
     pub to_stdout: bool,
 }
 
 impl EarlyExit {
+    /// Converts the result of `--check`: its line with status 0, or the reason for the failure with status 1.
+    pub fn from_check(result: Result<String, String>) -> EarlyExit {
+        match result {
+            Ok(message) => EarlyExit { status: 0, message, to_stdout: true },
+            Err(why) => EarlyExit { status: 1, message: format!("echod: {why}"), to_stdout: false },
+        }
+    }
+
     /// Converts an error of clap. clap's own message spans several lines, so the single line is composed here.
     pub fn from_clap(error: &clap::Error) -> EarlyExit {
         if !error.use_stderr() {
@@ -38,6 +46,7 @@ impl EarlyExit {
             ErrorKind::InvalidValue => format!("{option} requires a value"),
             ErrorKind::TooManyValues => format!("{option} does not take a value (got '{value}')"),
             ErrorKind::ArgumentConflict => match name(ContextKind::PriorArg) {
+                "" => format!("{option} cannot be combined with other options"),
                 other if other == option => format!("{option} may only be given once"),
                 other => format!("{option} and {other} cannot be used together"),
             },

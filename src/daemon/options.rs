@@ -4,10 +4,9 @@
 //! status.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueHint};
 use log::LevelFilter;
 
 use crate::daemon::early_exit::EarlyExit;
@@ -28,6 +27,12 @@ const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 /// The maximum buffer size, 16 MiB. A stalled connection may hold that much, and a buffer larger than the kernel's is never full.
 const MAX_BUFFER_SIZE: u32 = 16 << 20;
 
+/// The maximum of `--max-buffered`, 1 TiB (2 GiB where pointers have 32 bits): a larger number is a mistake rather than a machine.
+const MAX_MAX_BUFFERED: usize = if usize::BITS > 40 { 1 << 40 } else { 1 << 31 };
+
+/// The maximum of `--socket-buffer`. Linux doubles the value to account for its own overhead and keeps it in an int: socket(7).
+const MAX_SOCKET_BUFFER: u32 = i32::MAX as u32 / 2;
+
 /// The options that the user has given, with every value within its bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -45,16 +50,22 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// The size of the shared read buffer in bytes.
     pub buffer_size: usize,
+    /// The maximum of unsent data of all connections together, in bytes.
+    pub max_buffered: usize,
+    /// SO_SNDBUF and SO_RCVBUF of each TCP connection in bytes; `None` leaves them to the kernel.
+    pub socket_buffer: Option<u32>,
     /// The backlog of each listener: listen(2).
     pub backlog: u32,
     /// Whether to set SO_REUSEPORT.
     pub reuse_port: bool,
     /// How long to keep polling after the last event before blocking; zero blocks at once.
     pub busy_poll: Duration,
-    /// The address of the metrics endpoint.
-    pub metrics: Option<SocketAddr>,
+    /// The address of the metrics endpoint: a port or an IP address with a port.
+    pub metrics: Option<Address>,
     /// Whether to print a sequence diagram of each connection to stdout.
     pub explain: bool,
+    /// Check the echo server at this address instead of serving.
+    pub check: Option<Address>,
     /// The log level, unless RUST_LOG overrides it.
     pub level: LevelFilter,
 }
@@ -82,11 +93,14 @@ impl From<Arguments> for Options {
             idle_timeout: Some(given.idle_timeout).filter(|timeout| !timeout.is_zero()),
             drain_timeout: given.drain_timeout,
             buffer_size: given.buffer_size as usize,
+            max_buffered: given.max_buffered,
+            socket_buffer: given.socket_buffer,
             backlog: given.backlog,
             reuse_port: given.reuse_port,
             busy_poll: given.busy_poll,
             metrics: given.metrics,
             explain: given.explain,
+            check: given.check,
             level: match (given.quiet, given.verbose) {
                 (true, _) => LevelFilter::Warn,
                 (false, 0) => LevelFilter::Info,
@@ -99,7 +113,11 @@ impl From<Arguments> for Options {
 
 /// Returns the definition of the command line, from which the help, the manual page and the completions are generated.
 pub fn command() -> clap::Command {
-    Arguments::command()
+    // No value is the name of a file, which shells would otherwise offer.
+    Arguments::command().mut_args(|option| match option.get_action() {
+        ArgAction::Set | ArgAction::Append => option.value_hint(ValueHint::Other),
+        _ => option,
+    })
 }
 
 // The width is fixed, so that the help is the same everywhere and the README can contain it. Values may begin with a hyphen:
@@ -136,6 +154,16 @@ struct Arguments {
     #[arg(value_parser = parser(|bytes| parse_count(bytes, MAX_BUFFER_SIZE)))]
     buffer_size: u32,
 
+    /// Limit the unsent data of all connections
+    #[arg(long, value_name = "BYTES", default_value = "67108864", allow_hyphen_values = true)]
+    #[arg(value_parser = parser(|bytes| parse_count(bytes, MAX_MAX_BUFFERED)))]
+    max_buffered: usize,
+
+    /// Fix the kernel's socket buffers [default: kernel autotuning]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    #[arg(value_parser = parser(|bytes| parse_count(bytes, MAX_SOCKET_BUFFER)))]
+    socket_buffer: Option<u32>,
+
     /// Set the length of the listen backlog
     #[arg(long, value_name = "N", default_value = "1024", allow_hyphen_values = true)]
     #[arg(value_parser = parser(|n| parse_count(n, i32::MAX as u32)))]
@@ -151,12 +179,17 @@ struct Arguments {
     busy_poll: Duration,
 
     /// Serve Prometheus metrics and /healthz over HTTP
-    #[arg(long, value_name = "IP:PORT", value_parser = parser(parse_socket_address), allow_hyphen_values = true)]
-    metrics: Option<SocketAddr>,
+    #[arg(long, value_name = "ADDRESS", value_parser = parser(parse_metrics_address), allow_hyphen_values = true)]
+    metrics: Option<Address>,
 
     /// Print a live TCP sequence diagram of each connection to stdout
     #[arg(long)]
     explain: bool,
+
+    /// Test the echo server at ADDRESS instead of serving, and exit
+    #[arg(long, value_name = "ADDRESS", value_parser = parser(Address::parse), allow_hyphen_values = true)]
+    #[arg(exclusive = true)]
+    check: Option<Address>,
 
     /// Log each connection; -vv: also each readiness event
     #[arg(short, action = ArgAction::Count)]
@@ -168,13 +201,19 @@ struct Arguments {
 }
 
 const AFTER_HELP: &str = "\
-ADDRESS:   PORT (all interfaces), IP:PORT, [IPv6]:PORT, HOST:PORT or unix:PATH. Port 0 picks a free
-           port, which is reported by the \"listening on ...\" line on stdout
+ADDRESS:   PORT (all interfaces), IP:PORT, [IPv6]:PORT, HOST:PORT, unix:PATH or unix:@NAME.
+           Port 0 picks a free port, reported by the \"listening on ...\" line on stdout.
+           --metrics accepts PORT and IP:PORT only; for --check, PORT means localhost
 DURATION:  a whole number with a unit (50us, 500ms, 30s, 10m, 1h), or 0
 RUST_LOG:  overrides -v and -q (e.g. RUST_LOG=echod=debug)";
 
-fn parse_socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "expected IP:PORT, e.g. 127.0.0.1:9100".into())
+/// Parses the address of the metrics endpoint. A name is not accepted: it can stand for several addresses, and the endpoint has
+/// one listener.
+fn parse_metrics_address(text: &str) -> Result<Address, String> {
+    match Address::parse(text) {
+        Ok(address @ (Address::Port(_) | Address::Ip(_))) => Ok(address),
+        _ => Err("expected PORT or IP:PORT, e.g. 127.0.0.1:9100".into()),
+    }
 }
 
 #[cfg(test)]
@@ -213,11 +252,14 @@ mod tests {
             idle_timeout: Some(Duration::from_secs(600)),
             drain_timeout: Duration::from_secs(5),
             buffer_size: 65536,
+            max_buffered: 64 << 20,
+            socket_buffer: None,
             backlog: 1024,
             reuse_port: false,
             busy_poll: Duration::ZERO,
             metrics: None,
             explain: false,
+            check: None,
             level: LevelFilter::Info,
         };
         assert_eq!(options(&[]), defaults);
@@ -236,6 +278,9 @@ mod tests {
             "--drain-timeout",
             "0s",
             "--buffer-size=1",
+            "--max-buffered=1099511627776",
+            "--socket-buffer",
+            "4096",
             "--backlog=2147483647",
             "--reuse-port",
             "--busy-poll=50us",
@@ -251,14 +296,30 @@ mod tests {
             idle_timeout: None,
             drain_timeout: Duration::ZERO,
             buffer_size: 1,
+            max_buffered: 1 << 40,
+            socket_buffer: Some(4096),
             backlog: i32::MAX as u32,
             reuse_port: true,
             busy_poll: Duration::from_micros(50),
-            metrics: Some("[::1]:9100".parse().expect("address")),
+            metrics: Some(Address::Ip("[::1]:9100".parse().expect("address"))),
             explain: true,
+            check: None,
             level: LevelFilter::Trace,
         };
         assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn metrics_port_means_all_interfaces() {
+        assert_eq!(options(&["--metrics", "9100"]).metrics, Some(Address::Port(9100)));
+    }
+
+    #[test]
+    fn check_is_exclusive() {
+        assert_eq!(options(&["--check", "9999"]).check, Some(Address::Port(9999)));
+        let expected = "echod: --check cannot be combined with other options";
+        assert_eq!(refused(&["--check=9999", "-v"]), expected);
+        assert_eq!(refused(&["--listen=9999", "--check=9999"]), expected);
     }
 
     #[test]
@@ -279,7 +340,7 @@ mod tests {
         let address = |text: &str| Address::parse(text).expect_err("should be rejected");
         let number = |max: u32| format!("expected a whole number from 1 to {max}");
         let duration = "expected a whole number with a unit (us, ms, s, m, h), e.g. 30s";
-        let metrics = "expected IP:PORT, e.g. 127.0.0.1:9100";
+        let metrics = "expected PORT or IP:PORT, e.g. 127.0.0.1:9100";
         for (option, value, why) in [
             ("--listen", "localhost", address("localhost").as_str()),
             ("--listen", "70000", &address("70000")),
@@ -302,7 +363,14 @@ mod tests {
             ("--backlog", "2147483648", &number(i32::MAX as u32)),
             ("--busy-poll", "11ms", "must be at most 10ms"),
             ("--metrics", "localhost:80", metrics),
-            ("--metrics", "9100", metrics),
+            ("--metrics", "70000", metrics),
+            ("--metrics", "unix:/run/metrics", metrics),
+            ("--max-buffered", "0", "expected a whole number from 1 to 1099511627776"),
+            ("--max-buffered", "1099511627777", "expected a whole number from 1 to 1099511627776"),
+            ("--max-buffered", "64M", "expected a whole number from 1 to 1099511627776"),
+            ("--socket-buffer", "0", &number(i32::MAX as u32 / 2)),
+            ("--socket-buffer", "1073741824", &number(i32::MAX as u32 / 2)),
+            ("--check", "localhost", &address("localhost")),
         ] {
             let expected = format!("echod: invalid value '{value}' for {option}: {why}");
             assert_eq!(refused(&[option, value]), expected);

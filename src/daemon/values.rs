@@ -1,5 +1,7 @@
 //! Parsers for option values.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -12,11 +14,14 @@ pub fn parser<T: Clone + Send + Sync + 'static>(
 }
 
 /// Parses a whole number from 1 to `max`.
-pub fn parse_count(text: &str, max: u32) -> Result<u32, String> {
+pub fn parse_count<N>(text: &str, max: N) -> Result<N, String>
+where
+    N: FromStr + PartialOrd + From<u8> + fmt::Display,
+{
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()); // `parse` would allow "+1".
     text.parse()
         .ok()
-        .filter(|number| digits && (1..=max).contains(number))
+        .filter(|number| digits && *number >= N::from(1) && *number <= max)
         .ok_or_else(|| format!("expected a whole number from 1 to {max}"))
 }
 

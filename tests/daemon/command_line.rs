@@ -30,11 +30,14 @@ fn help_lists_every_option_with_its_default() {
         "--idle-timeout",
         "--drain-timeout",
         "--buffer-size",
+        "--max-buffered",
+        "--socket-buffer",
         "--backlog",
         "--reuse-port",
         "--busy-poll",
         "--metrics",
         "--explain",
+        "--check",
         "-v",
         "-q",
         "-h, --help",
@@ -42,7 +45,7 @@ fn help_lists_every_option_with_its_default() {
     ] {
         assert!(help.contains(option), "{option} is missing in:\n{help}");
     }
-    for default in ["9999", "10m", "5s", "65536", "1024"] {
+    for default in ["9999", "10m", "5s", "65536", "67108864", "1024"] {
         assert!(help.contains(default), "the default {default} is missing in:\n{help}");
     }
 }
@@ -74,8 +77,12 @@ fn invalid_command_line_exits_2_naming_option_and_value() {
         (&["--listen", "localhost:+0"], &["--listen", "localhost:+0"]),
         (&["--listen", "unix:"], &["--listen", "unix:"]),
         (&["--listen", &long_path], &["--listen", "xxxxxxxx"]),
-        (&["--metrics", "9100"], &["--metrics", "9100"]),
+        (&["--metrics", "70000"], &["--metrics", "70000"]),
+        (&["--metrics", "localhost:9100"], &["--metrics", "localhost:9100"]),
+        (&["--metrics", "unix:/run/metrics"], &["--metrics", "unix:/run/metrics"]),
         (&["--metrics", ""], &["--metrics"]),
+        (&["--check", "localhost"], &["--check", "localhost"]),
+        (&["--check", ""], &["--check"]),
         // Durations.
         (&["--idle-timeout", "5"], &["--idle-timeout", "5"]),
         (&["--idle-timeout", "1.5s"], &["--idle-timeout", "1.5s"]),
@@ -106,6 +113,12 @@ fn invalid_command_line_exits_2_naming_option_and_value() {
         (&["--buffer-size", "16777217"], &["--buffer-size", "16777217"]),
         (&["--buffer-size", "-1"], &["--buffer-size", "-1"]),
         (&["--buffer-size", ""], &["--buffer-size"]),
+        (&["--max-buffered", "0"], &["--max-buffered", "0"]),
+        (&["--max-buffered", "64M"], &["--max-buffered", "64M"]),
+        (&["--max-buffered", "1099511627777"], &["--max-buffered", "1099511627777"]),
+        (&["--socket-buffer", "0"], &["--socket-buffer", "0"]),
+        (&["--socket-buffer", "-1"], &["--socket-buffer", "-1"]),
+        (&["--socket-buffer", "1073741824"], &["--socket-buffer", "1073741824"]),
         (&["--max-connections", "0"], &["--max-connections", "0"]),
         (&["--max-connections", "many"], &["--max-connections", "many"]),
         (&["--max-connections", "-1"], &["--max-connections", "-1"]),
@@ -125,6 +138,8 @@ fn invalid_command_line_exits_2_naming_option_and_value() {
         (&["--idle-timeout", "--one-shot"], &["--idle-timeout"]),
         (&["--backlog", "5", "--backlog", "6"], &["--backlog"]),
         (&["--idle-timeout", "5s", "--idle-timeout=6s"], &["--idle-timeout"]),
+        (&["--check", "9999", "--one-shot"], &["--check"]),
+        (&["--check", "9999", "--check", "9998"], &["--check"]),
         (&["--one-shot", "--one-shot"], &["--one-shot"]),
         // A line break in a value does not make a second line.
         (&["--listen", "local\nhost"], &["--listen", "host"]),

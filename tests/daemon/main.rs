@@ -9,6 +9,7 @@
 mod support;
 
 mod abuse;
+mod check;
 mod command_line;
 mod connection;
 mod descriptors;
