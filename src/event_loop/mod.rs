@@ -14,6 +14,7 @@ pub mod connections;
 pub mod counters;
 pub mod deadlines;
 pub mod memory;
+pub mod log_limit;
 pub mod monitor;
 pub mod observer;
 pub mod outcome;
