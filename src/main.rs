@@ -9,22 +9,28 @@ use echod::daemon::monitoring::{self, Monitoring};
 use echod::daemon::options::Options;
 use echod::daemon::output::{self, NonBlockingWriter};
 use echod::daemon::systemd::{self, Notifier};
-use echod::daemon::{check, limits, logging, signals};
+use echod::daemon::{check, limits, logging, signals, startup};
+use echod::event_loop::counters::Counters;
+use echod::event_loop::monitor::Monitor;
 use echod::event_loop::observer::Silent;
 use echod::event_loop::server::Server;
 use echod::event_loop::settings::Settings;
 use echod::explain::Explainer;
+use echod::listen::address::Address;
 use echod::listen::listener::Listener;
 use echod::listen::socket::somaxconn;
 use echod::metrics::endpoint::Endpoint;
 use log::{info, warn};
+use signal_hook_mio::v1_0::Signals;
 
 fn main() -> ExitCode {
+    signals::block_output_signals();
     let options = match Options::parse(std::env::args_os()) {
         Ok(options) => options,
         Err(exit) => return print_and_exit(&exit),
     };
     if let Some(address) = &options.check {
+        signals::unblock(); // Unhandled, they end the check.
         return print_and_exit(&EarlyExit::from_check(check::check(address)));
     }
     let inherited = systemd::listeners_from_env(); // Before anything is opened: see its documentation.
@@ -53,8 +59,11 @@ fn print_and_exit(exit: &EarlyExit) -> ExitCode {
 fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     let limit = limits::raise_limit();
     // Before listening, so that a signal is handled as soon as anyone can know that the daemon is up.
-    let signals = signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
-    let listeners = bind(options, inherited)?;
+    let mut signals = signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
+    let Some(listeners) = bind(options, inherited, &mut signals)? else {
+        info!("stopped by a signal during startup");
+        return Ok(());
+    };
     let monitoring = monitoring(options)?;
     print_addresses(&listeners, &monitoring).map_err(|error| format!("cannot write to stdout: {error}"))?;
 
@@ -89,17 +98,29 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
 }
 
 /// Binds every address, in addition to the sockets that a service manager has passed. If there are any, the default address is
-/// not bound.
-fn bind(options: &Options, inherited: Vec<Listener>) -> Result<Vec<Listener>, String> {
+/// not bound. Returns `None` if a signal to stop arrives while a name is being resolved.
+fn bind(options: &Options, inherited: Vec<Listener>, signals: &mut Signals) -> Result<Option<Vec<Listener>>, String> {
     let mut listeners = inherited;
     let wanted = if listeners.is_empty() || options.listen_given { &options.listen[..] } else { &[] };
+    let listen_options = options.listen_options();
     for address in wanted {
-        listeners.extend(address.bind(&options.listen_options()).map_err(|error| error.to_string())?);
+        let bound = if let Address::Host { .. } = address {
+            let address = address.clone();
+            let print_counters = || Monitoring::default().print_counters(&Counters::default());
+            match startup::interruptible(signals, print_counters, move || address.bind(&listen_options)) {
+                Ok(Some(bound)) => bound,
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(format!("cannot wait for name resolution: {error}")),
+            }
+        } else {
+            address.bind(&listen_options)
+        };
+        listeners.extend(bound.map_err(|error| error.to_string())?);
     }
     if let Some(max) = somaxconn().filter(|&max| max < options.backlog) {
         warn!("the kernel limits --backlog {} to {max} (net.core.somaxconn)", options.backlog);
     }
-    Ok(listeners)
+    Ok(Some(listeners))
 }
 
 /// Sets up the metrics endpoint and the notifications that the command line and the environment ask for.
