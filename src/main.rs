@@ -35,24 +35,28 @@ fn main() -> ExitCode {
     }
     let inherited = systemd::listeners_from_env(); // Before anything is opened: see its documentation.
     logging::init_log(options.level);
-    match inherited.and_then(|inherited| serve(&options, inherited)) {
+    let status = match inherited.and_then(|inherited| serve(&options, inherited)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             output::print_error(format_args!("echod: {message}"));
             ExitCode::FAILURE
         }
-    }
+    };
+    output::flush_stderr();
+    status
 }
 
 /// Prints help and version to stdout, an error in the command line to stderr.
 fn print_and_exit(exit: &EarlyExit) -> ExitCode {
+    let mut status = exit.status;
     if !exit.to_stdout {
         output::print_error(&exit.message);
     } else if let Err(error) = writeln!(io::stdout(), "{}", exit.message) {
         output::print_error(format_args!("echod: cannot write to stdout: {error}"));
-        return ExitCode::FAILURE;
+        status = 1;
     }
-    ExitCode::from(exit.status)
+    output::flush_stderr();
+    ExitCode::from(status)
 }
 
 /// Binds, runs the event loop and returns when it has stopped. The error is a one-line message.

@@ -1,7 +1,7 @@
 //! The daemon around the event loop: command line, log, signals, limits and service manager.
 //!
 //! What lives here: [`options`] defines the command line, with [`values`] for parsing and [`early_exit`] for help and errors.
-//! [`output`] writes to stdout and stderr without blocking; [`logging`] and [`journal`] build the log on it. [`signals`],
+//! [`output`] writes to stdout and stderr without blocking, if need be through a thread (`writer_thread`); [`logging`] and [`journal`] build the log on it. [`signals`],
 //! [`limits`] and [`startup`] set up the process, [`systemd`] talks to a service manager, and [`monitoring`] connects it and the metrics endpoint
 //! to the event loop. [`check`] is the client of `--check`.
 //!
@@ -19,3 +19,4 @@ pub mod signals;
 pub mod startup;
 pub mod systemd;
 pub mod values;
+mod writer_thread;

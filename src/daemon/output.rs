@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use log::Level;
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::SendFlags;
 
 use crate::daemon::journal;
+use crate::daemon::writer_thread::WriterThread;
 
 /// The maximum length of a line in bytes, including its newline; a longer line is truncated. This is PIPE_BUF on Linux: up to
 /// this size, a pipe accepts a line entirely or not at all, even if other processes write to it.
@@ -28,36 +28,31 @@ pub fn lines_dropped() -> u64 {
     LINES_DROPPED.load(Ordering::Relaxed)
 }
 
-/// Writes whole lines to one descriptor and never blocks.
-#[derive(Debug)]
-pub struct NonBlockingWriter {
-    descriptor: OwnedFd,
-    mode: WriteMode,
-    /// The rest of a line of which the kernel accepted only a part. It is written first, so that no line is garbled.
-    unwritten: Vec<u8>,
+/// Counts a line that could not be written.
+pub(crate) fn count_dropped_line() {
+    LINES_DROPPED.fetch_add(1, Ordering::Relaxed);
 }
 
-/// How a descriptor is written to without blocking.
-///
-/// Setting O_NONBLOCK on the inherited descriptor is not an option: the flag belongs to the open file description, which the
-/// shell and its other children share. Neither is RWF_NOWAIT: pipes support it only since Linux 6.4, terminals not at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum WriteMode {
-    /// A pipe or terminal that was opened again: the new file description is not shared and has O_NONBLOCK.
-    Reopened,
-    /// A pipe or terminal that cannot be opened again (it belongs to another user, there is no /proc, a FIFO has no reader):
-    /// poll(2) before each write. A writable pipe accepts PIPE_BUF bytes at once, unless another process fills it in between;
-    /// then the write does block. No portable call closes that gap.
-    Polled,
-    /// A socket, such as the journal's: send(2) with MSG_DONTWAIT.
-    Socket,
-    /// A file, or a device such as /dev/null: write(2) waits for a disk at most, never for a reader. It is not opened again,
-    /// because that would lose the offset and O_APPEND.
-    File,
+/// Writes whole lines to one descriptor and never blocks.
+#[derive(Debug)]
+pub struct NonBlockingWriter(Route);
+
+#[derive(Debug)]
+enum Route {
+    /// write(2) or send(2), in a way that does not block.
+    Direct(DirectWriter),
+    /// A thread that may block: for a terminal or pipe that cannot be opened again, because it belongs to another user, there is
+    /// no /proc, or a FIFO has no reader. poll(2) before each write would not be enough. It reports a terminal as writable if
+    /// there is room for one byte, and the write of a line then sleeps; so does any write while another process is asleep in
+    /// one, and a write to a pipe that another process has filled since.
+    Thread(WriterThread),
 }
 
 impl NonBlockingWriter {
     /// Creates a writer to the file, pipe, socket or terminal behind `shared`, without changing the flags of `shared`.
+    ///
+    /// Setting O_NONBLOCK on the inherited descriptor is not an option: the flag belongs to the open file description, which the
+    /// shell and its other children share. Neither is RWF_NOWAIT: pipes support it only since Linux 6.4, terminals not at all.
     pub fn new(shared: impl AsFd) -> io::Result<NonBlockingWriter> {
         let shared = shared.as_fd();
         let kind = FileType::from_raw_mode(rustix::fs::fstat(shared)?.st_mode);
@@ -71,42 +66,76 @@ impl NonBlockingWriter {
             let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             match rustix::fs::open(path, flags, Mode::empty()) {
                 Ok(ours) => (ours, WriteMode::Reopened),
-                Err(_) => (duplicate()?, WriteMode::Polled),
+                Err(_) => return Ok(NonBlockingWriter(Route::Thread(WriterThread::start(duplicate()?)?))),
             }
         } else {
             (duplicate()?, WriteMode::File)
         };
-        Ok(NonBlockingWriter { descriptor, mode, unwritten: Vec::new() })
+        Ok(NonBlockingWriter(Route::Direct(DirectWriter { descriptor, mode, unwritten: Vec::new() })))
     }
 
     /// Writes a line, and a newline if it does not end with one. A line that is not accepted at once is dropped and counted.
     /// Returns whether it was accepted.
     pub fn write_line(&mut self, line: &[u8]) -> bool {
-        let accepted = self.enqueue(line).is_ok();
-        if !accepted {
-            LINES_DROPPED.fetch_add(1, Ordering::Relaxed);
+        let result = match &mut self.0 {
+            Route::Direct(writer) => writer.enqueue(line),
+            Route::Thread(thread) => thread.send(terminated(line)),
+        };
+        if result.is_err() {
+            count_dropped_line();
         }
-        accepted
+        result.is_ok()
     }
 
     /// Writes a line like [`NonBlockingWriter::write_line`], but returns an error if the descriptor is broken (EPIPE, ENOSPC,
-    /// EIO, EBADF). A full pipe is not an error: the line is dropped and counted.
+    /// EFBIG, EIO, EBADF). A full pipe is not an error: the line is dropped and counted.
     pub fn try_write_line(&mut self, line: &str) -> io::Result<()> {
-        match self.enqueue(line.as_bytes()) {
+        let result = match &mut self.0 {
+            Route::Direct(writer) => writer.enqueue(line.as_bytes()),
+            Route::Thread(thread) => thread.send_and_wait(terminated(line.as_bytes())),
+        };
+        match result {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                LINES_DROPPED.fetch_add(1, Ordering::Relaxed);
+                count_dropped_line();
                 Ok(())
             }
             result => result,
         }
     }
+}
 
+/// Returns the line with a single newline at its end, truncated to [`MAX_LINE_LEN`].
+fn terminated(line: &[u8]) -> Vec<u8> {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    [&line[..line.len().min(MAX_LINE_LEN - 1)], b"\n"].concat()
+}
+
+/// Writes to a descriptor in a way that does not block.
+#[derive(Debug)]
+struct DirectWriter {
+    descriptor: OwnedFd,
+    mode: WriteMode,
+    /// The rest of a line of which the kernel accepted only a part. It is written first, so that no line is garbled.
+    unwritten: Vec<u8>,
+}
+
+/// Why a write to the descriptor does not block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WriteMode {
+    /// A pipe or terminal that was opened again: the new file description is not shared and has O_NONBLOCK.
+    Reopened,
+    /// A socket, such as the journal's: send(2) with MSG_DONTWAIT.
+    Socket,
+    /// A file, or a device such as /dev/null: write(2) waits for a disk at most, never for a reader. It is not opened again,
+    /// because that would lose the offset and O_APPEND.
+    File,
+}
+
+impl DirectWriter {
     /// Adds a line to the unwritten bytes and flushes them. Returns an error if no byte of the line was accepted.
     fn enqueue(&mut self, line: &[u8]) -> io::Result<()> {
         self.flush()?;
-        let line = line.strip_suffix(b"\n").unwrap_or(line);
-        self.unwritten.extend_from_slice(&line[..line.len().min(MAX_LINE_LEN - 1)]);
-        self.unwritten.push(b'\n');
+        self.unwritten = terminated(line);
         let whole = self.unwritten.len();
         match self.flush() {
             Err(error) if self.unwritten.len() == whole => {
@@ -131,19 +160,11 @@ impl NonBlockingWriter {
     }
 
     fn write(&self) -> io::Result<usize> {
-        if self.mode == WriteMode::Polled {
-            let mut ready = [PollFd::new(&self.descriptor, PollFlags::OUT)];
-            if rustix::event::poll(&mut ready, Some(&Timespec::default()))? == 0 {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-        }
         Ok(match self.mode {
             WriteMode::Socket => {
                 rustix::net::send(&self.descriptor, &self.unwritten, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?
             }
-            WriteMode::Reopened | WriteMode::Polled | WriteMode::File => {
-                rustix::io::write(&self.descriptor, &self.unwritten)?
-            }
+            WriteMode::Reopened | WriteMode::File => rustix::io::write(&self.descriptor, &self.unwritten)?,
         })
     }
 }
@@ -158,6 +179,13 @@ fn stderr() -> MutexGuard<'static, Option<NonBlockingWriter>> {
 /// Opens the writer to stderr, unless it is open already.
 pub(crate) fn open_stderr() {
     drop(stderr());
+}
+
+/// Waits for a moment until stderr has what was written to it, if a thread writes there. Call this before the process ends.
+pub fn flush_stderr() {
+    if let Some(NonBlockingWriter(Route::Thread(thread))) = &mut *stderr() {
+        thread.flush();
+    }
 }
 
 /// Prints one line to stderr, regardless of the log level.
@@ -180,9 +208,7 @@ pub(crate) fn write_to_stderr(line: &[u8]) {
         Some(writer) => {
             writer.write_line(line);
         }
-        None => {
-            LINES_DROPPED.fetch_add(1, Ordering::Relaxed);
-        }
+        None => count_dropped_line(),
     }
 }
 
@@ -192,6 +218,9 @@ mod tests {
     use std::io::{PipeReader, Read, Seek, Write};
     use std::os::unix::net::UnixStream;
     use std::path::PathBuf;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
 
     use super::*;
 
@@ -199,7 +228,21 @@ mod tests {
         /// Writes lines until one is dropped and returns their number. Their length divides a page, so that a pipe is full
         /// to the last byte.
         fn fill(&mut self) -> usize {
-            (0..1000).find(|n| self.enqueue(&numbered(*n)).is_err()).expect("descriptor should fill up")
+            (0..1000).find(|n| !self.write_line(&numbered(*n))).expect("descriptor should fill up")
+        }
+
+        fn direct(&mut self) -> &mut DirectWriter {
+            match &mut self.0 {
+                Route::Direct(writer) => writer,
+                Route::Thread(thread) => panic!("expected a direct writer, got {thread:?}"),
+            }
+        }
+
+        /// Waits for the thread, if there is one.
+        fn flush(&mut self) {
+            if let Route::Thread(thread) = &mut self.0 {
+                thread.flush();
+            }
         }
     }
 
@@ -218,13 +261,13 @@ mod tests {
         }
     }
 
-    /// Returns a writer for each of the two modes for a pipe or terminal.
-    fn both_modes(shared: impl AsFd) -> [NonBlockingWriter; 2] {
-        let output = NonBlockingWriter::new(&shared).expect("writer");
+    /// Returns a writer for each of the two routes to a pipe or terminal.
+    fn both_routes(shared: impl AsFd) -> [NonBlockingWriter; 2] {
+        let mut output = NonBlockingWriter::new(&shared).expect("writer");
         let descriptor = shared.as_fd().try_clone_to_owned().expect("descriptor");
         #[cfg(target_os = "linux")]
-        assert_eq!(output.mode, WriteMode::Reopened);
-        [output, NonBlockingWriter { descriptor, mode: WriteMode::Polled, unwritten: Vec::new() }]
+        assert_eq!(output.direct().mode, WriteMode::Reopened);
+        [output, NonBlockingWriter(Route::Thread(WriterThread::start(descriptor).expect("thread")))]
     }
 
     fn temp_path(name: &str) -> PathBuf {
@@ -233,29 +276,40 @@ mod tests {
 
     #[test]
     fn full_pipe_drops_and_counts_whole_lines() {
-        let (mut reader, writer) = io::pipe().expect("pipe");
-        for mut output in both_modes(&writer) {
+        for route in 0..2 {
+            let (mut reader, writer) = io::pipe().expect("pipe");
+            let mut output = both_routes(&writer).into_iter().nth(route).expect("two routes");
+            drop(writer);
             let accepted = output.fill();
             let before = lines_dropped();
             output.write_line(b"dropped");
             output.try_write_line("dropped").expect("a full pipe should not be an error");
             assert!(lines_dropped() >= before + 2);
-            let got = read_available(&mut reader);
-            assert!(got == (0..accepted).flat_map(numbered).collect::<Vec<_>>(), "{accepted} whole lines");
-            output.write_line(b"again");
-            assert_eq!(read_available(&mut reader), b"again\n");
+            let reading = thread::spawn(move || {
+                let mut got = Vec::new();
+                reader.read_to_end(&mut got).expect("whole lines");
+                got
+            });
+            while !output.write_line(b"again") {
+                thread::yield_now(); // Until the pipe has been read.
+            }
+            drop(output); // Ends the thread, and with it the pipe.
+            let mut expected: Vec<u8> = (0..accepted).flat_map(numbered).collect();
+            expected.extend_from_slice(b"again\n");
+            assert!(reading.join().expect("reader") == expected, "route {route}: {accepted} whole lines");
         }
     }
 
     #[test]
     fn closed_pipe_fails_at_startup_and_is_tolerated_later() {
         let (reader, writer) = io::pipe().expect("pipe");
-        let [mut reopened, mut polled] = both_modes(&writer);
+        let [mut reopened, mut threaded] = both_routes(&writer);
         drop(reader);
         let mut late = NonBlockingWriter::new(&writer).expect("writer");
-        for output in [&mut reopened, &mut polled, &mut late] {
+        for output in [&mut reopened, &mut threaded, &mut late] {
             let before = lines_dropped();
             output.write_line(b"unread");
+            output.flush();
             assert!(lines_dropped() > before);
             let error = output.try_write_line("unread").expect_err("line should be refused");
             assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
@@ -278,12 +332,12 @@ mod tests {
         // With the smallest send buffer, the kernel accepts a long line in parts, and often only the first of them.
         socket2::SockRef::from(&writer).set_send_buffer_size(1).expect("socket option");
         let mut output = NonBlockingWriter::new(&writer).expect("writer");
-        assert_eq!(output.mode, WriteMode::Socket);
+        assert_eq!(output.direct().mode, WriteMode::Socket);
         let before = lines_dropped();
         let (mut got, mut cut) = (Vec::new(), 0);
         for n in 0..1000 {
             output.write_line(format!("{n:0>4095}").as_bytes());
-            cut += usize::from(!output.unwritten.is_empty());
+            cut += usize::from(!output.direct().unwritten.is_empty());
             let mut bytes = [0; 700];
             let read = reader.read(&mut bytes).expect("bytes");
             got.extend_from_slice(&bytes[..read]);
@@ -304,14 +358,14 @@ mod tests {
     fn rest_of_partial_line_precedes_the_next() {
         let (mut reader, writer) = io::pipe().expect("pipe");
         let mut output = NonBlockingWriter::new(&writer).expect("writer");
-        output.unwritten = b"st of one\n".to_vec(); // The kernel accepted "re".
+        output.direct().unwritten = b"st of one\n".to_vec(); // The kernel accepted "re".
         output.write_line(b"two");
         assert_eq!(read_available(&mut reader), b"st of one\ntwo\n");
 
         output.fill();
-        output.unwritten = b"st of one\n".to_vec();
+        output.direct().unwritten = b"st of one\n".to_vec();
         output.write_line(b"two");
-        assert_eq!(output.unwritten, b"st of one\n", "the new line should be dropped, the rest kept");
+        assert_eq!(output.direct().unwritten, b"st of one\n", "the new line should be dropped, the rest kept");
         read_available(&mut reader);
         output.write_line(b"three");
         assert_eq!(read_available(&mut reader), b"st of one\nthree\n");
@@ -336,7 +390,7 @@ mod tests {
         let mut shared = OpenOptions::new().read(true).write(true).open(&path).expect("file");
         shared.seek(io::SeekFrom::End(0)).expect("file");
         let mut output = NonBlockingWriter::new(&shared).expect("writer");
-        assert_eq!(output.mode, WriteMode::File);
+        assert_eq!(output.direct().mode, WriteMode::File);
         output.write_line(b"one");
         shared.write_all(b"theirs\n").expect("line should be written"); // Like another process that shares the descriptor.
         output.try_write_line("two").expect("line should be written");
@@ -354,7 +408,7 @@ mod tests {
         assert!(lines_dropped() > before);
         let error = output.try_write_line("no room").expect_err("line should be refused");
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-        assert!(output.unwritten.is_empty());
+        assert!(output.direct().unwritten.is_empty());
     }
 
     #[test]
@@ -368,21 +422,39 @@ mod tests {
         }
     }
 
-    #[test]
+    /// Returns both ends of a new terminal.
     #[cfg(target_os = "linux")]
-    fn stopped_terminal_drops_lines() {
+    fn terminal() -> (OwnedFd, OwnedFd) {
         use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
         let open = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
         let master = openpt(open).expect("terminal");
         grantpt(&master).and_then(|()| unlockpt(&master)).expect("terminal");
         let terminal = ioctl_tiocgptpeer(&master, open).expect("terminal");
-        let mut output = NonBlockingWriter::new(&terminal).expect("writer");
-        assert_eq!(output.mode, WriteMode::Reopened);
-        output.fill();
-        assert!(!rustix::fs::fcntl_getfl(&terminal).expect("flags").contains(OFlags::NONBLOCK));
-        drop(master); // The terminal window is closed: EIO.
-        let before = lines_dropped();
-        output.write_line(b"unread");
-        assert!(lines_dropped() > before);
+        (master, terminal)
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn stopped_terminal_drops_lines() {
+        for route in 0..2 {
+            let (master, terminal) = terminal();
+            let (done, finished) = mpsc::channel();
+            let mut output = both_routes(&terminal).into_iter().nth(route).expect("two routes");
+            let writing = thread::spawn(move || {
+                // Short lines, because poll(2) reports a terminal with room for one byte as writable.
+                while output.write_line(b"a line of the log, longer than the room that is left") {}
+                output.fill();
+                done.send(()).expect("waiting test");
+                output
+            });
+            finished.recv_timeout(Duration::from_secs(10)).expect("writing to a stopped terminal should not block");
+            assert!(!rustix::fs::fcntl_getfl(&terminal).expect("flags").contains(OFlags::NONBLOCK));
+            let mut output = writing.join().expect("writer");
+            drop(master); // The terminal window is closed: EIO.
+            let before = lines_dropped();
+            output.write_line(b"unread");
+            output.flush();
+            assert!(lines_dropped() > before);
+        }
     }
 }
