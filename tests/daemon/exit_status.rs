@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::support::{Client, Daemon, Signal, TIMEOUT};
+use crate::support::{Client, Daemon, Directory, Signal, TIMEOUT};
 
 #[test]
 fn sigterm_and_sigint_exit_with_status_0() {
@@ -104,6 +104,23 @@ fn unwritable_stdout_at_startup_exits_with_status_1() {
         assert!(line.starts_with("echod: ") && line.ends_with(reason), "{line:?}");
         assert_eq!(finished.stderr.lines().count(), 1, "{line:?}");
     }
+}
+
+#[test]
+fn stdout_file_beyond_size_limit_exits_with_status_1() {
+    let directory = Directory::new();
+    let file = File::create(directory.join("stdout")).unwrap();
+    let finished = Daemon::with(&[]).shell("ulimit -f 0; exec \"$@\"").stdout(file).run();
+    assert_eq!((finished.code, finished.stderr.lines().count()), (1, 1), "{}", finished.stderr);
+    let expected = "echod: cannot write to stdout: File too large (os error 27)\n";
+    assert_eq!(finished.stderr, expected);
+}
+
+#[test]
+fn read_only_stdout_exits_with_status_1() {
+    let finished = Daemon::with(&[]).stdout(File::open("/dev/null").unwrap()).run();
+    assert_eq!(finished.code, 1, "{}", finished.stderr);
+    assert_eq!(finished.stderr, "echod: cannot write to stdout: Bad file descriptor (os error 9)\n");
 }
 
 #[test]

@@ -21,6 +21,8 @@ mod one_shot;
 mod output;
 mod scale;
 mod signals;
+mod startup;
+mod terminal;
 mod unix_socket;
 
 use support::{Daemon, Directory};

@@ -251,6 +251,32 @@ fn full_disk_on_stderr_is_tolerated() {
 }
 
 #[test]
+fn file_size_limit_on_stderr_is_tolerated() {
+    // Beyond RLIMIT_FSIZE, write(2) raises SIGXFSZ, whose default action kills the process.
+    let directory = Directory::new();
+    let path = directory.join("log");
+    let log = File::options().append(true).create(true).open(&path).unwrap();
+    let mut daemon = Daemon::with(&["-v"]).shell("ulimit -f 1; exec \"$@\"").stderr(log.try_clone().unwrap()).start();
+    for _ in 0..50 {
+        daemon.connect().echo(b"more than a kilobyte of log");
+    }
+    let client = daemon.connect();
+    client.exchange(&pattern(1, 300_000));
+    let length = log.metadata().unwrap().len();
+    assert!((1..=1024).contains(&length), "{length} bytes of log");
+
+    // With room in the file again, as after a log rotation, logging goes on, and the counters have the dropped lines.
+    log.set_len(0).unwrap();
+    daemon.signal(Signal::USR1);
+    let counters = eventually("the counters are printed", || {
+        let text = fs::read_to_string(&path).unwrap();
+        text.lines().find(|line| line.ends_with(" dropped")).map(String::from)
+    });
+    assert!(numbers(&counters, "").last().is_some_and(|&dropped| dropped > 50), "{counters}");
+    daemon.close_and_terminate(client);
+}
+
+#[test]
 fn standard_descriptors_stay_blocking() {
     // O_NONBLOCK belongs to the open file description, which the parent shell shares.
     let (_out_reader, out) = pipe().unwrap();
