@@ -1,63 +1,80 @@
-//! The daemon: options, log, bind, run, exit status. Start reading at `server::Server::run`.
+//! The daemon from the command line to the exit status. To study the event loop, start at `Server::run` in `event_loop/server.rs`.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use echod::daemon::early_exit::EarlyExit;
 use echod::daemon::monitoring::{self, Monitoring};
-use echod::daemon::options::{Exit, Options};
+use echod::daemon::options::Options;
 use echod::daemon::output::{self, NonBlockingWriter};
 use echod::daemon::systemd::{self, Notifier};
-use echod::daemon::{limits, signals};
+use echod::daemon::{check, limits, logging, signals, startup};
+use echod::event_loop::counters::Counters;
+use echod::event_loop::monitor::Monitor;
 use echod::event_loop::observer::Silent;
 use echod::event_loop::server::Server;
 use echod::event_loop::settings::Settings;
 use echod::explain::Explainer;
+use echod::listen::address::Address;
 use echod::listen::listener::Listener;
 use echod::listen::socket::somaxconn;
 use echod::metrics::endpoint::Endpoint;
 use log::{info, warn};
+use signal_hook_mio::v1_0::Signals;
 
 fn main() -> ExitCode {
+    signals::block_output_signals();
     let options = match Options::parse(std::env::args_os()) {
         Ok(options) => options,
-        Err(exit) => return say_and_exit(&exit),
+        Err(exit) => return print_and_exit(&exit),
     };
-    let inherited = systemd::inherited(options.listen_options().socket_buffer); // Before we open anything: see there.
-    output::init_log(options.level);
-    match inherited.and_then(|inherited| serve(&options, inherited)) {
+    if let Some(address) = &options.check {
+        signals::unblock(); // Unhandled, they end the check.
+        return print_and_exit(&EarlyExit::from_check(check::check(address)));
+    }
+    let inherited = systemd::listeners_from_env(options.socket_buffer); // Before anything is opened: see its documentation.
+    logging::init_log(options.level);
+    let status = match inherited.and_then(|inherited| serve(&options, inherited)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             output::print_error(format_args!("echod: {message}"));
             ExitCode::FAILURE
         }
-    }
+    };
+    output::flush_stderr();
+    status
 }
 
-/// `--help` and `--version` go to stdout, what is wrong with the command line to stderr.
-fn say_and_exit(exit: &Exit) -> ExitCode {
+/// Prints help and version to stdout, an error in the command line to stderr.
+fn print_and_exit(exit: &EarlyExit) -> ExitCode {
+    let mut status = exit.status;
     if !exit.to_stdout {
         output::print_error(&exit.message);
     } else if let Err(error) = writeln!(io::stdout(), "{}", exit.message) {
         output::print_error(format_args!("echod: cannot write to stdout: {error}"));
-        return ExitCode::FAILURE;
+        status = 1;
     }
-    ExitCode::from(exit.status)
+    output::flush_stderr();
+    ExitCode::from(status)
 }
 
-/// Everything between the command line and the exit status. The error is one line for a person.
+/// Binds, runs the event loop and returns when it has stopped. The error is a one-line message.
 fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     let limit = limits::raise_limit();
-    // Before we listen, so that no signal finds us unprepared once somebody knows that we do.
-    let signals = signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
-    let listeners = bind(options, inherited)?;
+    // Before listening, so that a signal is handled as soon as anyone can know that the daemon is up.
+    let mut signals = signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
+    let Some(listeners) = bind(options, inherited, &mut signals)? else {
+        info!("stopped by a signal during startup");
+        return Ok(());
+    };
     let monitoring = monitoring(options)?;
-    announce(&listeners, &monitoring).map_err(|error| format!("cannot write to stdout: {error}"))?;
+    print_addresses(&listeners, &monitoring).map_err(|error| format!("cannot write to stdout: {error}"))?;
 
-    let asked = options.max_connections.map(|asked| asked as usize);
-    let max_connections = limits::cap(asked, limit, listeners.len() + monitoring.descriptors());
-    if let Some(asked) = asked.filter(|&asked| asked > max_connections) {
-        warn!("--max-connections {asked} is lowered to {max_connections}: RLIMIT_NOFILE is {limit}");
+    let requested = options.max_connections.map(|requested| requested as usize);
+    let max_connections = limits::max_connections(requested, limit, listeners.len() + monitoring.descriptors());
+    if let Some(requested) = requested.filter(|&requested| requested > max_connections) {
+        warn!("--max-connections {requested} exceeds the file descriptor limit ({limit}); using {max_connections}");
     }
     info!("echod {}: at most {max_connections} connections", env!("CARGO_PKG_VERSION"));
     let settings = Settings {
@@ -66,49 +83,62 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
         idle_timeout: options.idle_timeout,
         drain_timeout: options.drain_timeout,
         buffer_size: options.buffer_size,
-        max_buffered: 64 << 20,
+        max_buffered: options.max_buffered,
         busy_poll: options.busy_poll,
     };
     let mut server: Server<Monitoring> = Server::new(settings, listeners, monitoring, signals)
-        .map_err(|error| format!("cannot start polling: {error}"))?;
+        .map_err(|error| format!("cannot create the event loop: {error}"))?;
     let outcome = if options.explain {
-        let mut narrator = Explainer::new(io::stdout()).map_err(|error| format!("cannot write to stdout: {error}"))?;
-        let outcome = server.run(&mut narrator);
-        narrator.stopped();
+        let mut explainer = Explainer::new(io::stdout()).map_err(|error| format!("cannot write to stdout: {error}"))?;
+        let outcome = server.run(&mut explainer);
+        explainer.stopped();
         outcome
     } else {
         server.run(&mut Silent)
     };
-    outcome.map_err(|error| format!("cannot go on: {error}"))?;
+    outcome.map_err(|error| format!("event loop failed: {error}"))?;
     info!("stopped; {}", monitoring::describe(&server.counters()));
     Ok(())
 }
 
-/// Binds every address, beside the sockets that a service manager has passed. With those, the default is not bound.
-fn bind(options: &Options, inherited: Vec<Listener>) -> Result<Vec<Listener>, String> {
+/// Binds every address, in addition to the sockets that a service manager has passed. If there are any, the default address is
+/// not bound. Returns `None` if a signal to stop arrives while a name is being resolved.
+fn bind(options: &Options, inherited: Vec<Listener>, signals: &mut Signals) -> Result<Option<Vec<Listener>>, String> {
     let mut listeners = inherited;
     let wanted = if listeners.is_empty() || options.listen_given { &options.listen[..] } else { &[] };
+    let listen_options = options.listen_options();
     for address in wanted {
-        listeners.extend(address.bind(&options.listen_options()).map_err(|error| error.to_string())?);
+        let bound = if let Address::Host { .. } = address {
+            let address = address.clone();
+            let print_counters = || Monitoring::default().print_counters(&Counters::default());
+            match startup::interruptible(signals, print_counters, move || address.bind(&listen_options)) {
+                Ok(Some(bound)) => bound,
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(format!("cannot wait for name resolution: {error}")),
+            }
+        } else {
+            address.bind(&listen_options)
+        };
+        listeners.extend(bound.map_err(|error| error.to_string())?);
     }
-    if let Some(most) = somaxconn().filter(|&most| most < options.backlog) {
-        warn!("--backlog {} is lowered to {most} by the kernel (net.core.somaxconn)", options.backlog);
+    if let Some(max) = somaxconn().filter(|&max| max < options.backlog) {
+        warn!("the kernel limits --backlog {} to {max} (net.core.somaxconn)", options.backlog);
     }
-    Ok(listeners)
+    Ok(Some(listeners))
 }
 
-/// Whoever looks after us, by what the command line and the environment say.
+/// Sets up the metrics endpoint and the notifications that the command line and the environment ask for.
 fn monitoring(options: &Options) -> Result<Monitoring, String> {
-    let endpoint = options.metrics.map(Endpoint::bind).transpose().map_err(|error| error.to_string())?;
+    let endpoint = options.metrics.as_ref().map(Endpoint::bind).transpose().map_err(|error| error.to_string())?;
     Ok(Monitoring { endpoint, notifier: Notifier::from_env() })
 }
 
-/// Says where we listen, a line each, before the first accept.
-fn announce(listeners: &[Listener], monitoring: &Monitoring) -> io::Result<()> {
+/// Prints a `listening on` line for each socket, before the first accept.
+fn print_addresses(listeners: &[Listener], monitoring: &Monitoring) -> io::Result<()> {
     let mut stdout = NonBlockingWriter::new(io::stdout())?;
     let endpoint = monitoring.endpoint.iter().map(Endpoint::local);
     for url in listeners.iter().map(Listener::local).chain(endpoint) {
-        stdout.announce(&format!("listening on {url}"))?;
+        stdout.try_write_line(&format!("listening on {url}"))?;
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! The README says what is so.
+//! Checks that the README is up to date.
 
 use std::process::Command;
 
 #[test]
-fn the_readme_holds_the_help_as_it_is_printed() {
+fn readme_contains_the_help_text() {
     let output = Command::new(env!("CARGO_BIN_EXE_echod")).arg("--help").output().expect("echod runs");
     let help = String::from_utf8(output.stdout).expect("UTF-8");
     let readme = include_str!("../README.md");

@@ -317,8 +317,8 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         24,
         "src/main.rs",
-        "somaxconn().filter(|&most| most < options.backlog)",
-        "somaxconn().filter(|&most| most == 0)",
+        "somaxconn().filter(|&max| max < options.backlog)",
+        "somaxconn().filter(|&max| max == 0)",
         "a_backlog_that_the_kernel_caps_gets_a_warning",
     ),
     (
@@ -390,8 +390,8 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         30,
         "src/daemon/limits.rs",
-        "asked.map_or(DEFAULT_MAX_CONNECTIONS, |asked| asked as u64)",
-        "asked.map_or(limit, |asked| asked as u64)",
+        "requested.map_or(DEFAULT_MAX_CONNECTIONS, |requested| requested as u64)",
+        "requested.map_or(limit, |requested| requested as u64)",
         "a_limit_of_a_container_is_not_taken_at_its_word",
     ),
     (

@@ -47,7 +47,7 @@ impl Monitor for Monitoring {
 
     fn update(&mut self, now: u64, registry: &Registry, snapshot: &Snapshot) {
         if let Some(notifier) = &mut self.notifier {
-            notifier.tick(now, snapshot.counters.open(), snapshot.draining);
+            notifier.update(now, snapshot.counters.open(), snapshot.draining);
         }
         if let Some(endpoint) = &mut self.endpoint {
             endpoint.update(now, registry, snapshot, output::lines_dropped());

@@ -1,85 +1,85 @@
-//! The command line, and nothing else: no environment, no input or output, no logging.
+//! The command line. Reads no environment, performs no I/O and logs nothing.
 //!
-//! [`Options::parse`] gives either options that are valid in themselves or an [`Exit`]: what to
-//! print, where, and with which status to end. clap reads the arguments; what it says about a wrong
-//! one takes several lines, so the single line is made here.
+//! [`Options::parse`] returns either options whose values are all valid, or an [`EarlyExit`]: what to print, where, and the exit
+//! status.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueHint};
 use log::LevelFilter;
 
-use crate::listen::address::{Address, printable};
+use crate::daemon::early_exit::EarlyExit;
+use crate::daemon::values::{parse_count, parse_duration, parser};
+use crate::listen::address::Address;
 use crate::listen::socket::ListenOptions;
 
-/// What is listened on without `--listen`.
+/// The address to listen on if `--listen` is not given.
 const DEFAULT_ADDRESS: Address = Address::Port(9999);
 
-/// The loop counts milliseconds in a u32, which wraps after 49 days: half of that can be compared.
+/// The maximum timeout, 24 days. The loop counts milliseconds in a u32, which wraps after 49 days, and only times that differ by
+/// less than half of that can be compared.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 24 * 60 * 60);
 
-/// Busy polling pays for gaps of microseconds. Longer ones would be a core burnt by mistake.
+/// The maximum time of busy polling. Polling pays for gaps of microseconds; a longer time would waste a core by mistake.
 const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 
-/// 16 MiB. A stalled connection may hold that much; a larger buffer than the kernel's is never filled.
+/// The maximum buffer size, 16 MiB. A stalled connection may hold that much, and a buffer larger than the kernel's is never full.
 const MAX_BUFFER_SIZE: u32 = 16 << 20;
 
-/// What the user wants, every value within its bounds.
+/// The maximum of `--max-buffered`, 1 TiB (2 GiB where pointers have 32 bits): a larger number is a mistake rather than a machine.
+const MAX_MAX_BUFFERED: usize = if usize::BITS > 40 { 1 << 40 } else { 1 << 31 };
+
+/// The maximum of `--socket-buffer`. Linux doubles the value to account for its own overhead and keeps it in an int: socket(7).
+const MAX_SOCKET_BUFFER: u32 = i32::MAX as u32 / 2;
+
+/// The options that the user has given, with every value within its bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Where to listen; the default if nothing was given, so never empty.
+    /// The addresses to listen on: never empty, because the default applies if none was given.
     pub listen: Vec<Address>,
-    /// `listen` was given, and is bound beside the sockets that a service manager passes.
+    /// Whether `--listen` was given. Only then is `listen` bound in addition to sockets passed by a service manager.
     pub listen_given: bool,
-    /// Answer one message and close first.
+    /// Echo one message, then close first.
     pub one_shot: bool,
-    /// `None`: as many as the descriptors allow.
+    /// The connection limit; `None` for as many as the descriptors allow.
     pub max_connections: Option<u32>,
-    /// `None`: a connection may idle for ever.
+    /// How long a connection may be idle; `None` for any time.
     pub idle_timeout: Option<Duration>,
-    /// How long a stop waits for peers; zero does not wait.
+    /// How long a graceful shutdown waits for peers; zero does not wait.
     pub drain_timeout: Duration,
-    /// Bytes of the shared read buffer.
+    /// The size of the shared read buffer in bytes.
     pub buffer_size: usize,
-    /// Length of the queue of connections that are not accepted yet: listen(2).
+    /// The maximum of unsent data of all connections together, in bytes.
+    pub max_buffered: usize,
+    /// SO_SNDBUF and SO_RCVBUF of each TCP connection in bytes; `None` leaves them to the kernel.
+    pub socket_buffer: Option<u32>,
+    /// The backlog of each listener: listen(2).
     pub backlog: u32,
-    /// SO_REUSEPORT.
+    /// Whether to set SO_REUSEPORT.
     pub reuse_port: bool,
-    /// How long to poll after the last event before sleeping; zero sleeps at once.
+    /// How long to keep polling after the last event before blocking; zero blocks at once.
     pub busy_poll: Duration,
-    /// Where the metrics are served.
-    pub metrics: Option<SocketAddr>,
-    /// Narrate each connection on stdout.
+    /// The address of the metrics endpoint: a port or an IP address with a port.
+    pub metrics: Option<Address>,
+    /// Whether to print a sequence diagram of each connection to stdout.
     pub explain: bool,
-    /// The log's level where RUST_LOG does not say otherwise.
+    /// Check the echo server at this address instead of serving.
+    pub check: Option<Address>,
+    /// The log level, unless RUST_LOG overrides it.
     pub level: LevelFilter,
 }
 
-/// The command line wants no daemon: print `message` and end with `status`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exit {
-    /// 0 after help and version, 2 where the command line is wrong.
-    pub status: u8,
-    /// Without a newline at its end. With status 2 it is a single line.
-    pub message: String,
-    /// Else stderr.
-    pub to_stdout: bool,
-}
-
 impl Options {
-    /// Reads the arguments, the first of which is the program's name.
-    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Options, Exit> {
+    /// Parses the arguments, of which the first is the program's name.
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Options, EarlyExit> {
         let given = command().try_get_matches_from(args).and_then(|matches| Arguments::from_arg_matches(&matches));
-        given.map(Options::from).map_err(|error| exit(&error))
+        given.map(Options::from).map_err(|error| EarlyExit::from_clap(&error))
     }
 
-    /// How the listening sockets are made.
+    /// Returns the options for creating listening sockets.
     pub fn listen_options(&self) -> ListenOptions {
-        ListenOptions { backlog: self.backlog, reuse_port: self.reuse_port, socket_buffer: None }
+        ListenOptions { backlog: self.backlog, reuse_port: self.reuse_port, socket_buffer: self.socket_buffer }
     }
 }
 
@@ -93,11 +93,14 @@ impl From<Arguments> for Options {
             idle_timeout: Some(given.idle_timeout).filter(|timeout| !timeout.is_zero()),
             drain_timeout: given.drain_timeout,
             buffer_size: given.buffer_size as usize,
+            max_buffered: given.max_buffered,
+            socket_buffer: given.socket_buffer,
             backlog: given.backlog,
             reuse_port: given.reuse_port,
             busy_poll: given.busy_poll,
             metrics: given.metrics,
             explain: given.explain,
+            check: given.check,
             level: match (given.quiet, given.verbose) {
                 (true, _) => LevelFilter::Warn,
                 (false, 0) => LevelFilter::Info,
@@ -108,68 +111,87 @@ impl From<Arguments> for Options {
     }
 }
 
-/// The definition of the command line, from which help, manual page and completions are made.
+/// Returns the definition of the command line, from which the help, the manual page and the completions are generated.
 pub fn command() -> clap::Command {
-    Arguments::command()
+    // No value is the name of a file, which shells would otherwise offer.
+    Arguments::command().mut_args(|option| match option.get_action() {
+        ArgAction::Set | ArgAction::Append => option.value_hint(ValueHint::Other),
+        _ => option,
+    })
 }
 
-// The width is fixed, so that the help is the same everywhere and the README can hold it. Values may
-// begin with a hyphen: they are all wrong then, but the message names the option and the value, where
-// clap would take "-1s" for an unknown option.
+// The width is fixed, so that the help is the same everywhere and the README can contain it. Values may begin with a hyphen:
+// all such values are invalid, but the message then names the option and the value, whereas clap would report "-1s" as an
+// unknown option.
 #[derive(Parser)]
 #[command(name = "echod", bin_name = "echod", version, term_width = 100, color = clap::ColorChoice::Never)]
-#[command(about = "A TCP echo daemon (RFC 862): what comes in goes out", after_help = AFTER_HELP)]
+#[command(about = "A TCP echo server (RFC 862)", after_help = AFTER_HELP)]
 struct Arguments {
-    /// Where to listen; repeatable [default: 9999]
-    #[arg(short, long, value_name = "ADDRESS", value_parser = value(Address::parse), allow_hyphen_values = true)]
+    /// Listen on ADDRESS; may be given more than once [default: 9999]
+    #[arg(short, long, value_name = "ADDRESS", value_parser = parser(Address::parse), allow_hyphen_values = true)]
     listen: Vec<Address>,
 
-    /// Answer one message of at most 1024 bytes, then close first
+    /// Echo one message of at most 1024 bytes, then close first
     #[arg(long)]
     one_shot: bool,
 
-    /// Most connections at once [default: what RLIMIT_NOFILE allows]
-    #[arg(long, value_name = "N", value_parser = value(|n| count(n, u32::MAX)), allow_hyphen_values = true)]
+    /// Limit simultaneous connections [default: by RLIMIT_NOFILE]
+    #[arg(long, value_name = "N", value_parser = parser(|n| parse_count(n, u32::MAX)), allow_hyphen_values = true)]
     max_connections: Option<u32>,
 
-    /// Close a connection idle for this long; 0: never
+    /// Close connections idle for this long; 0 disables
     #[arg(long, value_name = "DURATION", default_value = "10m", allow_hyphen_values = true)]
-    #[arg(value_parser = value(|text| duration(text, MAX_TIMEOUT, "24 days")))]
+    #[arg(value_parser = parser(|text| parse_duration(text, MAX_TIMEOUT, "24 days")))]
     idle_timeout: Duration,
 
-    /// How long a stop waits for peers to finish
+    /// On shutdown, wait this long for peers to close
     #[arg(long, value_name = "DURATION", default_value = "5s", allow_hyphen_values = true)]
-    #[arg(value_parser = value(|text| duration(text, MAX_TIMEOUT, "24 days")))]
+    #[arg(value_parser = parser(|text| parse_duration(text, MAX_TIMEOUT, "24 days")))]
     drain_timeout: Duration,
 
-    /// Read buffer, the most that a stalled peer holds
+    /// Limit each read and each peer's unsent data
     #[arg(long, value_name = "BYTES", default_value = "65536", allow_hyphen_values = true)]
-    #[arg(value_parser = value(|bytes| count(bytes, MAX_BUFFER_SIZE)))]
+    #[arg(value_parser = parser(|bytes| parse_count(bytes, MAX_BUFFER_SIZE)))]
     buffer_size: u32,
 
-    /// How many connections may wait to be accepted
+    /// Limit the unsent data of all connections
+    #[arg(long, value_name = "BYTES", default_value = "67108864", allow_hyphen_values = true)]
+    #[arg(value_parser = parser(|bytes| parse_count(bytes, MAX_MAX_BUFFERED)))]
+    max_buffered: usize,
+
+    /// Fix the kernel's socket buffers [default: kernel autotuning]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    #[arg(value_parser = parser(|bytes| parse_count(bytes, MAX_SOCKET_BUFFER)))]
+    socket_buffer: Option<u32>,
+
+    /// Set the length of the listen backlog
     #[arg(long, value_name = "N", default_value = "1024", allow_hyphen_values = true)]
-    #[arg(value_parser = value(|n| count(n, i32::MAX as u32)))]
+    #[arg(value_parser = parser(|n| parse_count(n, i32::MAX as u32)))]
     backlog: u32,
 
     /// Share the port with other processes (SO_REUSEPORT)
     #[arg(long)]
     reuse_port: bool,
 
-    /// Poll this long before sleeping; at most 10ms
+    /// Keep polling this long before blocking; at most 10ms
     #[arg(long, value_name = "DURATION", default_value = "0", allow_hyphen_values = true)]
-    #[arg(value_parser = value(|text| duration(text, MAX_BUSY_POLL, "10ms")))]
+    #[arg(value_parser = parser(|text| parse_duration(text, MAX_BUSY_POLL, "10ms")))]
     busy_poll: Duration,
 
     /// Serve Prometheus metrics and /healthz over HTTP
-    #[arg(long, value_name = "IP:PORT", value_parser = value(socket_address), allow_hyphen_values = true)]
-    metrics: Option<SocketAddr>,
+    #[arg(long, value_name = "ADDRESS", value_parser = parser(parse_metrics_address), allow_hyphen_values = true)]
+    metrics: Option<Address>,
 
-    /// Narrate each connection on stdout, as TCP lives it
+    /// Print a live TCP sequence diagram of each connection to stdout
     #[arg(long)]
     explain: bool,
 
-    /// Log more: -v each connection, -vv each readiness event
+    /// Test the echo server at ADDRESS instead of serving, and exit
+    #[arg(long, value_name = "ADDRESS", value_parser = parser(Address::parse), allow_hyphen_values = true)]
+    #[arg(exclusive = true)]
+    check: Option<Address>,
+
+    /// Log each connection; -vv: also each readiness event
     #[arg(short, action = ArgAction::Count)]
     verbose: u8,
 
@@ -179,89 +201,19 @@ struct Arguments {
 }
 
 const AFTER_HELP: &str = "\
-ADDRESS:   PORT (every interface), IP:PORT, [IPv6]:PORT, HOST:PORT or unix:PATH; port 0 takes a
-           free one, which the line \"listening on ...\" on stdout tells
-DURATION:  a whole number and a unit: 50us, 500ms, 30s, 10m, 1h; or 0
-RUST_LOG:  if set, decides what is logged instead of -v and -q (RUST_LOG=echod=debug)";
+ADDRESS:   PORT (all interfaces), IP:PORT, [IPv6]:PORT, HOST:PORT, unix:PATH or unix:@NAME.
+           Port 0 picks a free port, reported by the \"listening on ...\" line on stdout.
+           --metrics accepts PORT and IP:PORT only; for --check, PORT means localhost
+DURATION:  a whole number with a unit (50us, 500ms, 30s, 10m, 1h), or 0
+RUST_LOG:  overrides -v and -q (e.g. RUST_LOG=echod=debug)";
 
-/// One of our parsers as clap wants it. Its error is a clause about the value, without the value.
-fn value<T: Clone + Send + Sync + 'static>(parse: fn(&str) -> Result<T, String>) -> impl TypedValueParser<Value = T> {
-    OsStringValueParser::new().try_map(move |raw| raw.to_str().ok_or_else(|| "it is not UTF-8".into()).and_then(parse))
-}
-
-/// A whole number from 1 to `most`.
-fn count(text: &str, most: u32) -> Result<u32, String> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()); // `parse` would allow "+1".
-    text.parse()
-        .ok()
-        .filter(|number| digits && (1..=most).contains(number))
-        .ok_or_else(|| format!("expected a whole number from 1 to {most}"))
-}
-
-/// A whole number with a unit, or 0. Strict, and ours: the crates for it take `1h 30m`, `1.5s`, `5`
-/// or `1 month` as well, and what one of them lets in today cannot be taken back tomorrow.
-fn duration(text: &str, most: Duration, most_in_words: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
-    let micros: u128 = match unit {
-        "" if !number.is_empty() && number.bytes().all(|digit| digit == b'0') => 0,
-        "" if !number.is_empty() => return Err(format!("the unit is missing, as in {number}s (us, ms, s, m, h)")),
-        "us" => 1,
-        "ms" => 1_000,
-        "s" => 1_000_000,
-        "m" => 60_000_000,
-        "h" => 3_600_000_000,
-        _ => 0,
-    };
-    if number.is_empty() || !(unit.is_empty() || micros > 0) {
-        return Err("expected a whole number with a unit (us, ms, s, m, h), as in 30s".into());
+/// Parses the address of the metrics endpoint. A name is not accepted: it can stand for several addresses, and the endpoint has
+/// one listener.
+fn parse_metrics_address(text: &str) -> Result<Address, String> {
+    match Address::parse(text) {
+        Ok(address @ (Address::Port(_) | Address::Ip(_))) => Ok(address),
+        _ => Err("expected PORT or IP:PORT, e.g. 127.0.0.1:9100".into()),
     }
-    // More digits than a u64 holds: certainly too long, and the product below cannot overflow.
-    let micros = micros * u128::from(number.parse::<u64>().unwrap_or(u64::MAX));
-    let fits = micros <= most.as_micros();
-    fits.then(|| Duration::from_micros(micros as u64)).ok_or_else(|| format!("it can be {most_in_words} at most"))
-}
-
-fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "expected IP:PORT, as in 127.0.0.1:9100".into())
-}
-
-/// Makes the one line out of what clap found.
-fn exit(error: &clap::Error) -> Exit {
-    if !error.use_stderr() {
-        return Exit { status: 0, message: error.render().to_string().trim_end().into(), to_stdout: true };
-    }
-    let word = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.as_str()),
-        Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
-        _ => None,
-    };
-    // clap writes the option as in the usage, "--listen <ADDRESS>", "-v...", "--one-shot".
-    let name = |kind| word(kind).and_then(|usage| usage.split([' ', '=']).next()).unwrap_or("").trim_end_matches('.');
-    let (option, value) = (name(ContextKind::InvalidArg), word(ContextKind::InvalidValue).unwrap_or(""));
-    let told = match error.kind() {
-        ErrorKind::ValueValidation => {
-            let why = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-            format!("invalid value '{value}' for {option}: {why}")
-        }
-        ErrorKind::InvalidValue => format!("{option} needs a value"),
-        ErrorKind::TooManyValues => format!("{option} takes no value, but has '{value}'"),
-        ErrorKind::ArgumentConflict => match name(ContextKind::PriorArg) {
-            other if other == option => format!("{option} is given more than once"),
-            other => format!("{option} and {other} exclude each other"),
-        },
-        ErrorKind::UnknownArgument => {
-            let typed = word(ContextKind::InvalidArg).unwrap_or("");
-            let kind = if typed.starts_with('-') { "option" } else { "argument" };
-            match word(ContextKind::SuggestedArg) {
-                Some(near) => format!("unknown {kind} '{typed}'; did you mean {near}?"),
-                None => format!("unknown {kind} '{typed}'; see echod --help"),
-            }
-        }
-        ErrorKind::InvalidUtf8 => "an argument is not UTF-8".into(),
-        // No option of ours can give another kind today. One line, whatever it is.
-        _ => error.render().to_string().lines().next().unwrap_or("").trim_start_matches("error: ").into(),
-    };
-    Exit { status: 2, message: format!("echod: {}", printable(&told)), to_stdout: false }
 }
 
 #[cfg(test)]
@@ -270,7 +222,7 @@ mod tests {
 
     use super::*;
 
-    fn parse(args: &[&str]) -> Result<Options, Exit> {
+    fn parse(args: &[&str]) -> Result<Options, EarlyExit> {
         Options::parse(["echod"].iter().chain(args).map(OsString::from))
     }
 
@@ -286,12 +238,12 @@ mod tests {
     }
 
     #[test]
-    fn clap_finds_no_fault_in_the_definition() {
+    fn command_definition_passes_clap_checks() {
         command().debug_assert();
     }
 
     #[test]
-    fn the_defaults_are_those_of_the_contract() {
+    fn defaults_match_the_contract() {
         let defaults = Options {
             listen: vec![Address::Port(9999)],
             listen_given: false,
@@ -300,11 +252,14 @@ mod tests {
             idle_timeout: Some(Duration::from_secs(600)),
             drain_timeout: Duration::from_secs(5),
             buffer_size: 65536,
+            max_buffered: 64 << 20,
+            socket_buffer: None,
             backlog: 1024,
             reuse_port: false,
             busy_poll: Duration::ZERO,
             metrics: None,
             explain: false,
+            check: None,
             level: LevelFilter::Info,
         };
         assert_eq!(options(&[]), defaults);
@@ -312,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn every_option_reaches_its_field() {
+    fn every_option_sets_its_field() {
         let all = options(&[
             "-l=127.0.0.1:0",
             "--listen",
@@ -323,6 +278,9 @@ mod tests {
             "--drain-timeout",
             "0s",
             "--buffer-size=1",
+            "--max-buffered=1099511627776",
+            "--socket-buffer",
+            "4096",
             "--backlog=2147483647",
             "--reuse-port",
             "--busy-poll=50us",
@@ -338,18 +296,34 @@ mod tests {
             idle_timeout: None,
             drain_timeout: Duration::ZERO,
             buffer_size: 1,
+            max_buffered: 1 << 40,
+            socket_buffer: Some(4096),
             backlog: i32::MAX as u32,
             reuse_port: true,
             busy_poll: Duration::from_micros(50),
-            metrics: Some("[::1]:9100".parse().expect("an address")),
+            metrics: Some(Address::Ip("[::1]:9100".parse().expect("address"))),
             explain: true,
+            check: None,
             level: LevelFilter::Trace,
         };
         assert_eq!(all, expected);
     }
 
     #[test]
-    fn v_and_q_choose_the_level() {
+    fn metrics_port_means_all_interfaces() {
+        assert_eq!(options(&["--metrics", "9100"]).metrics, Some(Address::Port(9100)));
+    }
+
+    #[test]
+    fn check_is_exclusive() {
+        assert_eq!(options(&["--check", "9999"]).check, Some(Address::Port(9999)));
+        let expected = "echod: --check cannot be combined with other options";
+        assert_eq!(refused(&["--check=9999", "-v"]), expected);
+        assert_eq!(refused(&["--listen=9999", "--check=9999"]), expected);
+    }
+
+    #[test]
+    fn v_and_q_select_the_log_level() {
         for (flags, level) in [
             (&["-q"][..], LevelFilter::Warn),
             (&["-v"], LevelFilter::Debug),
@@ -362,78 +336,41 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_is_a_whole_number_with_a_unit() {
-        for (text, expected) in [
-            ("50us", Duration::from_micros(50)),
-            ("500ms", Duration::from_millis(500)),
-            ("30s", Duration::from_secs(30)),
-            ("10m", Duration::from_secs(600)),
-            ("1h", Duration::from_secs(3600)),
-            ("0", Duration::ZERO),
-            ("0h", Duration::ZERO),
-            ("007s", Duration::from_secs(7)),
-            ("576h", MAX_TIMEOUT),
-        ] {
-            assert_eq!(duration(text, MAX_TIMEOUT, "24 days"), Ok(expected), "{text}");
-        }
-    }
-
-    #[test]
-    fn anything_else_is_no_duration() {
-        let malformed = "expected a whole number with a unit (us, ms, s, m, h), as in 30s";
-        let missing = "the unit is missing, as in 5s (us, ms, s, m, h)";
-        for (text, why) in [
-            ("", malformed),
-            ("s", malformed),
-            ("5", missing),
-            ("1.5s", malformed),
-            ("-1s", malformed),
-            ("+1s", malformed),
-            ("inf", malformed),
-            ("1h30m", malformed),
-            ("5 s", malformed),
-            (" 5s", malformed),
-            ("5S", malformed),
-            ("5d", malformed),
-            ("0d", malformed),
-            ("٣s", malformed),
-            ("577h", "it can be 24 days at most"),
-            ("18446744073709551615h", "it can be 24 days at most"),
-            ("99999999999999999999999us", "it can be 24 days at most"),
-        ] {
-            assert_eq!(duration(text, MAX_TIMEOUT, "24 days"), Err(why.into()), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_value_gets_one_line_with_the_option_and_the_value() {
-        let number = |most: u32| format!("expected a whole number from 1 to {most}");
-        let duration = "expected a whole number with a unit (us, ms, s, m, h), as in 30s";
-        let metrics = "expected IP:PORT, as in 127.0.0.1:9100";
+    fn invalid_value_error_names_option_and_value() {
+        let address = |text: &str| Address::parse(text).expect_err("should be rejected");
+        let number = |max: u32| format!("expected a whole number from 1 to {max}");
+        let duration = "expected a whole number with a unit (us, ms, s, m, h), e.g. 30s";
+        let metrics = "expected PORT or IP:PORT, e.g. 127.0.0.1:9100";
         for (option, value, why) in [
-            ("--listen", "localhost", "missing port, e.g. localhost:9999"),
-            ("--listen", "70000", "port 70000 is greater than 65535"),
-            ("--listen", "", "expected PORT, IP:PORT, [IPv6]:PORT, HOST:PORT or unix:PATH"),
-            ("--listen", "unix:", "missing path, e.g. unix:/run/echo.sock"),
-            ("--listen", "--one-shot", "missing port, e.g. --one-shot:9999"),
+            ("--listen", "localhost", address("localhost").as_str()),
+            ("--listen", "70000", &address("70000")),
+            ("--listen", "", &address("")),
+            ("--listen", "--one-shot", &address("--one-shot")),
             ("--max-connections", "0", &number(u32::MAX)),
             ("--max-connections", "+5", &number(u32::MAX)),
             ("--max-connections", "-5", &number(u32::MAX)),
-            ("--idle-timeout", "5", "the unit is missing, as in 5s (us, ms, s, m, h)"),
+            ("--idle-timeout", "5", "missing unit, e.g. 5s (us, ms, s, m, h)"),
             ("--idle-timeout", "1.5s", duration),
             ("--idle-timeout", "-1s", duration),
             ("--idle-timeout", "inf", duration),
             ("--idle-timeout", "", duration),
-            ("--idle-timeout", "25000h", "it can be 24 days at most"),
-            ("--drain-timeout", "577h", "it can be 24 days at most"),
+            ("--idle-timeout", "25000h", "must be at most 24 days"),
+            ("--drain-timeout", "577h", "must be at most 24 days"),
             ("--buffer-size", "64k", &number(16 << 20)),
             ("--buffer-size", "0", &number(16 << 20)),
             ("--buffer-size", "16777217", &number(16 << 20)),
             ("--backlog", "0", &number(i32::MAX as u32)),
             ("--backlog", "2147483648", &number(i32::MAX as u32)),
-            ("--busy-poll", "11ms", "it can be 10ms at most"),
+            ("--busy-poll", "11ms", "must be at most 10ms"),
             ("--metrics", "localhost:80", metrics),
-            ("--metrics", "9100", metrics),
+            ("--metrics", "70000", metrics),
+            ("--metrics", "unix:/run/metrics", metrics),
+            ("--max-buffered", "0", "expected a whole number from 1 to 1099511627776"),
+            ("--max-buffered", "1099511627777", "expected a whole number from 1 to 1099511627776"),
+            ("--max-buffered", "64M", "expected a whole number from 1 to 1099511627776"),
+            ("--socket-buffer", "0", &number(i32::MAX as u32 / 2)),
+            ("--socket-buffer", "1073741824", &number(i32::MAX as u32 / 2)),
+            ("--check", "localhost", &address("localhost")),
         ] {
             let expected = format!("echod: invalid value '{value}' for {option}: {why}");
             assert_eq!(refused(&[option, value]), expected);
@@ -442,50 +379,50 @@ mod tests {
     }
 
     #[test]
-    fn a_unix_path_that_is_too_long_is_a_wrong_value() {
+    fn overlong_unix_path_is_an_invalid_value() {
         let path = format!("unix:/{}", "x".repeat(200));
-        let why = "the path is too long for a Unix socket (201 bytes)";
+        let why = Address::parse(&path).expect_err("should be rejected");
         assert_eq!(refused(&["-l", &path]), format!("echod: invalid value '{path}' for --listen: {why}"));
     }
 
     #[test]
-    fn a_wrong_option_gets_one_line() {
+    fn unknown_option_error_is_one_line() {
         for (args, expected) in [
             (&["--listne", "9999"][..], "echod: unknown option '--listne'; did you mean --listen?"),
             (&["--frobnicate"], "echod: unknown option '--frobnicate'; see echod --help"),
             (&["-x"], "echod: unknown option '-x'; see echod --help"),
             (&["9999"], "echod: unknown argument '9999'; see echod --help"),
             (&[""], "echod: unknown argument ''; see echod --help"),
-            (&["--listen"], "echod: --listen needs a value"),
-            (&["--one-shot=yes"], "echod: --one-shot takes no value, but has 'yes'"),
-            (&["--backlog=1", "--backlog=2"], "echod: --backlog is given more than once"),
-            (&["-v", "-q"], "echod: -v and -q exclude each other"),
-            (&["-qvv"], "echod: -q and -v exclude each other"),
+            (&["--listen"], "echod: --listen requires a value"),
+            (&["--one-shot=yes"], "echod: --one-shot does not take a value (got 'yes')"),
+            (&["--backlog=1", "--backlog=2"], "echod: --backlog may only be given once"),
+            (&["-v", "-q"], "echod: -v and -q cannot be used together"),
+            (&["-qvv"], "echod: -q and -v cannot be used together"),
         ] {
             assert_eq!(refused(args), expected, "{args:?}");
         }
     }
 
     #[test]
-    fn what_is_typed_cannot_break_the_line() {
+    fn control_characters_are_escaped_in_errors() {
         assert_eq!(refused(&["--x\ny\x1b[31m"]), "echod: unknown option '--x\\ny\\u{1b}[31m'; see echod --help");
         assert!(refused(&["--listen=a\nb:1"]).contains("'a\\nb:1'"));
         let not_utf8 = OsString::from_vec(b"--listen=unix:/\xff".to_vec());
-        let exit = Options::parse(["echod".into(), not_utf8]).expect_err("not UTF-8");
-        assert_eq!(exit.message, "echod: invalid value 'unix:/\u{fffd}' for --listen: it is not UTF-8");
+        let exit = Options::parse(["echod".into(), not_utf8]).expect_err("should be rejected");
+        assert_eq!(exit.message, "echod: invalid value 'unix:/\u{fffd}' for --listen: not valid UTF-8");
         let not_utf8 = OsString::from_vec(b"--\xff\n".to_vec());
-        let exit = Options::parse(["echod".into(), not_utf8]).expect_err("not UTF-8");
+        let exit = Options::parse(["echod".into(), not_utf8]).expect_err("should be rejected");
         assert_eq!((exit.status, exit.message.lines().count()), (2, 1), "{}", exit.message);
     }
 
     #[test]
-    fn help_and_version_go_to_stdout_and_are_plain() {
-        let version = parse(&["-V"]).expect_err("a version");
+    fn help_and_version_are_plain_text_on_stdout() {
+        let version = parse(&["-V"]).expect_err("version");
         assert_eq!(version.message, concat!("echod ", env!("CARGO_PKG_VERSION")));
-        let help = parse(&["--help"]).expect_err("a help");
-        assert_eq!(parse(&["-h"]).expect_err("a help"), help);
-        let elsewhere = Options::parse(["/opt/bin/other".into(), "-h".into()]).expect_err("a help");
-        assert_eq!(elsewhere, help, "the name it was started by changes nothing");
+        let help = parse(&["--help"]).expect_err("help");
+        assert_eq!(parse(&["-h"]).expect_err("help"), help);
+        let elsewhere = Options::parse(["/opt/bin/other".into(), "-h".into()]).expect_err("help");
+        assert_eq!(elsewhere, help, "the help should not depend on the name of the program");
         assert_eq!((help.status, help.to_stdout, version.status, version.to_stdout), (0, true, 0, true));
         for line in help.message.lines() {
             assert!(line.chars().count() <= 100 && line.is_ascii() && !line.contains('\x1b'), "{line}");

@@ -13,6 +13,7 @@ pub mod connection;
 pub mod connections;
 pub mod counters;
 pub mod deadlines;
+pub mod log_limit;
 pub mod memory;
 pub mod monitor;
 pub mod observer;

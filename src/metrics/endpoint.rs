@@ -9,7 +9,6 @@
 //! last (5 s).
 
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use mio::{Interest, Registry};
@@ -69,9 +68,9 @@ impl Endpoint {
     pub const DESCRIPTORS: usize = 1 + Reserve::SIZE;
 
     /// Binds the address. No SO_REUSEPORT, whatever the echo does: a scraper would meet now this process, now that.
-    pub fn bind(address: SocketAddr) -> Result<Endpoint, BindError> {
+    pub fn bind(address: &Address) -> Result<Endpoint, BindError> {
         let options = ListenOptions { backlog: 64, reuse_port: false, socket_buffer: None };
-        let listener = Address::Ip(address).bind(&options)?.remove(0);
+        let listener = address.bind(&options)?.remove(0);
         Ok(Endpoint {
             listener,
             exchanges: Slab::with_capacity(MAX_REQUESTS),

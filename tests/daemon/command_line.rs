@@ -1,5 +1,5 @@
-//! The contract's section "Command line": what is accepted, what is refused and how, and the options that have no
-//! module of their own here.
+//! The contract's section "Command line": which values are accepted, how others are rejected, and the options without a test
+//! file of their own.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -9,19 +9,19 @@ use std::time::Duration;
 use crate::support::{Client, Daemon, RunOutput, Signal, pattern, pending_connections, wait_until};
 
 #[test]
-fn help_and_version_go_to_stdout_with_status_0() {
+fn help_and_version_exit_with_status_0() {
     for option in ["--help", "-h", "--version", "-V"] {
         let RunOutput { code, stdout, stderr } = Daemon::with(&[option]).without_listen().run();
         assert_eq!((code, stderr.as_str()), (0, ""), "{option}");
         assert!(stdout.contains("echod"), "{option}: {stdout:?}");
-        assert!(stdout.ends_with('\n') && !stdout.contains('\u{1b}'), "{option}: text for a pipe: {stdout:?}");
+        assert!(stdout.ends_with('\n') && !stdout.contains('\u{1b}'), "{option}: expected plain text: {stdout:?}");
     }
     let version = Daemon::with(&["--version"]).run().stdout;
     assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version:?}");
 }
 
 #[test]
-fn help_names_every_option_with_its_default() {
+fn help_lists_every_option_with_its_default() {
     let help = Daemon::with(&["--help"]).run().stdout;
     for option in [
         "-l, --listen",
@@ -30,11 +30,14 @@ fn help_names_every_option_with_its_default() {
         "--idle-timeout",
         "--drain-timeout",
         "--buffer-size",
+        "--max-buffered",
+        "--socket-buffer",
         "--backlog",
         "--reuse-port",
         "--busy-poll",
         "--metrics",
         "--explain",
+        "--check",
         "-v",
         "-q",
         "-h, --help",
@@ -42,13 +45,13 @@ fn help_names_every_option_with_its_default() {
     ] {
         assert!(help.contains(option), "{option} is missing in:\n{help}");
     }
-    for default in ["9999", "10m", "5s", "65536", "1024"] {
+    for default in ["9999", "10m", "5s", "65536", "67108864", "1024"] {
         assert!(help.contains(default), "the default {default} is missing in:\n{help}");
     }
 }
 
 #[test]
-fn a_wrong_command_line_gets_one_line_that_names_option_and_value_and_status_2() {
+fn invalid_command_line_exits_2_naming_option_and_value() {
     let long_path = format!("unix:/tmp/{}", "x".repeat(200));
     let wrong: &[(&[&str], &[&str])] = &[
         // Addresses.
@@ -74,8 +77,12 @@ fn a_wrong_command_line_gets_one_line_that_names_option_and_value_and_status_2()
         (&["--listen", "localhost:+0"], &["--listen", "localhost:+0"]),
         (&["--listen", "unix:"], &["--listen", "unix:"]),
         (&["--listen", &long_path], &["--listen", "xxxxxxxx"]),
-        (&["--metrics", "9100"], &["--metrics", "9100"]),
+        (&["--metrics", "70000"], &["--metrics", "70000"]),
+        (&["--metrics", "localhost:9100"], &["--metrics", "localhost:9100"]),
+        (&["--metrics", "unix:/run/metrics"], &["--metrics", "unix:/run/metrics"]),
         (&["--metrics", ""], &["--metrics"]),
+        (&["--check", "localhost"], &["--check", "localhost"]),
+        (&["--check", ""], &["--check"]),
         // Durations.
         (&["--idle-timeout", "5"], &["--idle-timeout", "5"]),
         (&["--idle-timeout", "1.5s"], &["--idle-timeout", "1.5s"]),
@@ -106,13 +113,19 @@ fn a_wrong_command_line_gets_one_line_that_names_option_and_value_and_status_2()
         (&["--buffer-size", "16777217"], &["--buffer-size", "16777217"]),
         (&["--buffer-size", "-1"], &["--buffer-size", "-1"]),
         (&["--buffer-size", ""], &["--buffer-size"]),
+        (&["--max-buffered", "0"], &["--max-buffered", "0"]),
+        (&["--max-buffered", "64M"], &["--max-buffered", "64M"]),
+        (&["--max-buffered", "1099511627777"], &["--max-buffered", "1099511627777"]),
+        (&["--socket-buffer", "0"], &["--socket-buffer", "0"]),
+        (&["--socket-buffer", "-1"], &["--socket-buffer", "-1"]),
+        (&["--socket-buffer", "1073741824"], &["--socket-buffer", "1073741824"]),
         (&["--max-connections", "0"], &["--max-connections", "0"]),
         (&["--max-connections", "many"], &["--max-connections", "many"]),
         (&["--max-connections", "-1"], &["--max-connections", "-1"]),
         (&["--backlog", "0"], &["--backlog", "0"]),
         (&["--backlog", "-1"], &["--backlog", "-1"]),
         (&["--backlog", "99999999999"], &["--backlog", "99999999999"]),
-        // What is no option, or is one in the wrong way.
+        // Unknown options, and options used incorrectly.
         (&["--frobnicate"], &["--frobnicate"]),
         (&["--lisen", "9999"], &["--lisen"]),
         (&["-x"], &["-x"]),
@@ -125,6 +138,8 @@ fn a_wrong_command_line_gets_one_line_that_names_option_and_value_and_status_2()
         (&["--idle-timeout", "--one-shot"], &["--idle-timeout"]),
         (&["--backlog", "5", "--backlog", "6"], &["--backlog"]),
         (&["--idle-timeout", "5s", "--idle-timeout=6s"], &["--idle-timeout"]),
+        (&["--check", "9999", "--one-shot"], &["--check"]),
+        (&["--check", "9999", "--check", "9998"], &["--check"]),
         (&["--one-shot", "--one-shot"], &["--one-shot"]),
         // A line break in a value does not make a second line.
         (&["--listen", "local\nhost"], &["--listen", "host"]),
@@ -137,11 +152,17 @@ fn a_wrong_command_line_gets_one_line_that_names_option_and_value_and_status_2()
             complaint(&finished, 2, names).map(|complaint| format!("{arguments:?}: {complaint}\n"))
         })
         .collect();
-    assert!(failures.is_empty(), "{} of {} wrong:\n{}", failures.len(), wrong.len(), failures.concat());
+    assert!(
+        failures.is_empty(),
+        "{} of {} command lines are handled incorrectly:\n{}",
+        failures.len(),
+        wrong.len(),
+        failures.concat()
+    );
 }
 
 #[test]
-fn a_value_that_is_no_utf8_gets_one_line_and_status_2() {
+fn non_utf8_argument_exits_2_with_one_line() {
     let bytes = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
     let wrong: &[(&[OsString], &[&str])] = &[
         (&["--listen".into(), bytes(b"\xff\xfe")], &["--listen"]),
@@ -158,7 +179,7 @@ fn a_value_that_is_no_utf8_gets_one_line_and_status_2() {
     }
 }
 
-/// What is wrong with the way in which the daemon refused to start, if anything is.
+/// Returns what is wrong with how the daemon refused to start, if anything.
 fn complaint(finished: &RunOutput, code: i32, names: &[&str]) -> Option<String> {
     let RunOutput { stderr, .. } = finished;
     let is_one_line = stderr.ends_with('\n') && stderr.lines().count() == 1;
@@ -166,16 +187,16 @@ fn complaint(finished: &RunOutput, code: i32, names: &[&str]) -> Option<String> 
         return Some(format!("status {} instead of {code}; stderr {stderr:?}", finished.code));
     }
     if !is_one_line || !stderr.starts_with("echod: ") {
-        return Some(format!("not one line that begins with `echod: `: {stderr:?}"));
+        return Some(format!("expected one line that begins with `echod: `, got {stderr:?}"));
     }
     if let Some(missing) = names.iter().find(|name| !stderr.contains(*name)) {
-        return Some(format!("{missing} is not named in {stderr:?}"));
+        return Some(format!("expected {missing} in {stderr:?}"));
     }
-    (!finished.stdout.is_empty()).then(|| format!("on stdout: {:?}", finished.stdout))
+    (!finished.stdout.is_empty()).then(|| format!("unexpected text on stdout: {:?}", finished.stdout))
 }
 
 #[test]
-fn every_unit_of_a_duration_is_taken() {
+fn every_duration_unit_is_accepted() {
     for duration in ["0", "0us", "0s", "50us", "500ms", "30s", "10m", "1h", "576h", "0576h"] {
         let mut daemon = Daemon::start(&["--idle-timeout", duration, "--drain-timeout", duration]);
         daemon.terminate();
@@ -187,7 +208,7 @@ fn every_unit_of_a_duration_is_taken() {
 }
 
 #[test]
-fn options_are_taken_with_a_space_and_with_an_equals_sign() {
+fn option_values_follow_a_space_or_an_equals_sign() {
     let daemon = Daemon::start(&["--listen=127.0.0.1:0", "-l", "127.0.0.1:0", "--backlog=7", "--buffer-size", "100"]);
     assert_eq!(daemon.addresses().len(), 2);
     for address in daemon.addresses() {
@@ -198,7 +219,7 @@ fn options_are_taken_with_a_space_and_with_an_equals_sign() {
 // --max-connections
 
 #[test]
-fn at_the_cap_accepting_pauses_and_resumes_when_a_connection_ends() {
+fn connection_limit_pauses_and_resumes_accepting() {
     let daemon = Daemon::start(&["--max-connections", "3"]);
     let mut first: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
     first.iter().for_each(|client| client.echo(b"in"));
@@ -206,19 +227,19 @@ fn at_the_cap_accepting_pauses_and_resumes_when_a_connection_ends() {
     let mut waiting: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
     waiting.iter().for_each(|client| client.send(b"waiting"));
 
-    // The kernel's queue holds the newcomers, those who are in are served, and the wait costs nothing.
+    // New connections wait in the backlog, open ones are served, and waiting costs no CPU.
     let queue = || pending_connections(daemon.tcp());
-    wait_until("five wait in the queue", || queue() == 5);
+    wait_until("five connections are in the backlog", || queue() == 5);
     let cpu = daemon.cpu_time_during(Duration::from_millis(500));
-    assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU at the cap");
+    assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU at the connection limit");
     first.iter().for_each(|client| client.echo(b"served"));
     waiting.iter().for_each(Client::expect_nothing_yet);
     assert_eq!(queue(), 5);
 
-    // One goes, one comes, in the order of the queue and whatever the way in which the one goes.
+    // Each connection that closes, however it does, makes room for the next in the backlog.
     first.pop().unwrap().reset();
     waiting[0].expect(b"waiting");
-    wait_until("four wait in the queue", || queue() == 4);
+    wait_until("four connections are in the backlog", || queue() == 4);
     waiting[1].expect_nothing_yet();
     let finished = first.pop().unwrap();
     finished.send_fin();
@@ -230,11 +251,16 @@ fn at_the_cap_accepting_pauses_and_resumes_when_a_connection_ends() {
     waiting[1].expect(b"waiting");
     waiting[2].expect(b"waiting");
     assert_eq!(queue(), 0);
-    assert_eq!(daemon.stderr().matches("connection limit").count(), 1, "told at every coming: {}", daemon.stderr());
+    assert_eq!(
+        daemon.stderr().matches("connection limit").count(),
+        1,
+        "the limit should be logged once: {}",
+        daemon.stderr()
+    );
 }
 
 #[test]
-fn a_cap_that_the_descriptors_do_not_allow_is_clamped_with_a_warning() {
+fn connection_limit_beyond_descriptors_is_clamped_with_a_warning() {
     let daemon = Daemon::with(&["--max-connections", "1000"]).nofile(64).start();
     daemon.wait_for_log(|line| line.contains("1000") && line.to_uppercase().contains("WARN"));
     daemon.connect().echo(b"fewer, but served");
@@ -245,7 +271,7 @@ fn a_cap_that_the_descriptors_do_not_allow_is_clamped_with_a_warning() {
 }
 
 #[test]
-fn the_soft_limit_of_descriptors_is_raised_to_the_hard_one() {
+fn soft_descriptor_limit_is_raised_to_the_hard_limit() {
     let daemon = Daemon::with(&[]).through(&["prlimit", "--nofile=64:512"]).start();
     let limits = daemon.proc("limits");
     let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
@@ -256,8 +282,8 @@ fn the_soft_limit_of_descriptors_is_raised_to_the_hard_one() {
 }
 
 #[test]
-fn memory_is_taken_as_connections_come_and_never_by_the_limit() {
-    // Containers come with limits of up to 2^30. Where we may not go there, our own hard limit must do.
+fn memory_use_is_independent_of_the_connection_limit() {
+    // In containers the limit can be 2^30. Without the right to set that, our own hard limit has to do.
     let most = fs::read_to_string("/proc/sys/fs/nr_open").unwrap().trim().parse::<u64>().unwrap();
     let mut raise = std::process::Command::new("prlimit");
     raise.args([&format!("--nofile={most}:{most}"), "true"]).stderr(std::process::Stdio::null());
@@ -270,25 +296,25 @@ fn memory_is_taken_as_connections_come_and_never_by_the_limit() {
     assert!(memory < 8 << 20, "{memory} bytes with one connection and a limit of {limit}");
 }
 
-// --idle-timeout has `idle_timeout.rs`, --drain-timeout has `signals.rs`, --buffer-size has `connection.rs`.
+// --idle-timeout is tested in `idle_timeout.rs`, --drain-timeout in `signals.rs`, --buffer-size in `connection.rs`.
 
 // --backlog
 
 #[test]
-fn a_backlog_that_the_kernel_caps_gets_a_warning() {
-    let most: u64 = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
-    let daemon = Daemon::start(&["--backlog", &(most + 1).to_string()]);
-    daemon.wait_for_log(|line| line.to_uppercase().contains("WARN") && line.contains(&most.to_string()));
-    daemon.connect().echo(b"served all the same");
+fn backlog_capped_by_the_kernel_causes_a_warning() {
+    let max: u64 = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
+    let daemon = Daemon::start(&["--backlog", &(max + 1).to_string()]);
+    daemon.wait_for_log(|line| line.to_uppercase().contains("WARN") && line.contains(&max.to_string()));
+    daemon.connect().echo(b"served");
 
-    let daemon = Daemon::start(&["--backlog", &most.to_string()]);
+    let daemon = Daemon::start(&["--backlog", &max.to_string()]);
     daemon.connect().echo(b"just right");
     assert!(!daemon.stderr().to_uppercase().contains("WARN"), "{}", daemon.stderr());
 }
 
 #[test]
-fn the_backlog_is_what_listen_is_told() {
-    // Linux lets one more wait than it was told (listen(2)); SYNs beyond that are dropped and sent again later.
+fn backlog_option_is_passed_to_listen() {
+    // Linux queues one connection more than the backlog (listen(2)); further SYNs are dropped and retransmitted later.
     let daemon = Daemon::start(&["--backlog", "4"]);
     daemon.freeze();
     let address = daemon.tcp();
@@ -299,7 +325,7 @@ fn the_backlog_is_what_listen_is_told() {
         socket
     };
     let clients: Vec<socket2::Socket> = (0..12).map(|_| connect()).collect();
-    wait_until("the queue is full", || pending_connections(address) == 5);
+    wait_until("the backlog is full", || pending_connections(address) == 5);
     daemon.thaw();
     drop(clients);
     daemon.connect().echo(b"served");
@@ -308,14 +334,14 @@ fn the_backlog_is_what_listen_is_told() {
 // --reuse-port
 
 #[test]
-fn with_reuse_port_several_processes_share_a_port() {
+fn reuse_port_lets_processes_share_a_port() {
     let first = Daemon::start(&["--listen", "127.0.0.13:0", "--reuse-port"]);
     let address = first.tcp().to_string();
     let second = Daemon::start(&["--listen", &address, "--reuse-port"]);
     assert_eq!(first.addresses(), second.addresses());
     let clients: Vec<Client> = (0..64).map(|_| first.connect()).collect();
     clients.iter().for_each(|client| client.echo(b"one of the two"));
-    // By the hash of the addresses: one process with all 64 would be one chance in 2^63.
+    // The kernel chooses by a hash of the addresses: the chance that one process gets all 64 is 2^-63.
     let served = |daemon: &Daemon| daemon.descriptors().len();
     assert!(served(&first) > 10 && served(&second) > 10, "{} and {}", served(&first), served(&second));
 
@@ -324,35 +350,35 @@ fn with_reuse_port_several_processes_share_a_port() {
 }
 
 #[test]
-fn a_process_that_stops_serves_its_share_of_the_queue_first() {
-    // close(2) resets whoever waits in a listener's own queue; the other process has another.
+fn stopping_process_serves_its_own_backlog_first() {
+    // close(2) resets the connections in the listener's own backlog; the other process has its own.
     let mut first = Daemon::start(&["--listen", "127.0.0.14:0", "--reuse-port"]);
     let address = first.tcp().to_string();
     let second = Daemon::start(&["--listen", &address, "--reuse-port"]);
     first.freeze();
     second.freeze();
     let clients: Vec<Client> = (0..64).map(|_| first.connect()).collect();
-    clients.iter().for_each(|client| client.send(b"in one queue or the other"));
+    clients.iter().for_each(|client| client.send(b"in either backlog"));
     first.signal(Signal::TERM);
     first.thaw();
     second.thaw();
-    clients.iter().for_each(|client| client.expect(b"in one queue or the other"));
+    clients.iter().for_each(|client| client.expect(b"in either backlog"));
     clients.iter().for_each(Client::send_fin);
     clients.iter().for_each(Client::expect_fin);
     first.expect_success();
-    second.connect().echo(b"the port is served on");
+    second.connect().echo(b"still served");
 }
 
 // --busy-poll
 
 #[test]
-fn busy_polling_burns_cpu_around_traffic_only() {
+fn busy_polling_uses_cpu_only_around_traffic() {
     let daemon = Daemon::start(&["--busy-poll", "10ms"]);
     let client = daemon.connect();
     for round in 0..100 {
         client.echo(&pattern(round, 100));
     }
-    // epoll_wait(2) returns EINTR: a wake-up for nothing is no traffic.
+    // epoll_wait(2) returns EINTR: a spurious wake-up is not traffic.
     daemon.freeze();
     daemon.thaw();
     let cpu = daemon.cpu_time_during(Duration::from_secs(1));
@@ -361,19 +387,19 @@ fn busy_polling_burns_cpu_around_traffic_only() {
 }
 
 #[test]
-fn while_it_polls_a_reply_costs_no_wake_up() {
-    // Without polling it is one sleep for each echo. (No comparison with that: on a busy machine it finds work at every look.)
+fn busy_polling_avoids_wakeups() {
+    // Without polling there is one sleep per echo. (Not compared with that: on a busy machine there may always be work.)
     let daemon = Daemon::start(&["--busy-poll", "10ms"]);
     let client = daemon.connect();
     client.echo(b"warm up");
     let before = daemon.sleep_count();
     (0..200).for_each(|round| client.echo(&pattern(round, 64)));
     let sleeps = daemon.sleep_count() - before;
-    assert!(sleeps < 100, "{sleeps} sleeps in 200 echoes, although it polls");
+    assert!(sleeps < 100, "{sleeps} sleeps in 200 echoes despite busy polling");
 }
 
 #[test]
-fn a_busy_polling_daemon_keeps_its_other_promises() {
+fn busy_polling_daemon_still_times_out_and_stops() {
     let mut daemon = Daemon::start(&["--busy-poll", "10ms", "--idle-timeout", "1s"]);
     let client = daemon.connect();
     client.exchange(&pattern(1, 3 << 20));
@@ -387,8 +413,8 @@ fn a_busy_polling_daemon_keeps_its_other_promises() {
 // -v, -vv, -q, RUST_LOG
 
 #[test]
-fn verbosity_is_info_by_default_and_rust_log_wins_over_the_options() {
-    // What a conversation leaves on stderr: nothing of it at info, lines at debug, more at trace.
+fn rust_log_overrides_verbosity_options() {
+    // Counts the lines that one connection adds to stderr: none at info, two at debug, more at trace.
     let lines = |arguments: &[&str], rust_log: Option<&str>| {
         let start = Daemon::with(arguments);
         let mut daemon = match rust_log {
@@ -410,7 +436,7 @@ fn verbosity_is_info_by_default_and_rust_log_wins_over_the_options() {
     assert!(trace > debug, "trace: {trace} lines, debug: {debug}");
     assert_eq!(lines(&["-q"], None).0, 0, "-q: warnings only");
 
-    assert_eq!(lines(&["-vv"], Some("off")).0, 0, "RUST_LOG=off wins over -vv");
-    assert_eq!(lines(&["-q"], Some("info")).0, info, "RUST_LOG=info wins over -q");
-    assert_eq!(lines(&[], Some("echod=debug")).1, 2, "RUST_LOG=echod=debug wins over the default");
+    assert_eq!(lines(&["-vv"], Some("off")).0, 0, "RUST_LOG=off overrides -vv");
+    assert_eq!(lines(&["-q"], Some("info")).0, info, "RUST_LOG=info overrides -q");
+    assert_eq!(lines(&[], Some("echod=debug")).1, 2, "RUST_LOG=echod=debug overrides the default");
 }

@@ -1,4 +1,4 @@
-//! The contract's section "Exit status". Status 2 is in `command_line.rs`, Unix paths are in `unix_socket.rs`.
+//! The contract's section "Exit status". Status 2 is tested in `command_line.rs`, Unix paths in `unix_socket.rs`.
 
 use std::fs::File;
 use std::io::pipe;
@@ -6,10 +6,10 @@ use std::net::TcpListener;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::support::{Client, Daemon, Signal, TIMEOUT};
+use crate::support::{Client, Daemon, Directory, Signal, TIMEOUT};
 
 #[test]
-fn status_0_after_sigterm_and_after_sigint() {
+fn sigterm_and_sigint_exit_with_status_0() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut daemon = Daemon::start(&[]);
         daemon.connect().echo(b"hello");
@@ -19,7 +19,7 @@ fn status_0_after_sigterm_and_after_sigint() {
 }
 
 #[test]
-fn status_0_also_where_connections_had_to_be_cut() {
+fn forced_close_at_drain_timeout_exits_with_status_0() {
     let mut daemon = Daemon::start(&["--drain-timeout", "100ms"]);
     let silent = daemon.connect();
     silent.echo(b"hello");
@@ -29,7 +29,7 @@ fn status_0_also_where_connections_had_to_be_cut() {
 }
 
 #[test]
-fn status_0_after_a_second_signal() {
+fn second_signal_exits_with_status_0() {
     for second in [Signal::TERM, Signal::INT] {
         let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
         let client = daemon.connect();
@@ -42,7 +42,7 @@ fn status_0_after_a_second_signal() {
 }
 
 #[test]
-fn status_1_and_one_line_when_the_address_is_in_use() {
+fn address_in_use_exits_1_with_one_line() {
     let taken = TcpListener::bind("127.0.0.31:0").unwrap();
     let address = taken.local_addr().unwrap();
     let finished = Daemon::with(&["--listen", &address.to_string()]).run();
@@ -51,15 +51,15 @@ fn status_1_and_one_line_when_the_address_is_in_use() {
 }
 
 #[test]
-fn status_1_and_one_line_when_the_address_is_not_ours() {
-    // 192.0.2.0/24 is for documentation (RFC 5737).
+fn foreign_address_exits_1_with_one_line() {
+    // 192.0.2.0/24 is reserved for documentation (RFC 5737).
     let finished = Daemon::with(&["--listen", "192.0.2.1:0"]).run();
     let expected = "echod: cannot listen on 192.0.2.1:0: Cannot assign requested address (os error 99)\n";
     assert_eq!((finished.code, finished.stderr.as_str(), finished.stdout.as_str()), (1, expected, ""));
 }
 
 #[test]
-fn nothing_is_announced_unless_every_socket_is_bound() {
+fn failed_bind_prints_no_listening_line() {
     let taken = TcpListener::bind("127.0.0.32:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let finished = Daemon::with(&["-l", "127.0.0.1:0", "-l", &address, "-l", "127.0.0.1:0"]).run();
@@ -69,8 +69,8 @@ fn nothing_is_announced_unless_every_socket_is_bound() {
 }
 
 #[test]
-fn status_1_and_one_line_when_a_name_does_not_resolve() {
-    // .invalid never does (RFC 6761).
+fn unresolvable_name_exits_1_with_one_line() {
+    // Names under .invalid never resolve (RFC 6761).
     let finished = Daemon::with(&["--listen", "nowhere.invalid:9999"]).run();
     assert_eq!((finished.code, finished.stdout.as_str()), (1, ""), "{}", finished.stderr);
     let begins = finished.stderr.starts_with("echod: cannot listen on nowhere.invalid:9999: ");
@@ -78,7 +78,7 @@ fn status_1_and_one_line_when_a_name_does_not_resolve() {
 }
 
 #[test]
-fn status_1_and_one_line_whatever_the_log_level() {
+fn startup_error_is_printed_at_any_log_level() {
     let taken = TcpListener::bind("127.0.0.33:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     for filter in ["off", "error"] {
@@ -90,8 +90,8 @@ fn status_1_and_one_line_whatever_the_log_level() {
 }
 
 #[test]
-fn status_1_when_stdout_cannot_be_written_at_start() {
-    // A full disk, and a reader that has gone before it began.
+fn unwritable_stdout_at_startup_exits_with_status_1() {
+    // A full disk, and a pipe whose reader is gone.
     let (reader, writer) = pipe().unwrap();
     drop(reader);
     let full = File::options().write(true).open("/dev/full").unwrap();
@@ -107,8 +107,25 @@ fn status_1_when_stdout_cannot_be_written_at_start() {
 }
 
 #[test]
-fn the_status_of_help_does_not_depend_on_the_reader() {
-    // `echod --help | head -1`: no panic, whatever the status.
+fn stdout_file_beyond_size_limit_exits_with_status_1() {
+    let directory = Directory::new();
+    let file = File::create(directory.join("stdout")).unwrap();
+    let finished = Daemon::with(&[]).shell("ulimit -f 0; exec \"$@\"").stdout(file).run();
+    assert_eq!((finished.code, finished.stderr.lines().count()), (1, 1), "{}", finished.stderr);
+    let expected = "echod: cannot write to stdout: File too large (os error 27)\n";
+    assert_eq!(finished.stderr, expected);
+}
+
+#[test]
+fn read_only_stdout_exits_with_status_1() {
+    let finished = Daemon::with(&[]).stdout(File::open("/dev/null").unwrap()).run();
+    assert_eq!(finished.code, 1, "{}", finished.stderr);
+    assert_eq!(finished.stderr, "echod: cannot write to stdout: Bad file descriptor (os error 9)\n");
+}
+
+#[test]
+fn help_on_a_closed_pipe_does_not_panic() {
+    // `echod --help | head -1`: any status, but no panic.
     let (reader, writer) = pipe().unwrap();
     drop(reader);
     let mut daemon = Daemon::with(&["--help"]).stdout(writer).spawn();

@@ -185,9 +185,9 @@ fn unexpected_poll_error_ends_the_daemon() {
         assert!((1..20).contains(&echoes), "{error} should end the daemon after a few echoes, not after {echoes}");
         assert_eq!(daemon.wait_exit(TIMEOUT).code(), Some(1), "{error} should end the daemon with status 1");
         let log = daemon.whole_stderr();
-        let line = format!("echod: cannot go on: {}", io::Error::from(errno));
+        let line = format!("echod: event loop failed: {}", io::Error::from(errno));
         assert_eq!(log.lines().last(), Some(line.as_str()), "the last line of stderr should name the error:\n{log}");
-        assert_eq!(log.matches("cannot go on").count(), 1, "the error should be printed once:\n{log}");
+        assert_eq!(log.matches("event loop failed").count(), 1, "the error should be printed once:\n{log}");
         assert!(!log.contains("panicked"), "the daemon should not panic:\n{log}");
     }
 }

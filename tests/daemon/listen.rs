@@ -222,6 +222,6 @@ fn stalled_peer_leaves_little_in_the_send_queue() {
             Err(error) => panic!("{error}"),
         }
     }
-    let queued = client.far_end().expect("the connection").unacknowledged;
+    let queued = client.remote_socket().expect("the connection").unacknowledged;
     assert!(queued > 0 && queued < 512 * 1024, "{queued} of {sent} bytes are in the send queue");
 }

@@ -9,6 +9,7 @@
 mod support;
 
 mod abuse;
+mod check;
 mod command_line;
 mod connection;
 mod descriptors;
@@ -20,6 +21,8 @@ mod one_shot;
 mod output;
 mod scale;
 mod signals;
+mod startup;
+mod terminal;
 mod unix_socket;
 
 use support::{Daemon, Directory};

@@ -12,7 +12,7 @@ use crate::support::{Address, Client, Daemon, Directory, Signal, TIMEOUT, eventu
 // stdout
 
 #[test]
-fn stdout_has_one_line_for_each_socket_and_nothing_else() {
+fn stdout_has_one_line_per_socket_only() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let mut daemon = Daemon::start(&["-vv", "-l", "127.0.0.1:0", "-l", &unix(&path)]);
@@ -28,8 +28,8 @@ fn stdout_has_one_line_for_each_socket_and_nothing_else() {
 }
 
 #[test]
-fn the_lines_are_flushed_before_the_first_accept() {
-    // A peer that sees its echo must find the line in the file already: nobody waits for it here.
+fn listening_lines_are_flushed_before_the_first_accept() {
+    // When a peer receives its echo, the line must already be in the file. The test does not wait for it.
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let file = directory.join("stdout");
@@ -38,14 +38,14 @@ fn the_lines_are_flushed_before_the_first_accept() {
     assert_eq!(fs::read_to_string(&file).unwrap(), format!("listening on unix://{}\n", path.display()));
 }
 
-/// For a daemon whose stdout we do not read.
+/// Connects to a daemon whose stdout the test does not read.
 #[track_caller]
 fn connect_when_it_listens(_daemon: &Daemon, path: &std::path::Path) -> Client {
     eventually("the daemon listens", || Client::try_connect(&Address::from(path)).ok())
 }
 
 #[test]
-fn a_reader_of_stdout_that_goes_away_later_is_borne() {
+fn closed_stdout_reader_is_tolerated_later() {
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let (mut reader, writer) = pipe().unwrap();
@@ -61,8 +61,8 @@ fn a_reader_of_stdout_that_goes_away_later_is_borne() {
 }
 
 #[test]
-fn a_stdout_that_is_full_at_start_does_not_hang_the_daemon() {
-    // A pipe holds 64 KiB (pipe(7)), and nobody reads this one. The contract leaves open which of the two it is.
+fn full_stdout_pipe_at_startup_does_not_hang() {
+    // A pipe holds 64 KiB (pipe(7)), and this one is never read. The daemon may serve or exit with status 1.
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let (_reader, mut writer) = pipe().unwrap();
@@ -77,7 +77,7 @@ fn a_stdout_that_is_full_at_start_does_not_hang_the_daemon() {
 // stderr
 
 #[test]
-fn info_tells_the_daemons_own_life_and_nothing_of_its_connections() {
+fn info_level_logs_no_connections() {
     let mut daemon = Daemon::start(&[]);
     for _ in 0..10 {
         daemon.connect().echo(b"hello");
@@ -87,24 +87,24 @@ fn info_tells_the_daemons_own_life_and_nothing_of_its_connections() {
     client.echo(b"the last one");
     daemon.close_and_terminate(client);
     let log = daemon.whole_stderr();
-    assert!(log.lines().count() >= 2, "start and stop are told:\n{log}");
-    assert!(log.lines().all(|line| line.contains("INFO")), "and nothing else:\n{log}");
-    assert!(!log.contains("127.0.0.1:"), "no peer is told of:\n{log}");
+    assert!(log.lines().count() >= 2, "expected lines for start and stop:\n{log}");
+    assert!(log.lines().all(|line| line.contains("INFO")), "expected only info lines:\n{log}");
+    assert!(!log.contains("127.0.0.1:"), "expected no peer in the log:\n{log}");
 }
 
-/// Where a message begins, behind time, level and module.
+/// Returns the message of a log line, without time and level.
 fn message(line: &str) -> &str {
     line.split_once("] ").map_or(line, |(_, message)| message)
 }
 
-/// The whole numbers in a message, the peer's address left out.
+/// Returns the whole numbers in a message, except for those in the peer's address.
 fn numbers(line: &str, peer: &str) -> Vec<u64> {
     let text = message(line).replace(peer, "");
     text.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
 #[test]
-fn debug_has_a_line_as_each_connection_opens_and_one_as_it_ends() {
+fn debug_level_logs_each_open_and_close() {
     let daemon = Daemon::start(&["-v"]);
     let mut of_connections = Vec::new();
     for length in [12_345, 54_321] {
@@ -116,7 +116,7 @@ fn debug_has_a_line_as_each_connection_opens_and_one_as_it_ends() {
         daemon.wait_for_log(|line| line.contains(&peer) && line.contains("finished"));
         let log = daemon.stderr();
         let lines: Vec<&str> = log.lines().filter(|line| line.contains(&peer)).collect();
-        let [open, end] = lines[..] else { panic!("not two lines about {peer}:\n{log}") };
+        let [open, end] = lines[..] else { panic!("expected two lines about {peer}:\n{log}") };
         assert!(open.contains("DEBUG") && end.contains("DEBUG"), "{open}\n{end}");
         let (number, ended) = (numbers(open, &peer)[0], numbers(end, &peer));
         assert_eq!(number, ended[0], "the same connection:\n{open}\n{end}");
@@ -128,7 +128,7 @@ fn debug_has_a_line_as_each_connection_opens_and_one_as_it_ends() {
 }
 
 #[test]
-fn the_line_of_the_end_has_the_reason() {
+fn close_line_has_the_reason() {
     let ended = |daemon: &Daemon, peer: &str, reason: &str| {
         daemon.wait_for_log(|line| line.contains(peer) && line.contains(reason));
     };
@@ -176,7 +176,7 @@ fn the_line_of_the_end_has_the_reason() {
 }
 
 #[test]
-fn connections_of_a_unix_socket_are_told_at_debug_too() {
+fn unix_connections_are_logged_at_debug() {
     let directory = Directory::new();
     let daemon = Daemon::start_unix(&directory.join("echo.sock"), &["-v"]);
     let client = daemon.connect();
@@ -187,7 +187,7 @@ fn connections_of_a_unix_socket_are_told_at_debug_too() {
 }
 
 #[test]
-fn a_reader_of_stderr_that_goes_away_neither_stops_nor_slows_nor_ends_the_daemon() {
+fn closed_stderr_reader_does_not_affect_the_daemon() {
     let (reader, writer) = pipe().unwrap();
     let mut daemon = Daemon::with(&["-vv"]).stderr(writer).start();
     drop(reader);
@@ -203,10 +203,10 @@ fn a_reader_of_stderr_that_goes_away_neither_stops_nor_slows_nor_ends_the_daemon
 }
 
 #[test]
-fn a_reader_of_stderr_that_stops_reading_neither_stops_nor_slows_nor_ends_the_daemon() {
+fn stalled_stderr_reader_does_not_affect_the_daemon() {
     let (mut reader, writer) = pipe().unwrap();
     let mut daemon = Daemon::with(&["-vv"]).stderr(writer).start();
-    // Far more than a pipe holds: the lines at `trace` are several hundred bytes for each of these.
+    // Far more than a pipe holds: at `trace`, each of these connections logs several hundred bytes.
     for round in 0..1000 {
         daemon.connect().echo(&pattern(round, 100));
     }
@@ -215,33 +215,33 @@ fn a_reader_of_stderr_that_stops_reading_neither_stops_nor_slows_nor_ends_the_da
     let cpu = daemon.cpu_time_during(Duration::from_millis(300));
     assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU although nothing happens");
 
-    // It reads again, and finds whole lines, and then the counters, with what was dropped in them.
+    // The reader continues, and finds whole lines, then the counters with the number of dropped lines.
     let mut log = read_some(&mut reader);
     daemon.signal(Signal::USR1);
     while !log.contains(" dropped\n") {
-        assert!(log.len() < 10 << 20, "no word of dropped lines");
+        assert!(log.len() < 10 << 20, "dropped lines are not reported");
         log += &read_some(&mut reader);
     }
     let is_begun = |line: &&str| line.starts_with('[') || line.starts_with("echod: ");
-    assert_eq!(log.lines().find(|line| !is_begun(line)), None, "a line that begins nowhere");
-    let told = log.lines().rfind(|line| line.ends_with(" dropped")).unwrap();
-    assert!(numbers(told, "").last().is_some_and(|&dropped| dropped > 0), "{told}");
+    assert_eq!(log.lines().find(|line| !is_begun(line)), None, "expected whole lines only");
+    let counters = log.lines().rfind(|line| line.ends_with(" dropped")).unwrap();
+    assert!(numbers(counters, "").last().is_some_and(|&dropped| dropped > 0), "{counters}");
     daemon.close_and_terminate(client);
 }
 
-/// What a pipe has for us, once it has something.
+/// Waits until the pipe has data and returns it.
 #[track_caller]
 fn read_some(reader: &mut PipeReader) -> String {
     let timeout = Timespec::try_from(TIMEOUT).unwrap();
     let ready = poll(&mut [PollFd::new(reader, PollFlags::IN)], Some(&timeout)).unwrap();
-    assert_eq!(ready, 1, "nothing came");
+    assert_eq!(ready, 1, "timed out waiting for output");
     let mut bytes = vec![0; 65_536];
     let length = reader.read(&mut bytes).unwrap();
     String::from_utf8(bytes[..length].to_vec()).unwrap()
 }
 
 #[test]
-fn a_full_disk_behind_stderr_is_borne() {
+fn full_disk_on_stderr_is_tolerated() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let mut daemon = Daemon::with(&["-vv"]).stderr(full).start();
     daemon.signal(Signal::USR1);
@@ -251,8 +251,34 @@ fn a_full_disk_behind_stderr_is_borne() {
 }
 
 #[test]
-fn the_descriptors_that_others_share_stay_blocking() {
-    // O_NONBLOCK belongs to the open file, which the shell that gave it to us uses, too.
+fn file_size_limit_on_stderr_is_tolerated() {
+    // Beyond RLIMIT_FSIZE, write(2) raises SIGXFSZ, whose default action kills the process.
+    let directory = Directory::new();
+    let path = directory.join("log");
+    let log = File::options().append(true).create(true).open(&path).unwrap();
+    let mut daemon = Daemon::with(&["-v"]).shell("ulimit -f 1; exec \"$@\"").stderr(log.try_clone().unwrap()).start();
+    for _ in 0..50 {
+        daemon.connect().echo(b"more than a kilobyte of log");
+    }
+    let client = daemon.connect();
+    client.exchange(&pattern(1, 300_000));
+    let length = log.metadata().unwrap().len();
+    assert!((1..=1024).contains(&length), "{length} bytes of log");
+
+    // With room in the file again, as after a log rotation, logging goes on, and the counters have the dropped lines.
+    log.set_len(0).unwrap();
+    daemon.signal(Signal::USR1);
+    let counters = eventually("the counters are printed", || {
+        let text = fs::read_to_string(&path).unwrap();
+        text.lines().find(|line| line.ends_with(" dropped")).map(String::from)
+    });
+    assert!(numbers(&counters, "").last().is_some_and(|&dropped| dropped > 50), "{counters}");
+    daemon.close_and_terminate(client);
+}
+
+#[test]
+fn standard_descriptors_stay_blocking() {
+    // O_NONBLOCK belongs to the open file description, which the parent shell shares.
     let (_out_reader, out) = pipe().unwrap();
     let (_err_reader, err) = pipe().unwrap();
     let (input, _in_writer) = pipe().unwrap();
@@ -270,14 +296,14 @@ fn the_descriptors_that_others_share_stay_blocking() {
 }
 
 #[test]
-fn started_with_closed_standard_descriptors_it_writes_no_log_into_a_peers_socket() {
-    // The next socket would get the free number 1 or 2, and with it whatever is written there.
+fn closed_standard_descriptors_leak_no_log_to_peers() {
+    // Otherwise the next socket would get the free number 1 or 2, and with it everything that is written there.
     for closed in ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"] {
         let directory = Directory::new();
         let path = directory.join("echo.sock");
         let start = Daemon::with(&["-vv", "--listen", &unix(&path)]);
         let (_reader, writer) = pipe().unwrap();
-        // The shell closes them itself; what we pass is only there to be closed.
+        // The shell closes these descriptors before it executes the daemon.
         let start =
             start.shell(&format!("exec \"$@\" {closed}")).stdout(writer.try_clone().unwrap()).stderr(Stdio::null());
         let mut daemon = start.spawn();
@@ -288,14 +314,14 @@ fn started_with_closed_standard_descriptors_it_writes_no_log_into_a_peers_socket
         }
         daemon.signal(Signal::USR1);
         clients.iter().for_each(Client::send_fin);
-        clients.iter().for_each(Client::expect_fin); // And not a byte more.
+        clients.iter().for_each(Client::expect_fin); // Without a single byte more.
         daemon.terminate();
     }
 }
 
 #[test]
-fn a_closed_stdin_is_no_reason_to_stop() {
-    // Neither its end nor what comes over it concerns the daemon.
+fn closed_stdin_does_not_stop_the_daemon() {
+    // The daemon ignores both data on stdin and its end.
     let (input, mut writer) = pipe().unwrap();
     let mut daemon = Daemon::with(&[]).stdin(input).start();
     writer.write_all(b"quit\n\x04").unwrap();
@@ -308,6 +334,6 @@ fn a_closed_stdin_is_no_reason_to_stop() {
         std::thread::sleep(Duration::from_millis(50));
         daemon.sleep_count() == before
     };
-    wait_until("it sleeps", asleep);
+    wait_until("the daemon sleeps", asleep);
     daemon.close_and_terminate(client);
 }

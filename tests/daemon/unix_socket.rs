@@ -239,7 +239,7 @@ fn data_after_passed_descriptors_is_not_missed() {
     wait_until("all of it is echoed", || client.unread() == b"beforewithafter".len());
     client.expect(b"beforewithafter");
     assert_eq!(other.read(&mut [0]).unwrap(), 0, "the daemon should not keep the descriptor");
-    client.finish();
+    client.send_fin();
     client.expect_fin();
 }
 

@@ -207,7 +207,7 @@ fn passed_non_listener_is_an_error() {
         let finished = activated(&[], descriptor).run();
         assert_eq!(finished.code, 1, "{kind}");
         assert_eq!(finished.stdout, "", "{kind}");
-        let start = "echod: cannot listen on descriptor 3, which LISTEN_FDS names: it is ";
+        let start = "echod: cannot listen on descriptor 3 (passed by LISTEN_FDS): it is ";
         assert!(finished.stderr.starts_with(start), "{kind}: {}", finished.stderr);
         assert_eq!(finished.stderr.lines().count(), 1, "{kind}: {}", finished.stderr);
     }

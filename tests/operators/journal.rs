@@ -1,11 +1,11 @@
-//! The log in the journal and beside it.
+//! The log format with and without the journal.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use crate::support::{Daemon, Directory, Signal, wait_until};
 
-/// Starts the daemon with stderr on a file, and JOURNAL_STREAM naming that file or another; returns what it logs in its life.
+/// Runs a daemon whose stderr is a file, with JOURNAL_STREAM set to that file or to another, and returns the whole log.
 fn log_of(arguments: &[&str], journal_is_stderr: bool) -> String {
     let directory = Directory::new();
     let path = directory.join("stderr");
@@ -17,13 +17,13 @@ fn log_of(arguments: &[&str], journal_is_stderr: bool) -> String {
     let client = daemon.connect();
     client.echo(b"a line at debug");
     daemon.signal(Signal::USR1);
-    wait_until("the counters are told", || fs::read_to_string(&path).unwrap().contains("1 accepted"));
+    wait_until("the counters are printed", || fs::read_to_string(&path).unwrap().contains("1 accepted"));
     daemon.close_and_terminate(client);
     fs::read_to_string(&path).unwrap()
 }
 
 #[test]
-fn in_the_journal_a_line_has_its_level_as_a_prefix_and_no_timestamp() {
+fn journal_lines_have_level_prefix_and_no_timestamp() {
     let log = log_of(&["-v"], true);
     assert!(log.starts_with("<6>echod "), "{log}");
     assert!(log.contains("\n<7>connection 1 from 127.0.0.1:"), "{log}");
@@ -32,14 +32,14 @@ fn in_the_journal_a_line_has_its_level_as_a_prefix_and_no_timestamp() {
 }
 
 #[test]
-fn a_journal_that_is_not_our_stderr_changes_nothing() {
+fn foreign_journal_stream_changes_nothing() {
     let log = log_of(&["-v"], false);
     assert!(log.starts_with('[') && log.contains(" INFO ") && log.contains(" DEBUG"), "{log}");
     assert!(!log.contains("<6>") && !log.contains("<7>"), "{log}");
 }
 
 #[test]
-fn in_the_journal_what_prevents_the_start_is_an_error() {
+fn startup_error_has_error_priority_in_the_journal() {
     let directory = Directory::new();
     let path = directory.join("stderr");
     let stderr = fs::File::create(&path).unwrap();

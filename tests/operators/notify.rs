@@ -1,4 +1,4 @@
-//! What the service manager hears: a real socket at a path and in the abstract namespace.
+//! sd_notify messages, received on a real socket at a path and in the abstract namespace.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Address, Client, Daemon, DaemonBuilder, Directory, Signal, TIMEOUT, unix};
 
-/// The manager's end.
+/// The service manager's socket.
 struct Manager {
     socket: UnixDatagram,
     /// The value of NOTIFY_SOCKET.
@@ -31,13 +31,13 @@ impl Manager {
         Manager { socket, name: format!("@{name}"), _directory: Directory::new() }
     }
 
-    /// The daemon, told where to notify, and more variables.
+    /// Returns a daemon that is set up to notify this manager, with additional environment variables.
     fn daemon(&self, arguments: &[&str], variables: &[&str]) -> DaemonBuilder {
         let notify = format!("NOTIFY_SOCKET={}", self.name);
         Daemon::with(arguments).through(&[&["env", &notify], variables].concat())
     }
 
-    /// The next message, within this time.
+    /// Returns the next message, if one arrives within this time.
     fn next_within(&self, time: Duration) -> Option<String> {
         self.socket.set_read_timeout(Some(time)).unwrap();
         let mut message = [0; 4096];
@@ -45,32 +45,32 @@ impl Manager {
         Some(String::from_utf8(message[..length].to_vec()).unwrap())
     }
 
-    /// Waits for a message that has this line, and returns it.
+    /// Waits for a message that contains this line and returns the message.
     #[track_caller]
     fn expect(&self, line: &str) -> String {
-        let patience = Instant::now() + TIMEOUT;
-        let mut heard = Vec::new();
-        while let Some(left) = patience.checked_duration_since(Instant::now()) {
+        let deadline = Instant::now() + TIMEOUT;
+        let mut others = Vec::new();
+        while let Some(left) = deadline.checked_duration_since(Instant::now()) {
             let Some(message) = self.next_within(left.max(Duration::from_millis(1))) else { break };
-            if message.lines().any(|heard| heard == line) {
+            if message.lines().any(|other| other == line) {
                 return message;
             }
-            heard.push(message);
+            others.push(message);
         }
-        panic!("waited in vain for {line}, heard {heard:?}");
+        panic!("timed out after {TIMEOUT:?} waiting for {line}; received {others:?}");
     }
 }
 
 #[test]
-fn ready_is_told_once_the_sockets_are_bound_and_stopping_at_a_drain() {
+fn ready_follows_bind_and_stopping_follows_sigterm() {
     for manager in [Manager::at_a_path(), Manager::abstract_one()] {
         let directory = Directory::new();
         let path = directory.join("echo.sock");
         let mut daemon = manager.daemon(&["--listen", &unix(&path)], &[]).spawn();
-        let first = manager.next_within(TIMEOUT).expect("a message");
+        let first = manager.next_within(TIMEOUT).expect("message");
         assert!(first.lines().any(|line| line == "READY=1"), "{first:?}");
         assert!(first.lines().any(|line| line.starts_with("STATUS=")), "{first:?}");
-        let client = Client::connect(&Address::Unix(path)); // Who is told of READY may connect at once.
+        let client = Client::connect(&Address::Unix(path)); // After READY, connecting must succeed at once.
         client.echo(b"ready");
         drop(client);
 
@@ -81,7 +81,7 @@ fn ready_is_told_once_the_sockets_are_bound_and_stopping_at_a_drain() {
 }
 
 #[test]
-fn stopping_is_told_when_the_drain_begins_not_when_it_ends() {
+fn stopping_is_sent_when_the_drain_begins() {
     let manager = Manager::at_a_path();
     let mut daemon = manager.daemon(&["--drain-timeout=30s"], &[]).start();
     let peer = daemon.connect();
@@ -97,7 +97,7 @@ fn stopping_is_told_when_the_drain_begins_not_when_it_ends() {
 }
 
 #[test]
-fn the_open_connections_are_told_within_5_s_of_a_change() {
+fn status_is_sent_within_5_s_of_a_change() {
     let manager = Manager::at_a_path();
     let daemon = manager.daemon(&[], &[]).start();
     manager.expect("READY=1");
@@ -109,18 +109,18 @@ fn the_open_connections_are_told_within_5_s_of_a_change() {
     }
     let changed = Instant::now();
     manager.expect("STATUS=50 connections open");
-    assert!(changed.elapsed() < Duration::from_secs(5), "told after {:?}", changed.elapsed());
+    assert!(changed.elapsed() < Duration::from_secs(5), "sent after {:?}", changed.elapsed());
 
     clients.truncate(1);
     let changed = Instant::now();
     manager.expect("STATUS=1 connection open");
-    assert!(changed.elapsed() < Duration::from_secs(5), "told after {:?}", changed.elapsed());
-    // Nothing changes, so nothing is told.
+    assert!(changed.elapsed() < Duration::from_secs(5), "sent after {:?}", changed.elapsed());
+    // Nothing changes, so nothing is sent.
     assert_eq!(manager.next_within(Duration::from_millis(2500)), None);
 }
 
 #[test]
-fn the_watchdog_is_told_at_half_of_its_time_also_during_a_drain_and_by_nobody_else_than_the_loop() {
+fn watchdog_is_pinged_at_half_its_interval() {
     let manager = Manager::at_a_path();
     let daemon = manager.daemon(&["--drain-timeout=30s"], &["WATCHDOG_USEC=400000"]).start();
     let peer = daemon.connect();
@@ -132,9 +132,9 @@ fn the_watchdog_is_told_at_half_of_its_time_also_during_a_drain_and_by_nobody_el
         start.elapsed() / count
     };
     let between = pings(5);
-    assert!((150..350).contains(&between.as_millis()), "{between:?} between two, 200 ms expected");
+    assert!((150..350).contains(&between.as_millis()), "expected a ping each 200 ms, got one each {between:?}");
 
-    // A daemon that stands still is not alive, whatever its other threads would say.
+    // A stopped daemon must not be reported as alive by another thread.
     daemon.freeze();
     while manager.next_within(Duration::from_millis(1)).is_some() {}
     assert_eq!(manager.next_within(Duration::from_millis(600)), None);
@@ -145,11 +145,14 @@ fn the_watchdog_is_told_at_half_of_its_time_also_during_a_drain_and_by_nobody_el
     manager.expect("STOPPING=1");
     peer.expect_fin();
     let between = pings(3);
-    assert!((150..350).contains(&between.as_millis()), "{between:?} between two in a drain");
+    assert!(
+        (150..350).contains(&between.as_millis()),
+        "expected a ping each 200 ms during the drain, got one each {between:?}"
+    );
 }
 
 #[test]
-fn a_watchdog_for_another_process_is_not_told() {
+fn watchdog_of_another_process_is_not_pinged() {
     let manager = Manager::at_a_path();
     let daemon = manager.daemon(&[], &["WATCHDOG_USEC=100000", "WATCHDOG_PID=1"]).start();
     assert!(!manager.expect("READY=1").contains("WATCHDOG"));
@@ -158,14 +161,14 @@ fn a_watchdog_for_another_process_is_not_told() {
 }
 
 #[test]
-fn a_manager_that_does_not_read_slows_nothing_and_hears_the_latest_when_it_does() {
+fn slow_service_manager_does_not_block_and_gets_latest_status() {
     let manager = Manager::at_a_path();
     let mut daemon = manager.daemon(&["--drain-timeout=30s"], &["WATCHDOG_USEC=2000"]).start();
-    // A message each millisecond: the queue is full soon (net.unix.max_dgram_qlen).
+    // With a message each millisecond, the queue is soon full (net.unix.max_dgram_qlen).
     let peer = daemon.connect();
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(1) {
-        peer.echo(b"the echo goes on");
+        peer.echo(b"still echoed");
     }
     let cpu = daemon.cpu_time_during(Duration::from_secs(1));
     assert!(cpu <= Duration::from_millis(50), "{cpu:?} of CPU while the manager does not read");
@@ -177,12 +180,12 @@ fn a_manager_that_does_not_read_slows_nothing_and_hears_the_latest_when_it_does(
 }
 
 #[test]
-fn a_manager_that_is_not_there_is_a_warning() {
-    for name in ["/nowhere/notify", "@echod-test-nobody", "relative", "vsock:2:1"] {
+fn missing_service_manager_causes_one_warning() {
+    for name in ["/nowhere/notify", "@echod-test-missing", "relative", "vsock:2:1"] {
         let variable = format!("NOTIFY_SOCKET={name}");
         let mut daemon = Daemon::with(&[]).through(&["env", &variable, "WATCHDOG_USEC=20000"]).start();
         daemon.wait_for_log(|line| line.contains("WARN") && line.contains("cannot notify the service manager"));
-        daemon.connect().echo(b"and serves");
+        daemon.connect().echo(b"still served");
         daemon.terminate();
         let log = daemon.whole_stderr();
         assert_eq!(log.matches("cannot notify").count(), 1, "{log}");
@@ -190,7 +193,7 @@ fn a_manager_that_is_not_there_is_a_warning() {
 }
 
 #[test]
-fn a_daemon_with_nothing_to_tell_sleeps() {
+fn idle_notifier_does_not_wake_the_loop() {
     let manager = Manager::at_a_path();
     let daemon = manager.daemon(&[], &[]).start();
     daemon.connect().echo(b"hello");
