@@ -13,31 +13,31 @@ use crate::daemon::output::NonBlockingWriter;
 
 /// Lines told in a second, when it goes on for long: already more than a reader can follow, and under 1 % of
 /// a processor (a line costs some 5 µs, most of it write(2)).
-const LINES_PER_SECOND: u32 = 1000;
+const MAX_LINES_PER_SECOND: u32 = 1000;
 
 /// Lines that may be told at once after a quiet time: half a millisecond of work.
-const BURST: u32 = 100;
+const MAX_BURST_LINES: u32 = 100;
 
 /// Of these, so many are kept for how connections begin and end: a bulk transfer may hide its own middle only.
-const KEPT: u32 = 30;
+const RESERVED_LINES: u32 = 30;
 
 /// Columns of an arrow.
-const ARROW: usize = 36;
+const ARROW_COLUMNS: usize = 36;
 
 /// Columns of what an arrow means: a change of state, or bytes. With the longest state after it, a line has 97.
-pub const MEANING: usize = 27;
+pub const MEANING_COLUMNS: usize = 27;
 
 /// One diagram, on one outlet, for all connections.
 #[derive(Debug)]
 pub struct Diagram {
-    outlet: NonBlockingWriter,
-    colour: bool,
+    writer: NonBlockingWriter,
+    color: bool,
     /// How many lines may be written now.
     left: u32,
     as_of: Instant,
     /// Lines that were not written since the last that was.
-    missed: u64,
-    owes_a_count: bool,
+    skipped: u64,
+    has_skipped_lines: bool,
     line: String,
 }
 
@@ -63,7 +63,7 @@ pub struct Arrow<'a> {
 
 /// A line's place: its connection, and when it was.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct Prefix {
     /// The connection's number.
     pub number: u32,
     /// `None`: nobody knows.
@@ -72,11 +72,11 @@ pub struct Place {
 
 /// How much depends on a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Weight {
+pub enum Priority {
     /// It is one of many.
-    Light,
+    Low,
     /// The story cannot be understood without it.
-    Heavy,
+    High,
 }
 
 impl Diagram {
@@ -84,118 +84,118 @@ impl Diagram {
     pub fn new<T: AsFd + IsTerminal>(shared: T) -> io::Result<Diagram> {
         let unset = |name| env::var_os(name).is_none_or(|value| value.is_empty());
         let dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let colour = shared.is_terminal() && unset("NO_COLOR") && !dumb;
-        let outlet = NonBlockingWriter::new(shared)?;
+        let color = shared.is_terminal() && unset("NO_COLOR") && !dumb;
+        let writer = NonBlockingWriter::new(shared)?;
         Ok(Diagram {
-            outlet,
-            colour,
-            left: BURST,
+            writer,
+            color,
+            left: MAX_BURST_LINES,
             as_of: Instant::now(),
-            missed: 0,
-            owes_a_count: false,
+            skipped: 0,
+            has_skipped_lines: false,
             line: String::new(),
         })
     }
 
     /// A line that belongs to no connection.
     pub fn heading(&mut self, text: &str) {
-        if self.may_write(Weight::Heavy) {
+        if self.take_line(Priority::High) {
             self.paint(DIM, text);
             self.finish();
         }
     }
 
     /// An arrow, its meaning, and the kernel's word on it.
-    pub fn arrow(&mut self, place: Place, arrow: Arrow<'_>, meaning: &str, kernel: &str, weight: Weight) {
-        if !self.may_write(weight) {
+    pub fn arrow(&mut self, prefix: Prefix, arrow: Arrow<'_>, meaning: &str, kernel: &str, priority: Priority) {
+        if !self.take_line(priority) {
             return;
         }
-        self.begin(place);
+        self.begin(prefix);
         let dash = if arrow.inferred { "╌" } else { "─" };
         let (tail, head) = match arrow.from {
             Side::Client => (dash, "►"),
             Side::Server => ("◄", dash),
         };
-        let fill = ARROW.saturating_sub(arrow.label.chars().count() + 5);
+        let fill = ARROW_COLUMNS.saturating_sub(arrow.label.chars().count() + 5);
         let drawn = format!("{tail}{dash} {} {}{head}", arrow.label, dash.repeat(fill));
         let style = match arrow {
             Arrow { label: "RST", .. } => RED,
             Arrow { inferred: true, .. } => DIM,
-            _ => colour_of(place.number),
+            _ => color_of(prefix.number),
         };
         self.paint(style, &drawn);
         if !meaning.is_empty() || !kernel.is_empty() {
             let _ = write!(self.line, "  {meaning}");
         }
         if !kernel.is_empty() {
-            let _ = write!(self.line, "{:1$}", "", MEANING.saturating_sub(width(meaning)) + 2);
+            let _ = write!(self.line, "{:1$}", "", MEANING_COLUMNS.saturating_sub(width(meaning)) + 2);
             self.paint(DIM, kernel);
         }
         self.finish();
     }
 
     /// What no arrow can say.
-    pub fn remark(&mut self, place: Place, text: &str) {
-        if self.may_write(Weight::Heavy) {
-            self.begin(place);
+    pub fn remark(&mut self, prefix: Prefix, text: &str) {
+        if self.take_line(Priority::High) {
+            self.begin(prefix);
             self.line.push_str(text);
             self.finish();
         }
     }
 
     /// Whether there is room for a line of this weight. Whoever would work hard for a line asks first.
-    pub fn has_room(&mut self, weight: Weight) -> bool {
+    pub fn has_room(&mut self, priority: Priority) -> bool {
         self.refill();
-        let needed = match weight {
-            Weight::Heavy => 1,
-            Weight::Light if self.missed == 0 => KEPT + 1,
-            Weight::Light => BURST, // A gap, once begun, is worth its line.
+        let needed = match priority {
+            Priority::High => 1,
+            Priority::Low if self.skipped == 0 => RESERVED_LINES + 1,
+            Priority::Low => MAX_BURST_LINES, // A gap, once begun, is worth its line.
         };
         self.left >= needed
     }
 
     /// Counts a line that found no room.
-    pub fn leave_out(&mut self) {
-        self.missed += 1;
-        self.owes_a_count = true;
+    pub fn skip_line(&mut self) {
+        self.skipped += 1;
+        self.has_skipped_lines = true;
     }
 
     /// Whether lines were left out for being too many, and nobody has been told.
-    pub fn owes_a_count(&self) -> bool {
-        self.owes_a_count
+    pub fn has_skipped_lines(&self) -> bool {
+        self.has_skipped_lines
     }
 
     /// Tells it, if things have calmed down.
-    pub fn settle(&mut self) {
+    pub fn flush_skipped(&mut self) {
         self.refill();
-        if self.owes_a_count && self.left == BURST {
+        if self.has_skipped_lines && self.left == MAX_BURST_LINES {
             self.left -= 1;
-            self.say_what_is_missing();
+            self.print_skipped();
         }
     }
 
     /// Tells how many lines are missing here, if any are.
-    pub fn say_what_is_missing(&mut self) {
-        self.owes_a_count = false;
-        if self.missed > 0 {
-            let missed = mem::take(&mut self.missed);
-            self.paint(DIM, &format!("…     {missed} lines left out: too many to follow, or not read in time"));
+    pub fn print_skipped(&mut self) {
+        self.has_skipped_lines = false;
+        if self.skipped > 0 {
+            let skipped = mem::take(&mut self.skipped);
+            self.paint(DIM, &format!("…     {skipped} lines left out: too many to follow, or not read in time"));
             if !self.write() {
-                self.missed = missed;
+                self.skipped = skipped;
             }
         }
     }
 
-    fn begin(&mut self, place: Place) {
-        self.paint(colour_of(place.number), &format!("{:<5}", format!("#{}", place.number)));
-        let _ = match place.time {
+    fn begin(&mut self, prefix: Prefix) {
+        self.paint(color_of(prefix.number), &format!("{:<5}", format!("#{}", prefix.number)));
+        let _ = match prefix.time {
             Some(time) => write!(self.line, " {:>10.6}  ", time.as_secs_f64()),
             None => write!(self.line, " {:10}  ", ""),
         };
     }
 
     fn paint(&mut self, style: &str, text: &str) {
-        if self.colour {
+        if self.color {
             let _ = write!(self.line, "\x1b[{style}m{text}\x1b[0m");
         } else {
             self.line.push_str(text);
@@ -203,34 +203,34 @@ impl Diagram {
     }
 
     /// Takes the room of a line, if there is some. If not, the line is counted, and the count is told before the next one.
-    fn may_write(&mut self, weight: Weight) -> bool {
-        if !self.has_room(weight) {
-            self.leave_out();
+    fn take_line(&mut self, priority: Priority) -> bool {
+        if !self.has_room(priority) {
+            self.skip_line();
             return false;
         }
         self.left -= 1;
-        self.say_what_is_missing();
+        self.print_skipped();
         true
     }
 
     fn refill(&mut self) {
         let now = Instant::now();
-        let earned = now.saturating_duration_since(self.as_of).as_millis() * u128::from(LINES_PER_SECOND) / 1000;
+        let earned = now.saturating_duration_since(self.as_of).as_millis() * u128::from(MAX_LINES_PER_SECOND) / 1000;
         if earned > 0 {
-            self.left = (u128::from(self.left) + earned).min(u128::from(BURST)) as u32;
+            self.left = (u128::from(self.left) + earned).min(u128::from(MAX_BURST_LINES)) as u32;
             self.as_of = now;
         }
     }
 
     fn finish(&mut self) {
         if !self.write() {
-            self.missed += 1;
+            self.skipped += 1;
         }
     }
 
     /// Writes the line; whether it was taken.
     fn write(&mut self) -> bool {
-        let taken = self.outlet.write_line(self.line.as_bytes());
+        let taken = self.writer.write_line(self.line.as_bytes());
         self.line.clear();
         taken
     }
@@ -240,7 +240,7 @@ const DIM: &str = "2";
 const RED: &str = "1;31";
 
 /// Neighbours differ, and none is red.
-fn colour_of(number: u32) -> &'static str {
+fn color_of(number: u32) -> &'static str {
     ["36", "33", "35", "32", "34"][number as usize % 5]
 }
 
@@ -288,11 +288,11 @@ mod tests {
     /// A diagram on a pipe, with room for so many lines.
     fn diagram(left: u32) -> (Diagram, PipeReader) {
         let (reader, writer) = io::pipe().expect("a pipe");
-        let outlet = NonBlockingWriter::new(&writer).expect("an outlet");
+        let writer = NonBlockingWriter::new(&writer).expect("an outlet");
         // No line is earned in the time that a test takes.
         let as_of = Instant::now() + Duration::from_secs(3600);
         let diagram =
-            Diagram { outlet, colour: false, left, as_of, missed: 0, owes_a_count: false, line: String::new() };
+            Diagram { writer, color: false, left, as_of, skipped: 0, has_skipped_lines: false, line: String::new() };
         (diagram, reader)
     }
 
@@ -303,27 +303,27 @@ mod tests {
         text.lines().map(str::to_owned).collect()
     }
 
-    const PLACE: Place = Place { number: 7, time: None };
+    const PREFIX: Prefix = Prefix { number: 7, time: None };
 
     fn bytes(diagram: &mut Diagram) {
         let arrow = Arrow { from: Side::Client, inferred: false, label: "PSH+ACK len 3" };
-        diagram.arrow(PLACE, arrow, "\"aa\"", "ESTABLISHED", Weight::Light);
+        diagram.arrow(PREFIX, arrow, "\"aa\"", "ESTABLISHED", Priority::Low);
     }
 
     #[test]
     fn arrows_are_aligned_and_the_longest_line_has_97_columns() {
-        let (mut diagram, reader) = diagram(BURST);
-        let place = Place { number: 1, time: Some(Duration::from_micros(1_500_000)) };
+        let (mut diagram, reader) = diagram(MAX_BURST_LINES);
+        let prefix = Prefix { number: 1, time: Some(Duration::from_micros(1_500_000)) };
         let arrow = |from, inferred, label| Arrow { from, inferred, label };
         let meaning = "SYN-RECEIVED → ESTABLISHED";
         diagram.arrow(
-            place,
+            prefix,
             arrow(Side::Client, false, "PSH+ACK len 65536, 46 segments"),
             meaning,
             "ESTABLISHED",
-            Weight::Light,
+            Priority::Low,
         );
-        diagram.arrow(PLACE, arrow(Side::Server, true, "ACK"), "", "", Weight::Light);
+        diagram.arrow(PREFIX, arrow(Side::Server, true, "ACK"), "", "", Priority::Low);
         let lines = read(diagram, reader);
         assert_eq!(
             lines,
@@ -337,10 +337,10 @@ mod tests {
 
     #[test]
     fn what_is_too_much_is_left_out_and_counted_and_room_is_kept_for_what_matters() {
-        let (mut diagram, reader) = diagram(KEPT + 2);
+        let (mut diagram, reader) = diagram(RESERVED_LINES + 2);
         (0..10).for_each(|_| bytes(&mut diagram));
-        assert!(diagram.owes_a_count());
-        diagram.remark(PLACE, "the end");
+        assert!(diagram.has_skipped_lines());
+        diagram.remark(PREFIX, "the end");
         let lines = read(diagram, reader);
         assert_eq!(lines.len(), 4, "{lines:?}");
         assert_eq!(lines[2], "…     8 lines left out: too many to follow, or not read in time");
@@ -349,14 +349,14 @@ mod tests {
 
     #[test]
     fn a_gap_lasts_until_it_is_worth_a_line() {
-        let (mut diagram, reader) = diagram(KEPT);
+        let (mut diagram, reader) = diagram(RESERVED_LINES);
         bytes(&mut diagram);
-        diagram.left = BURST - 1;
+        diagram.left = MAX_BURST_LINES - 1;
         bytes(&mut diagram);
-        diagram.settle();
-        diagram.left = BURST;
-        diagram.settle();
-        assert!(!diagram.owes_a_count());
+        diagram.flush_skipped();
+        diagram.left = MAX_BURST_LINES;
+        diagram.flush_skipped();
+        assert!(!diagram.has_skipped_lines());
         assert_eq!(read(diagram, reader), ["…     2 lines left out: too many to follow, or not read in time"]);
     }
 
@@ -374,8 +374,8 @@ mod tests {
             ("一二三四五六七八九十一二三".as_bytes(), r#""一二三四五六七八九十一二"…"#),
             (&"你好".as_bytes()[..4], r#""你\xe5""#),
         ] {
-            assert_eq!(quoted(bytes, MEANING), shown);
-            assert!(width(&quoted(bytes, MEANING)) <= MEANING);
+            assert_eq!(quoted(bytes, MEANING_COLUMNS), shown);
+            assert!(width(&quoted(bytes, MEANING_COLUMNS)) <= MEANING_COLUMNS);
         }
     }
 }

@@ -10,13 +10,13 @@ use socket2::SockRef;
 use crate::event_loop::observer::{ConnectionEvent, Observer};
 use crate::event_loop::outcome::CloseReason;
 use crate::event_loop::transport::{Peer, Stream, Transport};
-use crate::explain::diagram::{Arrow, Diagram, Side, Weight};
-use crate::explain::socket_table::{Ends, SocketTable, TcpState, fin_timeout};
+use crate::explain::diagram::{Arrow, Diagram, Priority, Side};
+use crate::explain::socket_table::{AddressPair, SocketTable, TcpState, fin_timeout};
 use crate::explain::tracked::*;
 
 /// The most closed connections that are followed until the kernel, too, has done with them. With more, the
 /// oldest is let go.
-const MAX_TRACKED: usize = 16;
+const MAX_ORPHANS: usize = 16;
 
 /// How long to wait between two looks at them: the last ACK comes within a round trip, a client's FIN when
 /// somebody presses a key.
@@ -24,7 +24,7 @@ const MIN_POLL_INTERVAL: Duration = Duration::from_millis(1);
 const MAX_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How often a connection begins anew with single lines.
-const BULK: Duration = Duration::from_millis(100);
+const BULK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Said at the start. One line for each thing that a reader cannot guess.
 const LEGEND: [&str; 6] = [
@@ -38,8 +38,8 @@ const LEGEND: [&str; 6] = [
 
 /// A connection after our close(2).
 #[derive(Debug)]
-struct Followed {
-    told: Told,
+struct Orphan {
+    connection: TrackedConnection,
     closed: Instant,
     /// How it ended; said after the first look.
     summary: Option<String>,
@@ -52,15 +52,15 @@ struct Followed {
 pub struct Explainer {
     diagram: Diagram,
     kernel: SocketTable,
-    open: HashMap<u32, Told>,
+    open: HashMap<u32, TrackedConnection>,
     /// Closed connections that the kernel has not done with, the oldest first.
-    followed: VecDeque<Followed>,
+    orphans: VecDeque<Orphan>,
     fin_timeout: Duration,
-    next_look: Instant,
+    next_check: Instant,
     pause: Duration,
     /// Connections with a sum that is to be said, and when.
-    noisy: Vec<u32>,
-    sums_due: Instant,
+    busy: Vec<u32>,
+    flush_at: Instant,
 }
 
 impl Explainer {
@@ -74,64 +74,64 @@ impl Explainer {
             diagram,
             kernel: SocketTable::new(),
             open: HashMap::new(),
-            followed: VecDeque::new(),
+            orphans: VecDeque::new(),
             fin_timeout: fin_timeout(),
-            next_look: Instant::now(),
+            next_check: Instant::now(),
             pause: MIN_POLL_INTERVAL,
-            noisy: Vec::new(),
-            sums_due: Instant::now(),
+            busy: Vec::new(),
+            flush_at: Instant::now(),
         })
     }
 
     /// The server has stopped: a last look at what the kernel goes on with alone.
     pub fn stopped(&mut self) {
-        self.look_at_the_followed();
-        for followed in &self.followed {
-            let told = &followed.told;
-            let text = format!("{}: the kernel goes on with it, alone", told.state);
-            self.diagram.remark(told.place(), &text);
+        self.check_orphans();
+        for orphan in &self.orphans {
+            let connection = &orphan.connection;
+            let text = format!("{}: the kernel goes on with it, alone", connection.state);
+            self.diagram.remark(connection.dated(), &text);
         }
-        self.diagram.say_what_is_missing();
+        self.diagram.print_skipped();
     }
 
     /// Asks the kernel about every closed connection, and lets go those that it has done with.
-    fn look_at_the_followed(&mut self) {
-        for mut followed in std::mem::take(&mut self.followed) {
-            let seen = followed.told.ends.as_ref().and_then(|ends| self.kernel.state(ends));
-            let done = seen.is_none_or(|seen| self.catch_up(&mut followed, seen));
-            if let Some(summary) = followed.summary.take() {
-                self.diagram.remark(followed.told.place(), &summary);
+    fn check_orphans(&mut self) {
+        for mut orphan in std::mem::take(&mut self.orphans) {
+            let seen = orphan.connection.pair.as_ref().and_then(|pair| self.kernel.state(pair));
+            let done = seen.is_none_or(|seen| self.catch_up(&mut orphan, seen));
+            if let Some(summary) = orphan.summary.take() {
+                self.diagram.remark(orphan.connection.dated(), &summary);
             }
-            if followed.told.state == TcpState::TimeWait {
-                self.remark_time_wait(&followed.told);
+            if orphan.connection.state == TcpState::TimeWait {
+                self.print_time_wait(&orphan.connection);
             } else if !done {
-                self.followed.push_back(followed);
+                self.orphans.push_back(orphan);
             }
         }
     }
 
     /// Tells what must have happened, given what the kernel says now. Returns whether that is the end of it.
-    fn catch_up(&mut self, followed: &mut Followed, seen: TcpState) -> bool {
-        let told = &mut followed.told;
+    fn catch_up(&mut self, orphan: &mut Orphan, seen: TcpState) -> bool {
+        let connection = &mut orphan.connection;
         loop {
-            match (told.state, seen) {
+            match (connection.state, seen) {
                 (TcpState::FinWait1, TcpState::FinWait2 | TcpState::TimeWait) => {
-                    infer_acknowledged(&mut self.diagram, told, TcpState::FinWait2, seen);
+                    print_inferred_ack(&mut self.diagram, connection, TcpState::FinWait2, seen);
                 }
                 (TcpState::FinWait1, TcpState::Closing) => {
-                    infer_finished(&mut self.diagram, told, TcpState::Closing, seen);
+                    print_inferred_fin(&mut self.diagram, connection, TcpState::Closing, seen);
                 }
                 (TcpState::FinWait2, TcpState::TimeWait) => {
-                    infer_finished(&mut self.diagram, told, TcpState::TimeWait, seen);
+                    print_inferred_fin(&mut self.diagram, connection, TcpState::TimeWait, seen);
                 }
                 (TcpState::Closing, TcpState::TimeWait | TcpState::Closed) => {
-                    infer_acknowledged(&mut self.diagram, told, TcpState::TimeWait, seen);
+                    print_inferred_ack(&mut self.diagram, connection, TcpState::TimeWait, seen);
                 }
                 (TcpState::LastAck, TcpState::Closed) => {
-                    infer_acknowledged(&mut self.diagram, told, TcpState::Closed, seen);
+                    print_inferred_ack(&mut self.diagram, connection, TcpState::Closed, seen);
                 }
                 (TcpState::FinWait1 | TcpState::FinWait2, TcpState::Closed) => {
-                    self.tell_how_it_vanished(followed);
+                    self.print_disappearance(orphan);
                     return true;
                 }
                 (TcpState::TimeWait | TcpState::Closed, _) => return true,
@@ -142,156 +142,159 @@ impl Explainer {
 
     /// It was in FIN-WAIT-1 or -2, and all at once there is nothing: the client sent on after our close, which the kernel
     /// answers with RST; or it sent RST itself; or it did nothing for so long that the kernel forgot it.
-    fn tell_how_it_vanished(&mut self, followed: &mut Followed) {
-        let told = &mut followed.told;
+    fn print_disappearance(&mut self, orphan: &mut Orphan) {
+        let connection = &mut orphan.connection;
         let resets = self.kernel.rst_count();
-        if told.state == TcpState::FinWait2 && followed.closed.elapsed() + MAX_POLL_INTERVAL * 2 > self.fin_timeout {
+        if connection.state == TcpState::FinWait2 && orphan.closed.elapsed() + MAX_POLL_INTERVAL * 2 > self.fin_timeout
+        {
             let text =
                 format!("the kernel has waited {} s for the client's FIN, and forgets it", self.fin_timeout.as_secs());
-            told.state = TcpState::Closed;
-            self.diagram.remark(told.place(), &text);
+            connection.state = TcpState::Closed;
+            self.diagram.remark(connection.dated(), &text);
             return;
         }
-        let client_did = match (followed.resets, resets) {
+        let client_did = match (orphan.resets, resets) {
             (Some(before), Some(now)) if before < now => false,
             (Some(_), Some(_)) => true,
             _ => {
                 let text = "gone by RST: the kernel's, if the client sent on after our close; or the client's";
-                told.state = TcpState::Closed;
-                self.diagram.remark(told.place(), text);
+                connection.state = TcpState::Closed;
+                self.diagram.remark(connection.dated(), text);
                 return;
             }
         };
         let mut draw = |from, label, meaning: &str, kernel: &str| {
             let arrow = Arrow { from, inferred: true, label };
-            self.diagram.arrow(told.place(), arrow, meaning, kernel, Weight::Heavy);
+            self.diagram.arrow(connection.dated(), arrow, meaning, kernel, Priority::High);
         };
         if client_did {
-            draw(Side::Client, "RST", &format!("{} → CLOSED", told.state), "gone");
+            draw(Side::Client, "RST", &format!("{} → CLOSED", connection.state), "gone");
         } else {
             draw(Side::Client, "PSH+ACK len ?", "to nobody: we have closed", "");
-            draw(Side::Server, "RST", &format!("{} → CLOSED", told.state), "gone");
+            draw(Side::Server, "RST", &format!("{} → CLOSED", connection.state), "gone");
         }
-        told.state = TcpState::Closed;
+        connection.state = TcpState::Closed;
     }
 
-    fn remark_time_wait(&mut self, told: &Told) {
+    fn print_time_wait(&mut self, connection: &TrackedConnection) {
         let text = "TIME-WAIT is ours, for our FIN went first: the kernel keeps both addresses for 60 s";
-        self.diagram.remark(told.sometime(), text);
+        self.diagram.remark(connection.undated(), text);
     }
 
     /// Lets a connection go, with its last word.
-    fn let_go(&mut self, followed: Followed) {
-        if let Some(summary) = followed.summary {
-            self.diagram.remark(followed.told.place(), &summary);
+    fn untrack(&mut self, orphan: Orphan) {
+        if let Some(summary) = orphan.summary {
+            self.diagram.remark(orphan.connection.dated(), &summary);
         }
     }
 }
 
 impl Observer for Explainer {
     fn opened(&mut self, number: u32, peer: &Peer, stream: &Stream) {
-        let (ends, segment) = match stream {
+        let (pair, mss) = match stream {
             Stream::Tcp(tcp) => {
-                let ends = tcp.local_addr().and_then(|local| Ok(Ends { local, remote: tcp.peer_addr()? }));
-                (ends.ok(), SockRef::from(tcp).tcp_mss().unwrap_or(0) as usize)
+                let pair = tcp.local_addr().and_then(|local| Ok(AddressPair { local, remote: tcp.peer_addr()? }));
+                (pair.ok(), SockRef::from(tcp).tcp_mss().unwrap_or(0) as usize)
             }
             Stream::Unix(_) => (None, 0),
         };
-        let mut told = Told::new(number, ends, segment);
-        match ends {
-            Some(ends) => {
-                let seen = seen(ask(&mut self.diagram, &mut self.kernel, &told));
-                let local = Peer::from(ends.local);
-                let text = format!("client {peer}, server {local}; segments of at most {segment} bytes");
-                self.diagram.remark(told.place(), &text);
+        let mut connection = TrackedConnection::new(number, pair, mss);
+        match pair {
+            Some(pair) => {
+                let seen = seen(ask(&mut self.diagram, &mut self.kernel, &connection));
+                let local = Peer::from(pair.local);
+                let text = format!("client {peer}, server {local}; segments of at most {mss} bytes");
+                self.diagram.remark(connection.dated(), &text);
                 let handshake = [
-                    (Side::Client, "SYN", format!("{} → {}", TcpState::Listen, told.state), ""),
+                    (Side::Client, "SYN", format!("{} → {}", TcpState::Listen, connection.state), ""),
                     (Side::Server, "SYN+ACK", String::new(), ""),
-                    (Side::Client, "ACK", told.moves_to(TcpState::Established), seen.as_str()),
+                    (Side::Client, "ACK", connection.enter(TcpState::Established), seen.as_str()),
                 ];
                 for (from, label, meaning, kernel) in handshake {
                     let arrow = Arrow { from, inferred: true, label };
-                    self.diagram.arrow(told.sometime(), arrow, &meaning, kernel, Weight::Heavy);
+                    self.diagram.arrow(connection.undated(), arrow, &meaning, kernel, Priority::High);
                 }
             }
             None if matches!(peer, Peer::Unix) => {
                 let text = "a Unix socket: the kernel copies from queue to queue; no segments, no handshake";
-                self.diagram.remark(told.place(), text);
+                self.diagram.remark(connection.dated(), text);
             }
-            None => self.diagram.remark(told.place(), "the client is gone already"),
+            None => self.diagram.remark(connection.dated(), "the client is gone already"),
         }
-        self.open.insert(number, told);
+        self.open.insert(number, connection);
     }
 
     fn event(&mut self, number: u32, fact: ConnectionEvent<'_>) {
-        let Some(told) = self.open.get_mut(&number) else { return };
+        let Some(connection) = self.open.get_mut(&number) else { return };
         let (diagram, kernel) = (&mut self.diagram, &mut self.kernel);
         if matches!(fact, ConnectionEvent::Received(_) | ConnectionEvent::Sent(_) | ConnectionEvent::Discarded(_)) {
-            if told.counted_from.elapsed() >= BULK {
-                say_sum(diagram, told);
-                (told.lines, told.counted_from) = (0, Instant::now());
+            if connection.window_start.elapsed() >= BULK_INTERVAL {
+                print_suppressed(diagram, connection);
+                (connection.lines, connection.window_start) = (0, Instant::now());
             }
-            told.lines += 1;
-            if told.lines == SINGLE_LINES + 1 {
-                self.noisy.push(number);
-                self.sums_due = told.counted_from + BULK;
+            connection.lines += 1;
+            if connection.lines == MAX_SINGLE_LINES + 1 {
+                self.busy.push(number);
+                self.flush_at = connection.window_start + BULK_INTERVAL;
             }
         } else {
-            say_sum(diagram, told);
+            print_suppressed(diagram, connection);
         }
         match fact {
             ConnectionEvent::Received(bytes) => {
-                told.received += bytes.len() as u64;
-                tell_bytes(diagram, kernel, told, Side::Client, bytes.len(), Some(bytes));
+                connection.received += bytes.len() as u64;
+                print_bytes(diagram, kernel, connection, Side::Client, bytes.len(), Some(bytes));
             }
             ConnectionEvent::Discarded(count) => {
-                tell_bytes(diagram, kernel, told, Side::Client, count, None);
+                print_bytes(diagram, kernel, connection, Side::Client, count, None);
             }
             ConnectionEvent::Sent(bytes) => {
-                told.sent += bytes.len() as u64;
-                tell_bytes(diagram, kernel, told, Side::Server, bytes.len(), Some(bytes));
-                let was_pending = told.pending > 0;
-                told.pending = told.pending.saturating_sub(bytes.len());
-                if was_pending && told.pending == 0 {
-                    diagram
-                        .remark(told.place(), "window open again: the client reads, all we owe is out, and we read on");
+                connection.sent += bytes.len() as u64;
+                print_bytes(diagram, kernel, connection, Side::Server, bytes.len(), Some(bytes));
+                let was_pending = connection.pending > 0;
+                connection.pending = connection.pending.saturating_sub(bytes.len());
+                if was_pending && connection.pending == 0 {
+                    diagram.remark(
+                        connection.dated(),
+                        "window open again: the client reads, all we owe is out, and we read on",
+                    );
                 }
             }
             ConnectionEvent::Stalled(count) => {
-                told.pending = count;
+                connection.pending = count;
                 let text = format!("window closed: the client does not read. {count} bytes of the answer wait,");
-                diagram.remark(told.place(), &text);
-                diagram.remark(told.sometime(), "and we read no more, so that ours closes in turn: flow control");
+                diagram.remark(connection.dated(), &text);
+                diagram.remark(connection.undated(), "and we read no more, so that ours closes in turn: flow control");
             }
-            ConnectionEvent::PeerClosedWrite => tell_clients_fin(diagram, kernel, told),
-            ConnectionEvent::SentFin => tell_our_fin(diagram, kernel, told),
+            ConnectionEvent::PeerClosedWrite => print_client_fin(diagram, kernel, connection),
+            ConnectionEvent::SentFin => print_server_fin(diagram, kernel, connection),
         }
     }
 
     fn closed(&mut self, number: u32, reason: CloseReason, stream: &Stream) {
-        let Some(mut told) = self.open.remove(&number) else { return };
-        say_sum(&mut self.diagram, &mut told);
+        let Some(mut connection) = self.open.remove(&number) else { return };
+        print_suppressed(&mut self.diagram, &mut connection);
         let unread = stream.bytes_available().unwrap_or(0);
-        tell_the_end(&mut self.diagram, &mut told, reason, unread);
-        let summary = summary(&told, reason);
-        match told.state {
+        print_end(&mut self.diagram, &mut connection, reason, unread);
+        let summary = summary(&connection, reason);
+        match connection.state {
             TcpState::FinWait1 | TcpState::FinWait2 | TcpState::LastAck | TcpState::Closing
-                if told.ends.is_some() && self.diagram.has_room(Weight::Light) =>
+                if connection.pair.is_some() && self.diagram.has_room(Priority::Low) =>
             {
-                if self.followed.len() == MAX_TRACKED
-                    && let Some(oldest) = self.followed.pop_front()
+                if self.orphans.len() == MAX_ORPHANS
+                    && let Some(oldest) = self.orphans.pop_front()
                 {
-                    self.let_go(oldest);
+                    self.untrack(oldest);
                 }
-                let resets = if told.state == TcpState::LastAck { None } else { self.kernel.rst_count() };
+                let resets = if connection.state == TcpState::LastAck { None } else { self.kernel.rst_count() };
                 let closed = Instant::now();
-                self.followed.push_back(Followed { told, closed, summary: Some(summary), resets });
-                (self.next_look, self.pause) = (closed, MIN_POLL_INTERVAL);
+                self.orphans.push_back(Orphan { connection, closed, summary: Some(summary), resets });
+                (self.next_check, self.pause) = (closed, MIN_POLL_INTERVAL);
             }
             state => {
-                self.diagram.remark(told.place(), &summary);
-                if state == TcpState::TimeWait && told.ends.is_some() {
-                    self.remark_time_wait(&told);
+                self.diagram.remark(connection.dated(), &summary);
+                if state == TcpState::TimeWait && connection.pair.is_some() {
+                    self.print_time_wait(&connection);
                 }
             }
         }
@@ -302,37 +305,37 @@ impl Observer for Explainer {
     }
 
     fn end_iteration(&mut self) {
-        self.kernel.turn_over();
-        let Some(due) = self.next_turn() else { return };
+        self.kernel.end_iteration();
+        let Some(due) = self.next_deadline() else { return };
         let now = Instant::now();
         if now < due {
             return;
         }
-        if !self.noisy.is_empty() && self.sums_due <= now {
-            for number in std::mem::take(&mut self.noisy) {
-                if let Some(told) = self.open.get_mut(&number) {
-                    say_sum(&mut self.diagram, told);
+        if !self.busy.is_empty() && self.flush_at <= now {
+            for number in std::mem::take(&mut self.busy) {
+                if let Some(connection) = self.open.get_mut(&number) {
+                    print_suppressed(&mut self.diagram, connection);
                 }
             }
         }
-        if self.next_look <= now {
-            self.look_at_the_followed();
-            self.diagram.settle();
-            self.next_look = now + self.pause;
+        if self.next_check <= now {
+            self.check_orphans();
+            self.diagram.flush_skipped();
+            self.next_check = now + self.pause;
             self.pause = (self.pause * 2).min(MAX_POLL_INTERVAL);
         }
     }
 
     fn next_wakeup(&self) -> Option<Duration> {
-        self.next_turn().map(|due| due.saturating_duration_since(Instant::now()))
+        self.next_deadline().map(|due| due.saturating_duration_since(Instant::now()))
     }
 }
 
 impl Explainer {
     /// When there is something to do, though nothing may happen.
-    fn next_turn(&self) -> Option<Instant> {
-        let looks = !self.followed.is_empty() || self.diagram.owes_a_count();
-        let sums = !self.noisy.is_empty();
-        [looks.then_some(self.next_look), sums.then_some(self.sums_due)].into_iter().flatten().min()
+    fn next_deadline(&self) -> Option<Instant> {
+        let looks = !self.orphans.is_empty() || self.diagram.has_skipped_lines();
+        let sums = !self.busy.is_empty();
+        [looks.then_some(self.next_check), sums.then_some(self.flush_at)].into_iter().flatten().min()
     }
 }

@@ -77,7 +77,7 @@ impl fmt::Display for TcpState {
 
 /// Both ends of a connection, as the socket has them: IPv4 on a dual-stack socket is `::ffff:a.b.c.d` here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ends {
+pub struct AddressPair {
     /// Ours.
     pub local: SocketAddr,
     /// The peer's.
@@ -88,11 +88,11 @@ pub struct Ends {
 #[derive(Debug)]
 pub struct SocketTable {
     #[cfg(target_os = "linux")]
-    netlink: Option<netlink::Questions>,
-    allowance: ReadBudget,
+    netlink: Option<netlink::SockDiag>,
+    budget: ReadBudget,
     /// Whether a file was read in this turn of the loop.
     has_read: bool,
-    longest_table: u64,
+    max_table_len: u64,
 }
 
 impl SocketTable {
@@ -100,19 +100,19 @@ impl SocketTable {
     pub fn new() -> SocketTable {
         SocketTable {
             #[cfg(target_os = "linux")]
-            netlink: netlink::Questions::open().ok(),
-            allowance: ReadBudget::new(Instant::now()),
+            netlink: netlink::SockDiag::open().ok(),
+            budget: ReadBudget::new(Instant::now()),
             has_read: false,
-            longest_table: MAX_TABLE_LEN,
+            max_table_len: MAX_TABLE_LEN,
         }
     }
 
     /// The kernel's state of this connection: [`TcpState::Closed`] if it has none. `None`: it cannot be
     /// known, or not at this price.
-    pub fn state(&mut self, ends: &Ends) -> Option<TcpState> {
+    pub fn state(&mut self, pair: &AddressPair) -> Option<TcpState> {
         #[cfg(target_os = "linux")]
         if let Some(netlink) = &mut self.netlink {
-            match netlink.state(ends) {
+            match netlink.state(pair) {
                 Ok(state) => return state,
                 Err(_) => self.netlink = None, // From now on, the files.
             }
@@ -121,15 +121,15 @@ impl SocketTable {
             return None;
         }
         self.has_read = true;
-        let path = if ends.local.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
-        let most = self.longest_table;
-        self.allowance.spend(|| state_in(&read_bounded(path, most)?, ends))?
+        let path = if pair.local.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
+        let most = self.max_table_len;
+        self.budget.spend(|| state_in(&read_bounded(path, most)?, pair))?
     }
 
     /// How many segments the kernel has answered with RST so far, in this network namespace: all RSTs that it
     /// sent (`OutRsts`), less those by which a program closed with bytes unread (`TCPAbortOnClose`).
     pub fn rst_count(&mut self) -> Option<i64> {
-        self.allowance.spend(|| {
+        self.budget.spend(|| {
             let sent = counter_in(&fs::read_to_string("/proc/net/snmp").ok()?, "Tcp:", "OutRsts")?;
             let closed = counter_in(&fs::read_to_string("/proc/net/netstat").ok()?, "TcpExt:", "TCPAbortOnClose")?;
             Some(sent - closed)
@@ -137,7 +137,7 @@ impl SocketTable {
     }
 
     /// A turn of the loop is over: a file may be read again.
-    pub fn turn_over(&mut self) {
+    pub fn end_iteration(&mut self) {
         self.has_read = false;
     }
 }
@@ -189,8 +189,8 @@ fn read_bounded(path: &str, most: u64) -> Option<String> {
 }
 
 /// Looks a connection up in the text of `/proc/net/tcp` or `tcp6` (proc_pid_net(5)).
-fn state_in(table: &str, ends: &Ends) -> Option<TcpState> {
-    let (local, remote) = (in_hexadecimal(ends.local), in_hexadecimal(ends.remote));
+fn state_in(table: &str, pair: &AddressPair) -> Option<TcpState> {
+    let (local, remote) = (to_proc_format(pair.local), to_proc_format(pair.remote));
     for row in table.lines().skip(1) {
         let mut fields = row.split_ascii_whitespace().skip(1);
         if fields.next() == Some(&local) && fields.next() == Some(&remote) {
@@ -201,7 +201,7 @@ fn state_in(table: &str, ends: &Ends) -> Option<TcpState> {
 }
 
 /// An address as those files have it: words of 32 bits as they lie in memory, then the port.
-fn in_hexadecimal(address: SocketAddr) -> String {
+fn to_proc_format(address: SocketAddr) -> String {
     let words = |octets: &[u8]| -> String {
         octets
             .chunks_exact(4)
@@ -219,8 +219,8 @@ fn in_hexadecimal(address: SocketAddr) -> String {
 fn counter_in(table: &str, group: &str, name: &str) -> Option<i64> {
     let mut lines = table.lines().filter_map(|line| line.strip_prefix(group));
     let (names, values) = (lines.next()?, lines.next()?);
-    let place = names.split_ascii_whitespace().position(|found| found == name)?;
-    values.split_ascii_whitespace().nth(place)?.parse().ok()
+    let index = names.split_ascii_whitespace().position(|found| found == name)?;
+    values.split_ascii_whitespace().nth(index)?.parse().ok()
 }
 
 /// How long the kernel keeps a connection in FIN-WAIT-2 after close(2): tcp_fin_timeout, tcp(7).
@@ -239,7 +239,7 @@ mod netlink {
     use rustix::io::Errno;
     use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
 
-    use super::{Ends, IpAddr, SocketAddr, TcpState, io};
+    use super::{AddressPair, IpAddr, SocketAddr, TcpState, io};
 
     /// struct nlmsghdr.
     const HEADER: usize = 16;
@@ -249,21 +249,21 @@ mod netlink {
     const IPPROTO_TCP: u8 = 6;
 
     #[derive(Debug)]
-    pub struct Questions {
+    pub struct SockDiag {
         socket: OwnedFd,
-        asked: u32,
+        sequence: u32,
     }
 
-    impl Questions {
-        pub fn open() -> io::Result<Questions> {
+    impl SockDiag {
+        pub fn open() -> io::Result<SockDiag> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
-            Ok(Questions { socket, asked: 0 })
+            Ok(SockDiag { socket, sequence: 0 })
         }
 
-        pub fn state(&mut self, ends: &Ends) -> io::Result<Option<TcpState>> {
-            self.asked = self.asked.wrapping_add(1);
-            send(&self.socket, &question(ends, self.asked), SendFlags::empty())?;
+        pub fn state(&mut self, pair: &AddressPair) -> io::Result<Option<TcpState>> {
+            self.sequence = self.sequence.wrapping_add(1);
+            send(&self.socket, &request(pair, self.sequence), SendFlags::empty())?;
             let mut answer = [0; 512];
             loop {
                 let (length, _) = recv(&self.socket, &mut answer, RecvFlags::empty())?;
@@ -273,7 +273,7 @@ mod netlink {
                 }
                 let half = |at: usize| u16::from_ne_bytes([answer[at], answer[at + 1]]);
                 let word = |at: usize| u32::from_ne_bytes(answer[at..at + 4].try_into().expect("four"));
-                if word(8) != self.asked {
+                if word(8) != self.sequence {
                     continue; // The answer to a former question.
                 }
                 return match half(4) {
@@ -286,31 +286,31 @@ mod netlink {
     }
 
     /// struct nlmsghdr, then struct inet_diag_req_v2. Ports and addresses are in the order of the network.
-    fn question(ends: &Ends, number: u32) -> Vec<u8> {
+    fn request(pair: &AddressPair, number: u32) -> Vec<u8> {
         const LENGTH: u32 = 72;
-        let mut question = Vec::with_capacity(LENGTH as usize);
-        question.extend(LENGTH.to_ne_bytes());
-        question.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-        question.extend(NLM_F_REQUEST.to_ne_bytes());
-        question.extend(number.to_ne_bytes());
-        question.extend([0; 4]); // To the kernel.
-        let family = if ends.local.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        question.extend([family.as_raw() as u8, IPPROTO_TCP, 0, 0]);
-        question.extend(u32::MAX.to_ne_bytes()); // In any state.
-        question.extend(ends.local.port().to_be_bytes());
-        question.extend(ends.remote.port().to_be_bytes());
-        for end in [ends.local, ends.remote] {
+        let mut request = Vec::with_capacity(LENGTH as usize);
+        request.extend(LENGTH.to_ne_bytes());
+        request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+        request.extend(NLM_F_REQUEST.to_ne_bytes());
+        request.extend(number.to_ne_bytes());
+        request.extend([0; 4]); // To the kernel.
+        let family = if pair.local.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        request.extend([family.as_raw() as u8, IPPROTO_TCP, 0, 0]);
+        request.extend(u32::MAX.to_ne_bytes()); // In any state.
+        request.extend(pair.local.port().to_be_bytes());
+        request.extend(pair.remote.port().to_be_bytes());
+        for end in [pair.local, pair.remote] {
             match end.ip() {
-                IpAddr::V4(ip) => question.extend(ip.octets().into_iter().chain([0; 12])),
-                IpAddr::V6(ip) => question.extend(ip.octets()),
+                IpAddr::V4(ip) => request.extend(ip.octets().into_iter().chain([0; 12])),
+                IpAddr::V6(ip) => request.extend(ip.octets()),
             }
         }
         // A link-local address means nothing without its interface.
-        let interface = if let SocketAddr::V6(address) = ends.local { address.scope_id() } else { 0 };
-        question.extend(interface.to_ne_bytes());
-        question.extend([0xff; 8]); // Whatever its cookie is.
-        debug_assert_eq!(question.len(), LENGTH as usize);
-        question
+        let interface = if let SocketAddr::V6(address) = pair.local { address.scope_id() } else { 0 };
+        request.extend(interface.to_ne_bytes());
+        request.extend([0xff; 8]); // Whatever its cookie is.
+        debug_assert_eq!(request.len(), LENGTH as usize);
+        request
     }
 }
 
@@ -321,14 +321,14 @@ mod tests {
     use super::*;
 
     /// A connection over this address, its server's end, and a client of its own.
-    fn pair(listen: &str) -> (TcpListener, TcpStream, TcpStream, Ends) {
+    fn connected(listen: &str) -> (TcpListener, TcpStream, TcpStream, AddressPair) {
         let listener = TcpListener::bind(listen).expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let host = if listen.contains("::1") { "::1" } else { "127.0.0.1" };
         let client = TcpStream::connect((host, port)).expect("a connection");
         let (server, remote) = listener.accept().expect("a connection");
-        let ends = Ends { local: server.local_addr().expect("an address"), remote };
-        (listener, server, client, ends)
+        let pair = AddressPair { local: server.local_addr().expect("an address"), remote };
+        (listener, server, client, pair)
     }
 
     fn eventually(mut state: impl FnMut() -> Option<TcpState>, expected: TcpState) {
@@ -342,16 +342,16 @@ mod tests {
     #[test]
     fn a_connection_is_followed_beyond_our_close_over_netlink_and_in_the_files() {
         let unlimited = || ReadBudget { left: Duration::from_secs(3600), as_of: Instant::now() };
-        let by_file = || SocketTable { netlink: None, longest_table: u64::MAX, ..SocketTable::new() };
+        let by_file = || SocketTable { netlink: None, max_table_len: u64::MAX, ..SocketTable::new() };
         for (listen, kernel) in
             ["127.0.0.1:0", "[::1]:0", "[::]:0"].into_iter().flat_map(|l| [(l, SocketTable::new()), (l, by_file())])
         {
             let mut kernel = kernel;
-            let (_listener, server, client, ends) = pair(listen);
+            let (_listener, server, client, pair) = connected(listen);
             let mut state = || {
-                kernel.turn_over();
-                kernel.allowance = unlimited();
-                kernel.state(&ends)
+                kernel.end_iteration();
+                kernel.budget = unlimited();
+                kernel.state(&pair)
             };
             assert_eq!(state(), Some(TcpState::Established), "{listen}");
             server.shutdown(Shutdown::Write).expect("an open connection");
@@ -361,11 +361,11 @@ mod tests {
             drop(client);
             eventually(&mut state, TcpState::TimeWait);
 
-            let (_listener, server, client, ends) = pair(listen);
+            let (_listener, server, client, pair) = connected(listen);
             let mut state = || {
-                kernel.turn_over();
-                kernel.allowance = unlimited();
-                kernel.state(&ends)
+                kernel.end_iteration();
+                kernel.budget = unlimited();
+                kernel.state(&pair)
             };
             client.shutdown(Shutdown::Write).expect("an open connection");
             eventually(&mut state, TcpState::CloseWait);
@@ -376,19 +376,19 @@ mod tests {
 
     #[test]
     fn files_are_read_once_a_turn_and_within_the_allowance() {
-        let mut kernel = SocketTable { netlink: None, longest_table: u64::MAX, ..SocketTable::new() };
-        kernel.allowance = ReadBudget { left: Duration::from_secs(3600), as_of: Instant::now() };
-        let (_listener, _server, _client, ends) = pair("127.0.0.1:0");
-        assert!(kernel.state(&ends).is_some());
-        assert_eq!(kernel.state(&ends), None, "the second look in one turn");
-        kernel.turn_over();
-        kernel.allowance.left = Duration::ZERO;
-        kernel.allowance.as_of = Instant::now() + Duration::from_secs(3600);
-        assert_eq!(kernel.state(&ends), None, "nothing is left of the allowance");
-        kernel.turn_over();
-        kernel.allowance = ReadBudget::new(Instant::now());
-        kernel.longest_table = 100;
-        assert_eq!(kernel.state(&ends), None, "a table too long to be read whole");
+        let mut kernel = SocketTable { netlink: None, max_table_len: u64::MAX, ..SocketTable::new() };
+        kernel.budget = ReadBudget { left: Duration::from_secs(3600), as_of: Instant::now() };
+        let (_listener, _server, _client, pair) = connected("127.0.0.1:0");
+        assert!(kernel.state(&pair).is_some());
+        assert_eq!(kernel.state(&pair), None, "the second look in one turn");
+        kernel.end_iteration();
+        kernel.budget.left = Duration::ZERO;
+        kernel.budget.as_of = Instant::now() + Duration::from_secs(3600);
+        assert_eq!(kernel.state(&pair), None, "nothing is left of the allowance");
+        kernel.end_iteration();
+        kernel.budget = ReadBudget::new(Instant::now());
+        kernel.max_table_len = 100;
+        assert_eq!(kernel.state(&pair), None, "a table too long to be read whole");
     }
 
     #[test]

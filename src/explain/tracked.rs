@@ -3,21 +3,21 @@
 use std::time::Instant;
 
 use crate::event_loop::outcome::CloseReason;
-use crate::explain::diagram::{Arrow, Diagram, MEANING, Place, Side, Weight, quoted};
-use crate::explain::socket_table::{Ends, SocketTable, TcpState};
+use crate::explain::diagram::{Arrow, Diagram, MEANING_COLUMNS, Prefix, Priority, Side, quoted};
+use crate::explain::socket_table::{AddressPair, SocketTable, TcpState};
 
 /// The most reads and writes of one connection that get a line of their own in [`BULK`]. The rest is summed up.
-pub(super) const SINGLE_LINES: u32 = 12;
+pub(super) const MAX_SINGLE_LINES: u32 = 12;
 
 /// What is known of a connection.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct TrackedConnection {
     pub(super) number: u32,
-    pub(super) began: Instant,
+    pub(super) accepted_at: Instant,
     /// `None`: a Unix socket.
-    pub(super) ends: Option<Ends>,
+    pub(super) pair: Option<AddressPair>,
     /// The longest segment, in bytes; 0 if unknown.
-    pub(super) segment: usize,
+    pub(super) mss: usize,
     pub(super) state: TcpState,
     pub(super) received: u64,
     pub(super) sent: u64,
@@ -27,50 +27,50 @@ pub(super) struct Told {
     pub(super) seen: Option<TcpState>,
     /// Single lines since `counted_from`.
     pub(super) lines: u32,
-    pub(super) counted_from: Instant,
+    pub(super) window_start: Instant,
     /// Reads and writes without a line of their own.
-    pub(super) unsaid: Unsaid,
+    pub(super) suppressed: Suppressed,
 }
 
 /// A sum of reads and writes.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Unsaid {
+pub(super) struct Suppressed {
     calls: u64,
     received: u64,
     sent: u64,
 }
 
-impl Told {
-    pub(super) fn new(number: u32, ends: Option<Ends>, segment: usize) -> Told {
-        let began = Instant::now();
-        Told {
+impl TrackedConnection {
+    pub(super) fn new(number: u32, pair: Option<AddressPair>, mss: usize) -> TrackedConnection {
+        let accepted_at = Instant::now();
+        TrackedConnection {
             number,
-            began,
-            ends,
-            segment,
-            state: if ends.is_some() { TcpState::SynReceived } else { TcpState::Established },
+            accepted_at,
+            pair,
+            mss,
+            state: if pair.is_some() { TcpState::SynReceived } else { TcpState::Established },
             received: 0,
             sent: 0,
             pending: 0,
             seen: None,
             lines: 0,
-            counted_from: began,
-            unsaid: Unsaid::default(),
+            window_start: accepted_at,
+            suppressed: Suppressed::default(),
         }
     }
 
-    pub(super) fn place(&self) -> Place {
-        Place { number: self.number, time: Some(self.began.elapsed()) }
+    pub(super) fn dated(&self) -> Prefix {
+        Prefix { number: self.number, time: Some(self.accepted_at.elapsed()) }
     }
 
     /// For what was inferred, and when it was nobody knows.
-    pub(super) fn sometime(&self) -> Place {
-        Place { number: self.number, time: None }
+    pub(super) fn undated(&self) -> Prefix {
+        Prefix { number: self.number, time: None }
     }
 
-    pub(super) fn moves_to(&mut self, state: TcpState) -> String {
+    pub(super) fn enter(&mut self, state: TcpState) -> String {
         let before = std::mem::replace(&mut self.state, state);
-        if self.ends.is_some() { format!("{before} → {state}") } else { String::new() }
+        if self.pair.is_some() { format!("{before} → {state}") } else { String::new() }
     }
 }
 
@@ -84,156 +84,172 @@ pub(super) fn seen(state: Option<TcpState>) -> String {
 }
 
 /// Asks the kernel, where there is room to tell what it says.
-pub(super) fn ask(diagram: &mut Diagram, kernel: &mut SocketTable, told: &Told) -> Option<TcpState> {
-    let ends = told.ends.as_ref()?;
-    if diagram.has_room(Weight::Heavy) { kernel.state(ends) } else { None }
+pub(super) fn ask(diagram: &mut Diagram, kernel: &mut SocketTable, connection: &TrackedConnection) -> Option<TcpState> {
+    let pair = connection.pair.as_ref()?;
+    if diagram.has_room(Priority::High) { kernel.state(pair) } else { None }
 }
 
-pub(super) fn tell_bytes(
+pub(super) fn print_bytes(
     diagram: &mut Diagram,
     kernel: &mut SocketTable,
-    told: &mut Told,
+    connection: &mut TrackedConnection,
     from: Side,
     count: usize,
     bytes: Option<&[u8]>,
 ) {
-    if told.lines > SINGLE_LINES {
-        told.unsaid.calls += 1;
-        let sum = if from == Side::Client { &mut told.unsaid.received } else { &mut told.unsaid.sent };
+    if connection.lines > MAX_SINGLE_LINES {
+        connection.suppressed.calls += 1;
+        let sum =
+            if from == Side::Client { &mut connection.suppressed.received } else { &mut connection.suppressed.sent };
         *sum += count as u64;
         return;
     }
-    if !diagram.has_room(Weight::Light) {
-        return diagram.leave_out();
+    if !diagram.has_room(Priority::Low) {
+        return diagram.skip_line();
     }
-    let label = match told.ends {
+    let label = match connection.pair {
         None => format!("{count} bytes"),
-        Some(_) if told.segment > 0 && count > told.segment => {
-            format!("PSH+ACK len {count}, {} segments", count.div_ceil(told.segment))
+        Some(_) if connection.mss > 0 && count > connection.mss => {
+            format!("PSH+ACK len {count}, {} segments", count.div_ceil(connection.mss))
         }
         Some(_) => format!("PSH+ACK len {count}"),
     };
-    let meaning = bytes.map_or_else(|| "read and dropped".into(), |bytes| quoted(bytes, MEANING));
+    let meaning = bytes.map_or_else(|| "read and dropped".into(), |bytes| quoted(bytes, MEANING_COLUMNS));
     let now = match from {
-        Side::Server if told.seen.is_some() => told.seen.take(),
-        _ => ask(diagram, kernel, told),
+        Side::Server if connection.seen.is_some() => connection.seen.take(),
+        _ => ask(diagram, kernel, connection),
     };
-    told.seen = if from == Side::Client { now } else { None };
-    if told.state == TcpState::FinWait1 && is_acknowledged(now) {
-        infer_acknowledged(diagram, told, TcpState::FinWait2, TcpState::FinWait2);
+    connection.seen = if from == Side::Client { now } else { None };
+    if connection.state == TcpState::FinWait1 && is_fin_acknowledged(now) {
+        print_inferred_ack(diagram, connection, TcpState::FinWait2, TcpState::FinWait2);
     }
     let arrow = Arrow { from, inferred: false, label: &label };
-    diagram.arrow(told.place(), arrow, &meaning, &seen(now), Weight::Light);
+    diagram.arrow(connection.dated(), arrow, &meaning, &seen(now), Priority::Low);
 }
 
 /// The reads and writes that had no line of their own.
-pub(super) fn say_sum(diagram: &mut Diagram, told: &mut Told) {
-    let Unsaid { calls, received, sent } = std::mem::take(&mut told.unsaid);
+pub(super) fn print_suppressed(diagram: &mut Diagram, connection: &mut TrackedConnection) {
+    let Suppressed { calls, received, sent } = std::mem::take(&mut connection.suppressed);
     if calls > 0 {
         let text = format!("… {calls} reads and writes more, {received} bytes in and {sent} out");
-        diagram.remark(told.place(), &text);
+        diagram.remark(connection.dated(), &text);
     }
 }
 
-pub(super) fn tell_clients_fin(diagram: &mut Diagram, kernel: &mut SocketTable, told: &mut Told) {
+pub(super) fn print_client_fin(diagram: &mut Diagram, kernel: &mut SocketTable, connection: &mut TrackedConnection) {
     let arrow = |from, inferred, label| Arrow { from, inferred, label };
-    if told.ends.is_none() {
+    if connection.pair.is_none() {
         let text = "it writes no more, or has closed";
-        told.state = if told.state == TcpState::Established { TcpState::CloseWait } else { TcpState::Closed };
-        return diagram.arrow(told.place(), arrow(Side::Client, false, "end of file"), text, "", Weight::Heavy);
+        connection.state =
+            if connection.state == TcpState::Established { TcpState::CloseWait } else { TcpState::Closed };
+        return diagram.arrow(connection.dated(), arrow(Side::Client, false, "end of file"), text, "", Priority::High);
     }
-    let now = ask(diagram, kernel, told);
-    if told.state == TcpState::FinWait1 {
+    let now = ask(diagram, kernel, connection);
+    if connection.state == TcpState::FinWait1 {
         // Nobody told us of the ACK, but no FIN comes without one. (RFC 9293 knows a simultaneous close, where the FINs
         // cross; what is drawn here as two segments is then one, after CLOSING.)
-        infer_acknowledged(diagram, told, TcpState::FinWait2, TcpState::FinWait2);
+        print_inferred_ack(diagram, connection, TcpState::FinWait2, TcpState::FinWait2);
     }
-    let next = if told.state == TcpState::Established { TcpState::CloseWait } else { TcpState::TimeWait };
-    let meaning = told.moves_to(next);
-    diagram.arrow(told.place(), arrow(Side::Client, false, "FIN+ACK"), &meaning, &seen(now), Weight::Heavy);
+    let next = if connection.state == TcpState::Established { TcpState::CloseWait } else { TcpState::TimeWait };
+    let meaning = connection.enter(next);
+    diagram.arrow(connection.dated(), arrow(Side::Client, false, "FIN+ACK"), &meaning, &seen(now), Priority::High);
     let meaning = if next == TcpState::CloseWait { "or in one with our FIN" } else { "" };
-    diagram.arrow(told.sometime(), arrow(Side::Server, true, "ACK"), meaning, "", Weight::Heavy);
+    diagram.arrow(connection.undated(), arrow(Side::Server, true, "ACK"), meaning, "", Priority::High);
 }
 
-pub(super) fn tell_our_fin(diagram: &mut Diagram, kernel: &mut SocketTable, told: &mut Told) {
+pub(super) fn print_server_fin(diagram: &mut Diagram, kernel: &mut SocketTable, connection: &mut TrackedConnection) {
     let arrow = |from, label| Arrow { from, inferred: false, label };
-    if told.ends.is_none() {
-        let last = told.state == TcpState::CloseWait;
-        told.state = if last { TcpState::Closed } else { TcpState::FinWait1 };
+    if connection.pair.is_none() {
+        let last = connection.state == TcpState::CloseWait;
+        connection.state = if last { TcpState::Closed } else { TcpState::FinWait1 };
         let text = if last { "we close, too" } else { "we write no more" };
-        return diagram.arrow(told.place(), arrow(Side::Server, "end of file"), text, "", Weight::Heavy);
+        return diagram.arrow(connection.dated(), arrow(Side::Server, "end of file"), text, "", Priority::High);
     }
-    let now = ask(diagram, kernel, told);
+    let now = ask(diagram, kernel, connection);
     if now == Some(TcpState::Closed) {
         // The answer met a client that had closed without waiting for it.
-        let meaning = told.moves_to(TcpState::Closed);
-        return diagram.arrow(told.place(), arrow(Side::Client, "RST"), &meaning, "gone", Weight::Heavy);
+        let meaning = connection.enter(TcpState::Closed);
+        return diagram.arrow(connection.dated(), arrow(Side::Client, "RST"), &meaning, "gone", Priority::High);
     }
-    let closes = told.state == TcpState::CloseWait; // Told before the close(2) that sends it, so there is no asking yet.
-    let meaning = told.moves_to(if closes { TcpState::LastAck } else { TcpState::FinWait1 });
+    let closes = connection.state == TcpState::CloseWait; // Told before the close(2) that sends it, so there is no asking yet.
+    let meaning = connection.enter(if closes { TcpState::LastAck } else { TcpState::FinWait1 });
     let seen = if closes { String::new() } else { seen(now) };
-    diagram.arrow(told.place(), arrow(Side::Server, "FIN+ACK"), &meaning, &seen, Weight::Heavy);
-    if is_acknowledged(now) && told.state == TcpState::FinWait1 {
-        infer_acknowledged(diagram, told, TcpState::FinWait2, TcpState::FinWait2);
+    diagram.arrow(connection.dated(), arrow(Side::Server, "FIN+ACK"), &meaning, &seen, Priority::High);
+    if is_fin_acknowledged(now) && connection.state == TcpState::FinWait1 {
+        print_inferred_ack(diagram, connection, TcpState::FinWait2, TcpState::FinWait2);
     }
 }
 
 /// What a close(2) that follows sends, or why there is nothing left to close.
-pub(super) fn tell_the_end(diagram: &mut Diagram, told: &mut Told, reason: CloseReason, unread: u32) {
+pub(super) fn print_end(diagram: &mut Diagram, connection: &mut TrackedConnection, reason: CloseReason, unread: u32) {
     let arrow = |from, label| Arrow { from, inferred: false, label };
-    if told.ends.is_none() {
-        told.state = TcpState::Closed;
+    if connection.pair.is_none() {
+        connection.state = TcpState::Closed;
         return;
     }
     match reason {
-        _ if told.state == TcpState::Closed => {}
+        _ if connection.state == TcpState::Closed => {}
         CloseReason::Reset => {
-            let meaning = told.moves_to(TcpState::Closed);
-            diagram.arrow(told.place(), arrow(Side::Client, "RST"), &meaning, "gone", Weight::Heavy);
+            let meaning = connection.enter(TcpState::Closed);
+            diagram.arrow(connection.dated(), arrow(Side::Client, "RST"), &meaning, "gone", Priority::High);
         }
-        CloseReason::Error(_) => told.state = TcpState::Closed,
+        CloseReason::Error(_) => connection.state = TcpState::Closed,
         _ if unread > 0 => {
             let text = format!("close(2) with {unread} bytes unread: that is RST, and no FIN");
-            diagram.remark(told.place(), &text);
-            let meaning = told.moves_to(TcpState::Closed);
-            diagram.arrow(told.place(), arrow(Side::Server, "RST"), &meaning, "", Weight::Heavy);
+            diagram.remark(connection.dated(), &text);
+            let meaning = connection.enter(TcpState::Closed);
+            diagram.arrow(connection.dated(), arrow(Side::Server, "RST"), &meaning, "", Priority::High);
         }
-        CloseReason::Idle | CloseReason::Cut if matches!(told.state, TcpState::Established | TcpState::CloseWait) => {
-            let first = told.state == TcpState::Established;
-            let meaning = told.moves_to(if first { TcpState::FinWait1 } else { TcpState::LastAck });
-            diagram.arrow(told.place(), arrow(Side::Server, "FIN+ACK"), &meaning, "", Weight::Heavy);
+        CloseReason::Idle | CloseReason::Cut
+            if matches!(connection.state, TcpState::Established | TcpState::CloseWait) =>
+        {
+            let first = connection.state == TcpState::Established;
+            let meaning = connection.enter(if first { TcpState::FinWait1 } else { TcpState::LastAck });
+            diagram.arrow(connection.dated(), arrow(Side::Server, "FIN+ACK"), &meaning, "", Priority::High);
         }
         _ => {}
     }
 }
 
 /// Whether the kernel has an ACK of our FIN.
-pub(super) fn is_acknowledged(seen: Option<TcpState>) -> bool {
+pub(super) fn is_fin_acknowledged(seen: Option<TcpState>) -> bool {
     matches!(seen, Some(TcpState::FinWait2 | TcpState::TimeWait))
 }
 
 /// The client's ACK of our FIN.
-pub(super) fn infer_acknowledged(diagram: &mut Diagram, told: &mut Told, next: TcpState, kernel: TcpState) {
-    let meaning = told.moves_to(next);
+pub(super) fn print_inferred_ack(
+    diagram: &mut Diagram,
+    connection: &mut TrackedConnection,
+    next: TcpState,
+    kernel: TcpState,
+) {
+    let meaning = connection.enter(next);
     let arrow = Arrow { from: Side::Client, inferred: true, label: "ACK" };
-    diagram.arrow(told.place(), arrow, &meaning, &seen(Some(kernel)), Weight::Heavy);
+    diagram.arrow(connection.dated(), arrow, &meaning, &seen(Some(kernel)), Priority::High);
 }
 
 /// The client's FIN, which came when there was no socket of ours any more to read it from, and the kernel's ACK.
-pub(super) fn infer_finished(diagram: &mut Diagram, told: &mut Told, next: TcpState, kernel: TcpState) {
-    let meaning = told.moves_to(next);
+pub(super) fn print_inferred_fin(
+    diagram: &mut Diagram,
+    connection: &mut TrackedConnection,
+    next: TcpState,
+    kernel: TcpState,
+) {
+    let meaning = connection.enter(next);
     for (from, label, meaning, kernel) in
         [(Side::Client, "FIN+ACK", meaning.as_str(), seen(Some(kernel))), (Side::Server, "ACK", "", String::new())]
     {
         let arrow = Arrow { from, inferred: true, label };
-        diagram.arrow(told.place(), arrow, meaning, &kernel, Weight::Heavy);
+        diagram.arrow(connection.dated(), arrow, meaning, &kernel, Priority::High);
     }
 }
 
 /// How it ended, in a line.
-pub(super) fn summary(told: &Told, reason: CloseReason) -> String {
+pub(super) fn summary(connection: &TrackedConnection, reason: CloseReason) -> String {
     let why = match reason {
-        CloseReason::Finished if told.state == TcpState::LastAck => "the client's FIN first, so TIME-WAIT is its own",
+        CloseReason::Finished if connection.state == TcpState::LastAck => {
+            "the client's FIN first, so TIME-WAIT is its own"
+        }
         CloseReason::Finished => "the client finished first",
         CloseReason::OneShot => "one message answered, then our FIN first",
         CloseReason::Drained => "our FIN first, then the client's",
@@ -242,6 +258,11 @@ pub(super) fn summary(told: &Told, reason: CloseReason) -> String {
         CloseReason::Cut => "the server would not wait longer",
         CloseReason::Error(kind) => &format!("the system says: {kind}"),
     };
-    let lost = if told.pending > 0 { format!(", {} lost", told.pending) } else { String::new() };
-    format!("{}: {why}; {} bytes in, {} out{lost}", CloseReason::NAMES[reason.index()], told.received, told.sent)
+    let lost = if connection.pending > 0 { format!(", {} lost", connection.pending) } else { String::new() };
+    format!(
+        "{}: {why}; {} bytes in, {} out{lost}",
+        CloseReason::NAMES[reason.index()],
+        connection.received,
+        connection.sent
+    )
 }

@@ -25,7 +25,7 @@ use crate::listen::socket::{BindError, ListenOptions};
 use crate::metrics::durations::IterationDurations;
 use crate::metrics::exposition;
 use crate::metrics::process::Process;
-use crate::metrics::request::{answer, judge};
+use crate::metrics::request::{parse_request, response};
 use crate::metrics::reserve::Reserve;
 
 /// Exchanges at once. A scraper or two and a few probes; whoever is one too many waits in the listen queue.
@@ -53,13 +53,13 @@ const PAUSE_MS: u64 = 100;
 #[derive(Debug)]
 pub struct Endpoint {
     listener: Listener,
-    exchanges: Slab<Exchange>,
+    requests: Slab<Request>,
     reserve: Reserve,
     /// When a pause of accepting ends; [`NEVER`] while there is none.
     resume_at: u64,
     /// Whether an event has come that no turn has seen.
-    noted: bool,
-    turns: IterationDurations,
+    has_work: bool,
+    iterations: IterationDurations,
     /// Since 1970.
     started: Duration,
 }
@@ -74,11 +74,11 @@ impl Endpoint {
         let listener = Address::Ip(address).bind(&options)?.remove(0);
         Ok(Endpoint {
             listener,
-            exchanges: Slab::with_capacity(MAX_REQUESTS),
+            requests: Slab::with_capacity(MAX_REQUESTS),
             reserve: Reserve::default(),
             resume_at: NEVER,
-            noted: false,
-            turns: IterationDurations::default(),
+            has_work: false,
+            iterations: IterationDurations::default(),
             started: SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default(),
         })
     }
@@ -97,12 +97,12 @@ impl Endpoint {
     /// Marks what an event is about: 0 is the listener, others are exchanges. There is no generation here. An event for a former
     /// owner of a slot makes the new one try once more than needed, which is harmless.
     pub fn on_event(&mut self, index: u32) {
-        self.noted = true;
+        self.has_work = true;
         match index.checked_sub(1) {
             None => self.listener.ready = true,
             Some(slot) => {
-                if let Some(exchange) = self.exchanges.get_mut(slot as usize) {
-                    exchange.ready = true;
+                if let Some(request) = self.requests.get_mut(slot as usize) {
+                    request.ready = true;
                 }
             }
         }
@@ -111,11 +111,11 @@ impl Endpoint {
     /// When [`Endpoint::turn`] wants to be called even if nothing happens, in milliseconds since the loop
     /// started, or [`NEVER`]; 0 where work is left.
     pub fn next_deadline(&self) -> u64 {
-        if self.noted {
+        if self.has_work {
             return 0;
         }
         // Linear in the exchanges: there are none as a rule, and sixteen at most.
-        self.exchanges.iter().map(|(_, exchange)| exchange.due).fold(self.resume_at, u64::min)
+        self.requests.iter().map(|(_, request)| request.deadline).fold(self.resume_at, u64::min)
     }
 
     /// Does what there is to do: lets in newcomers, runs each ready exchange once, ends those whose time is over.
@@ -123,23 +123,28 @@ impl Endpoint {
         if now < self.next_deadline() {
             return;
         }
-        self.noted = false;
+        self.has_work = false;
         self.accept(now, registry);
-        self.reserve.fill(self.exchanges.len());
-        let mut page =
-            Page { reserve: &mut self.reserve, turns: &self.turns, started: self.started, snapshot, lines_dropped };
-        self.exchanges.retain(|_, exchange| {
-            let over = exchange.ready && exchange.turn(&mut page);
-            !over && now < exchange.due // Dropping it is close(2).
+        self.reserve.fill(self.requests.len());
+        let mut page = Page {
+            reserve: &mut self.reserve,
+            iterations: &self.iterations,
+            started: self.started,
+            snapshot,
+            lines_dropped,
+        };
+        self.requests.retain(|_, request| {
+            let over = request.ready && request.turn(&mut page);
+            !over && now < request.deadline // Dropping it is close(2).
         });
-        self.reserve.fill(self.exchanges.len());
+        self.reserve.fill(self.requests.len());
         // Whoever is left over, or waits for a slot that is free now, is not told of by another event.
-        self.noted = self.can_accept() || self.exchanges.iter().any(|(_, exchange)| exchange.ready);
+        self.has_work = self.can_accept() || self.requests.iter().any(|(_, request)| request.ready);
     }
 
     /// Counts a turn of the loop that took so long.
     pub fn record(&mut self, nanoseconds: u64) {
-        self.turns.record(nanoseconds);
+        self.iterations.record(nanoseconds);
     }
 
     fn accept(&mut self, now: u64, registry: &Registry) {
@@ -166,17 +171,17 @@ impl Endpoint {
 
     /// Whether somebody may wait who could be let in now.
     fn can_accept(&self) -> bool {
-        self.listener.ready && self.resume_at == NEVER && self.exchanges.len() < MAX_REQUESTS
+        self.listener.ready && self.resume_at == NEVER && self.requests.len() < MAX_REQUESTS
     }
 
     fn open(&mut self, mut stream: Stream, now: u64, registry: &Registry) {
-        let entry = self.exchanges.vacant_entry();
+        let entry = self.requests.vacant_entry();
         let token = EventSource::Monitor(entry.key() as u32 + 1).into();
         // Fails for want of memory. Then this one is closed; it will ask again.
         if registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE).is_ok() {
-            let state = State::Asked(Vec::new());
+            let state = RequestState::Reading(Vec::new());
             // Ready before any event: as a rule the request is there already.
-            entry.insert(Exchange { stream, state, ready: true, due: now + REQUEST_TIMEOUT_MS });
+            entry.insert(Request { stream, state, ready: true, deadline: now + REQUEST_TIMEOUT_MS });
         }
     }
 }
@@ -184,7 +189,7 @@ impl Endpoint {
 /// Makes the page of metrics when it is asked for.
 pub(super) struct Page<'a> {
     pub(super) reserve: &'a mut Reserve,
-    turns: &'a IterationDurations,
+    iterations: &'a IterationDurations,
     started: Duration,
     pub(super) snapshot: &'a Snapshot,
     lines_dropped: u64,
@@ -195,33 +200,33 @@ impl Page<'_> {
         self.reserve.release(); // For the files of /proc.
         let process = Process::read(self.snapshot.counters.open(), self.started);
         self.reserve.refill();
-        exposition::page(self.snapshot, self.lines_dropped, self.turns, &process)
+        exposition::page(self.snapshot, self.lines_dropped, self.iterations, &process)
     }
 }
 
 /// One request and its answer.
 #[derive(Debug)]
-struct Exchange {
+struct Request {
     stream: Stream,
-    state: State,
+    state: RequestState,
     /// An event has come, and no call has said WouldBlock since.
     ready: bool,
     /// When it is closed, finished or not.
-    due: u64,
+    deadline: u64,
 }
 
 #[derive(Debug)]
-enum State {
+enum RequestState {
     /// The request comes in: so much is there.
-    Asked(Vec<u8>),
+    Reading(Vec<u8>),
     /// The answer goes out: so much is left of it.
-    Answering(Vec<u8>),
+    Writing(Vec<u8>),
     /// The answer and our FIN are out. What still comes (a body, a second request) is read and dropped until the peer's
     /// FIN, because closing with unread bytes sends RST, which can destroy the answer. So many bytes were.
     Lingering(usize),
 }
 
-impl Exchange {
+impl Request {
     /// Goes on as far as it can within its budget. Returns whether it is over.
     fn turn(&mut self, page: &mut Page<'_>) -> bool {
         for _ in 0..MAX_STEPS_PER_ITERATION {
@@ -243,28 +248,28 @@ impl Exchange {
     fn step(&mut self, page: &mut Page<'_>) -> io::Result<bool> {
         let mut buffer = [0; MAX_REQUEST_LEN];
         match &mut self.state {
-            State::Asked(request) => {
+            RequestState::Reading(request) => {
                 let read = self.stream.read(&mut buffer[request.len()..])?;
                 if read == 0 && request.is_empty() {
                     return Ok(true); // A probe that only connects.
                 }
                 request.extend_from_slice(&buffer[request.len()..][..read]);
                 let finished = read == 0 || request.len() == MAX_REQUEST_LEN;
-                if let Some((resource, head_only)) = judge(request, finished) {
-                    self.state = State::Answering(answer(resource, head_only, page));
+                if let Some((route, head_only)) = parse_request(request, finished) {
+                    self.state = RequestState::Writing(response(route, head_only, page));
                 }
                 Ok(false)
             }
-            State::Answering(left) => {
+            RequestState::Writing(left) => {
                 let written = self.stream.write(left)?;
                 left.drain(..written);
                 if left.is_empty() {
                     self.stream.shutdown_write()?;
-                    self.state = State::Lingering(0);
+                    self.state = RequestState::Lingering(0);
                 }
                 Ok(false)
             }
-            State::Lingering(discarded) => {
+            RequestState::Lingering(discarded) => {
                 let read = self.stream.read(&mut buffer)?;
                 *discarded += read;
                 Ok(read == 0 || *discarded > MAX_DISCARDED)
@@ -288,13 +293,13 @@ pub(super) mod tests {
 
     use super::*;
     use crate::event_loop::counters::Counters;
-    use crate::metrics::request::tests::{Request, requests};
+    use crate::metrics::request::tests::{Input, requests};
 
     /// Does something with the page of a daemon that has done nothing yet.
     pub(in crate::metrics) fn with_page<T>(draining: bool, work: impl FnOnce(&mut Page<'_>) -> T) -> T {
         work(&mut Page {
             reserve: &mut Reserve::default(),
-            turns: &IterationDurations::default(),
+            iterations: &IterationDurations::default(),
             started: Duration::ZERO,
             snapshot: &Snapshot { counters: Counters::default(), accept_paused: false, draining },
             lines_dropped: 0,
@@ -302,29 +307,29 @@ pub(super) mod tests {
     }
 
     /// The whole answer to what comes in these pieces, over a socket, and then a FIN.
-    fn exchanged<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, draining: bool) -> String {
+    fn response_to<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, draining: bool) -> String {
         let (ours, mut peer) = std::os::unix::net::UnixStream::pair().expect("a pair");
         ours.set_nonblocking(true).expect("non-blocking");
         let stream = Stream::Unix(mio::net::UnixStream::from_std(ours));
-        let mut exchange = Exchange { stream, state: State::Asked(Vec::new()), ready: true, due: NEVER };
-        let turns = |exchange: &mut Exchange| {
-            exchange.ready = true;
+        let mut request = Request { stream, state: RequestState::Reading(Vec::new()), ready: true, deadline: NEVER };
+        let iterations = |request: &mut Request| {
+            request.ready = true;
             let mut over = false;
-            while exchange.ready && !over {
-                over = with_page(draining, |page| exchange.turn(page));
+            while request.ready && !over {
+                over = with_page(draining, |page| request.turn(page));
             }
             over
         };
         for piece in pieces {
             peer.write_all(piece).expect("it reads on, whatever it has answered");
-            assert!(!turns(&mut exchange), "over before the peer has finished");
+            assert!(!iterations(&mut request), "over before the peer has finished");
         }
         peer.shutdown(std::net::Shutdown::Write).expect("finished");
-        assert!(turns(&mut exchange), "not over although the peer has finished");
-        drop(exchange);
-        let mut answer = String::new();
-        peer.read_to_string(&mut answer).expect("an answer in UTF-8, not a reset");
-        answer
+        assert!(iterations(&mut request), "not over although the peer has finished");
+        drop(request);
+        let mut response = String::new();
+        peer.read_to_string(&mut response).expect("an answer in UTF-8, not a reset");
+        response
     }
 
     #[test]
@@ -332,16 +337,16 @@ pub(super) mod tests {
         // What makes a request too large: many headers, a long one.
         let repeated = (select(vec![&b"a: b\r\n"[..], b"x", b"\r\n"]), 0..9000_usize);
         let large = (requests(), repeated, requests())
-            .prop_map(|(front, (piece, count), back)| Request([front.0, piece.repeat(count), back.0].concat()));
+            .prop_map(|(front, (piece, count), back)| Input([front.0, piece.repeat(count), back.0].concat()));
         let inputs = (prop_oneof![4 => requests(), 1 => large], collection::vec(any::<Index>(), 0..6), any::<bool>());
         let statuses = RefCell::new(BTreeSet::new());
-        property::for_each(2000, &inputs, |(Request(request), cuts, draining)| {
+        property::for_each(2000, &inputs, |(Input(request), cuts, draining)| {
             let mut bounds = vec![0, request.len()];
             bounds.extend(cuts.iter().map(|cut| cut.index(request.len() + 1)));
             bounds.sort_unstable();
             let pieces = bounds.windows(2).map(|bounds| &request[bounds[0]..bounds[1]]);
-            let (whole, split) = (exchanged([&request[..]], *draining), exchanged(pieces, *draining));
-            let status = |answer: &str| answer.split("\r\n").next().unwrap_or("").to_owned();
+            let (whole, split) = (response_to([&request[..]], *draining), response_to(pieces, *draining));
+            let status = |response: &str| response.split("\r\n").next().unwrap_or("").to_owned();
             assert_eq!(status(&whole), status(&split), "whole, and split at {bounds:?}");
             assert_eq!(whole.is_empty(), request.is_empty(), "whoever asks is answered");
             statuses.borrow_mut().insert(status(&whole));

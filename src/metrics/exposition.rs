@@ -9,7 +9,7 @@ use crate::metrics::process::Process;
 
 /// The page: Prometheus text format, version 0.0.4. Every series is there from the start, so that rates and
 /// alerts need no special case for what has not happened yet.
-pub fn page(snapshot: &Snapshot, lines_dropped: u64, turns: &IterationDurations, process: &Process) -> String {
+pub fn page(snapshot: &Snapshot, lines_dropped: u64, iterations: &IterationDurations, process: &Process) -> String {
     let counters = snapshot.counters;
     let Traffic { received, sent, discarded, stalled } = counters.traffic;
     let mut page = Page(String::with_capacity(8192));
@@ -38,13 +38,13 @@ pub fn page(snapshot: &Snapshot, lines_dropped: u64, turns: &IterationDurations,
 
     page.head("echod_turn_duration_seconds", "histogram", "Duration of a turn of the loop, without its wait.");
     let mut up_to = 0;
-    for ((_, bound), count) in BOUNDS.iter().zip(turns.buckets) {
+    for ((_, bound), count) in BOUNDS.iter().zip(iterations.buckets) {
         up_to += count;
         page.line(format_args!("echod_turn_duration_seconds_bucket{{le=\"{bound}\"}} {up_to}"));
     }
-    page.line(format_args!("echod_turn_duration_seconds_bucket{{le=\"+Inf\"}} {}", turns.count));
-    page.line(format_args!("echod_turn_duration_seconds_sum {}", turns.nanoseconds as f64 / 1e9));
-    page.line(format_args!("echod_turn_duration_seconds_count {}", turns.count));
+    page.line(format_args!("echod_turn_duration_seconds_bucket{{le=\"+Inf\"}} {}", iterations.count));
+    page.line(format_args!("echod_turn_duration_seconds_sum {}", iterations.nanoseconds as f64 / 1e9));
+    page.line(format_args!("echod_turn_duration_seconds_count {}", iterations.count));
 
     page.head("echod_build_info", "gauge", "1, with what was built as labels.");
     page.line(format_args!("echod_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")));
@@ -83,9 +83,9 @@ mod tests {
     use super::*;
     use crate::event_loop::counters::Counters;
 
-    fn page_of(counters: &Counters, turns: &IterationDurations) -> String {
+    fn page_of(counters: &Counters, iterations: &IterationDurations) -> String {
         let snapshot = Snapshot { counters: *counters, accept_paused: false, draining: false };
-        page(&snapshot, 0, turns, &Process::read(0, Duration::from_secs(1)))
+        page(&snapshot, 0, iterations, &Process::read(0, Duration::from_secs(1)))
     }
 
     #[test]
@@ -119,11 +119,11 @@ mod tests {
 
     #[test]
     fn a_bucket_counts_what_took_no_longer_than_its_bound() {
-        let mut turns = IterationDurations::default();
+        let mut iterations = IterationDurations::default();
         for nanoseconds in [0, 5_000, 5_001, 99_999, 1_000_000_000, 1_000_000_001, 5_000_000_000] {
-            turns.record(nanoseconds);
+            iterations.record(nanoseconds);
         }
-        let page = page_of(&Counters::default(), &turns);
+        let page = page_of(&Counters::default(), &iterations);
         let bucket = |bound: &str| {
             let start = format!("echod_turn_duration_seconds_bucket{{le=\"{bound}\"}} ");
             page.lines().find_map(|line| line.strip_prefix(&start)?.parse::<u64>().ok())

@@ -9,7 +9,7 @@ const MAX_HEADERS: usize = 64;
 
 /// What a request gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Resource {
+pub(super) enum Route {
     Metrics,
     Health,
     BadRequest,
@@ -23,33 +23,33 @@ pub(super) enum Resource {
 ///
 /// Called after every read, so a request that comes byte by byte is parsed as often: a few microseconds
 /// each, about what its packet costs. And what is no HTTP is answered at once, not after 5 s.
-pub(super) fn judge(request: &[u8], finished: bool) -> Option<(Resource, bool)> {
+pub(super) fn parse_request(request: &[u8], finished: bool) -> Option<(Route, bool)> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);
     match parsed.parse(request) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) if !finished => return None,
-        Ok(httparse::Status::Partial) if request.len() < MAX_REQUEST_LEN => return Some((Resource::BadRequest, false)),
+        Ok(httparse::Status::Partial) if request.len() < MAX_REQUEST_LEN => return Some((Route::BadRequest, false)),
         Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
-            return Some((Resource::RequestTooLarge, false));
+            return Some((Route::RequestTooLarge, false));
         }
         // Also the preface of HTTP/2, which is made to fail here (RFC 9113, 3.4), and TLS.
-        Err(_) => return Some((Resource::BadRequest, false)),
+        Err(_) => return Some((Route::BadRequest, false)),
     }
     // RFC 9112, 3.2: without exactly one Host, HTTP/1.1 is a bad request. HTTP/1.0 did not know it.
     let hosts = parsed.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("host")).count();
     if hosts > 1 || parsed.version == Some(1) && hosts == 0 {
-        return Some((Resource::BadRequest, false));
+        return Some((Route::BadRequest, false));
     }
-    let resource = match path(parsed.path.unwrap_or("")) {
-        "/metrics" => Resource::Metrics,
-        "/healthz" => Resource::Health,
-        _ => Resource::NotFound,
+    let route = match path(parsed.path.unwrap_or("")) {
+        "/metrics" => Route::Metrics,
+        "/healthz" => Route::Health,
+        _ => Route::NotFound,
     };
-    Some(match (resource, parsed.method) {
-        (resource, Some("HEAD")) => (resource, true),
-        (Resource::NotFound, _) | (_, Some("GET")) => (resource, false),
-        _ => (Resource::MethodNotAllowed, false),
+    Some(match (route, parsed.method) {
+        (route, Some("HEAD")) => (route, true),
+        (Route::NotFound, _) | (_, Some("GET")) => (route, false),
+        _ => (Route::MethodNotAllowed, false),
     })
 }
 
@@ -64,29 +64,29 @@ fn path(target: &str) -> &str {
 }
 
 /// The whole answer. One that fits into the kernel's buffers: a peer that never reads costs us a slot for 5 s, nothing more.
-pub(super) fn answer(resource: Resource, head_only: bool, page: &mut Page<'_>) -> Vec<u8> {
+pub(super) fn response(route: Route, head_only: bool, page: &mut Page<'_>) -> Vec<u8> {
     const TEXT: &str = "text/plain; charset=utf-8";
     const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
-    let (status, content_type, body) = match resource {
-        Resource::Metrics => ("200 OK", METRICS, page.metrics()),
-        Resource::Health if page.snapshot.draining => ("503 Service Unavailable", TEXT, "draining\n".into()),
-        Resource::Health => ("200 OK", TEXT, "ok\n".into()),
-        Resource::BadRequest => ("400 Bad Request", TEXT, "bad request\n".into()),
-        Resource::NotFound => ("404 Not Found", TEXT, "there are /metrics and /healthz\n".into()),
-        Resource::MethodNotAllowed => ("405 Method Not Allowed", TEXT, "GET and HEAD are allowed\n".into()),
-        Resource::RequestTooLarge => ("431 Request Header Fields Too Large", TEXT, "at most 8 KiB\n".into()),
+    let (status, content_type, body) = match route {
+        Route::Metrics => ("200 OK", METRICS, page.metrics()),
+        Route::Health if page.snapshot.draining => ("503 Service Unavailable", TEXT, "draining\n".into()),
+        Route::Health => ("200 OK", TEXT, "ok\n".into()),
+        Route::BadRequest => ("400 Bad Request", TEXT, "bad request\n".into()),
+        Route::NotFound => ("404 Not Found", TEXT, "there are /metrics and /healthz\n".into()),
+        Route::MethodNotAllowed => ("405 Method Not Allowed", TEXT, "GET and HEAD are allowed\n".into()),
+        Route::RequestTooLarge => ("431 Request Header Fields Too Large", TEXT, "at most 8 KiB\n".into()),
     };
-    let allow = if resource == Resource::MethodNotAllowed { "Allow: GET, HEAD\r\n" } else { "" };
+    let allow = if route == Route::MethodNotAllowed { "Allow: GET, HEAD\r\n" } else { "" };
     let date = httpdate::fmt_http_date(SystemTime::now());
     let length = body.len();
-    let mut answer = format!(
+    let mut response = format!(
         "HTTP/1.1 {status}\r\nDate: {date}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\
          {allow}Cache-Control: no-store\r\nConnection: close\r\n\r\n"
     );
     if !head_only {
-        answer.push_str(&body);
+        response.push_str(&body);
     }
-    answer.into_bytes()
+    response.into_bytes()
 }
 
 #[cfg(test)]
@@ -103,21 +103,21 @@ pub(super) mod tests {
     use crate::metrics::endpoint::tests::with_page;
 
     /// What a request is told when it is all there.
-    fn asked(request: &[u8]) -> Option<Resource> {
-        judge(request, false).map(|(resource, _)| resource)
+    fn asked(request: &[u8]) -> Option<Route> {
+        parse_request(request, false).map(|(route, _)| route)
     }
 
     /// The answer to a request, as text.
-    fn answered(request: &[u8], draining: bool) -> String {
-        let (resource, head_only) = judge(request, false).expect("a whole request");
-        let answer = with_page(draining, |page| answer(resource, head_only, page));
-        String::from_utf8(answer).expect("text")
+    fn respond(request: &[u8], draining: bool) -> String {
+        let (route, head_only) = parse_request(request, false).expect("a whole request");
+        let response = with_page(draining, |page| response(route, head_only, page));
+        String::from_utf8(response).expect("text")
     }
 
     #[test]
     fn a_request_is_told_what_it_asks_for() {
-        use Resource::{BadRequest, Health, MethodNotAllowed, Metrics, NotFound};
-        for (request, resource) in [
+        use Route::{BadRequest, Health, MethodNotAllowed, Metrics, NotFound};
+        for (request, route) in [
             ("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", Metrics),
             ("GET /metrics HTTP/1.0\r\n\r\n", Metrics),
             ("GET /metrics HTTP/1.0\n\n", Metrics),
@@ -141,7 +141,7 @@ pub(super) mod tests {
             ("\u{16}\u{3}\u{1}", BadRequest),
             ("GET /metrics HTTP/1.1\r\nno colon\r\n\r\n", BadRequest),
         ] {
-            assert_eq!(asked(request.as_bytes()), Some(resource), "{request:?}");
+            assert_eq!(asked(request.as_bytes()), Some(route), "{request:?}");
         }
     }
 
@@ -151,26 +151,30 @@ pub(super) mod tests {
         for length in 0..request.len() {
             assert_eq!(asked(&request[..length]), None, "{length} bytes");
         }
-        assert_eq!(judge(&request[..20], true), Some((Resource::BadRequest, false)), "the peer has finished within it");
+        assert_eq!(
+            parse_request(&request[..20], true),
+            Some((Route::BadRequest, false)),
+            "the peer has finished within it"
+        );
     }
 
     #[test]
     fn a_request_that_is_too_large_is_told_so() {
         let mut request = b"GET /metrics HTTP/1.1\r\nHost: a\r\nX: ".to_vec();
         request.resize(MAX_REQUEST_LEN, b'x');
-        assert_eq!(judge(&request, true), Some((Resource::RequestTooLarge, false)));
+        assert_eq!(parse_request(&request, true), Some((Route::RequestTooLarge, false)));
         request.truncate(MAX_REQUEST_LEN - 4);
         request.extend_from_slice(b"\r\n\r\n");
-        assert_eq!(judge(&request, true), Some((Resource::Metrics, false)), "8 KiB are not too large");
+        assert_eq!(parse_request(&request, true), Some((Route::Metrics, false)), "8 KiB are not too large");
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(MAX_HEADERS + 1));
-        assert_eq!(asked(many.as_bytes()), Some(Resource::RequestTooLarge));
+        assert_eq!(asked(many.as_bytes()), Some(Route::RequestTooLarge));
     }
 
     #[test]
     fn head_is_the_answer_to_get_without_its_body() {
         // The metrics would not do: the process's CPU time moves.
-        let get = answered(b"GET /healthz HTTP/1.0\r\n\r\n", false);
-        let head = answered(b"HEAD /healthz HTTP/1.0\r\n\r\n", false);
+        let get = respond(b"GET /healthz HTTP/1.0\r\n\r\n", false);
+        let head = respond(b"HEAD /healthz HTTP/1.0\r\n\r\n", false);
         assert!(head.ends_with("\r\n\r\n") && head.contains("\r\nContent-Length: 3\r\n"));
         let without_date = |text: &str| text.lines().filter(|line| !line.starts_with("Date:")).collect::<String>();
         assert_eq!(without_date(&get), without_date(&head) + "ok");
@@ -179,9 +183,9 @@ pub(super) mod tests {
     #[test]
     fn health_is_503_during_a_drain() {
         let request = b"GET /healthz HTTP/1.0\r\n\r\n";
-        assert!(answered(request, false).starts_with("HTTP/1.1 200 OK\r\n"));
-        assert!(answered(request, true).starts_with("HTTP/1.1 503 Service Unavailable\r\n"));
-        assert!(answered(b"GET /metrics HTTP/1.0\r\n\r\n", true).starts_with("HTTP/1.1 200 OK\r\n"));
+        assert!(respond(request, false).starts_with("HTTP/1.1 200 OK\r\n"));
+        assert!(respond(request, true).starts_with("HTTP/1.1 503 Service Unavailable\r\n"));
+        assert!(respond(b"GET /metrics HTTP/1.0\r\n\r\n", true).starts_with("HTTP/1.1 200 OK\r\n"));
     }
 
     #[test]
@@ -189,8 +193,8 @@ pub(super) mod tests {
         for request in
             ["GET /metrics HTTP/1.0\r\n\r\n", "POST /metrics HTTP/1.0\r\n\r\n", "GET / HTTP/1.0\r\n\r\n", "-\r\n"]
         {
-            let answer = answered(request.as_bytes(), false);
-            let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
+            let response = respond(request.as_bytes(), false);
+            let (head, body) = response.split_once("\r\n\r\n").expect("head and body");
             assert!(head.contains("\r\nConnection: close"), "{head}");
             assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())), "{head}");
             assert_eq!(head.contains("\r\nAllow: GET, HEAD"), head.contains(" 405 "), "{head}");
@@ -199,24 +203,24 @@ pub(super) mod tests {
 
     #[test]
     fn whatever_comes_is_judged_at_the_latest_when_no_more_comes_and_once_judged_not_otherwise() {
-        use Resource::{BadRequest, Health, MethodNotAllowed, Metrics, NotFound};
-        let judged: [Cell<u32>; 6] = Default::default();
-        property::for_each(20_000, &requests(), |Request(request)| {
-            assert!(judge(request, true).is_some(), "never judged");
+        use Route::{BadRequest, Health, MethodNotAllowed, Metrics, NotFound};
+        let counts: [Cell<u32>; 6] = Default::default();
+        property::for_each(20_000, &requests(), |Input(request)| {
+            assert!(parse_request(request, true).is_some(), "never judged");
             // Byte by byte, as it may come: what has been answered is not taken back by what follows.
             let mut before = None;
             for end in 0..=request.len() {
-                let now = judge(&request[..end], false);
+                let now = parse_request(&request[..end], false);
                 assert!(before.is_none() || now == before, "after {end} bytes it is {now:?}, and was {before:?}");
                 before = now;
             }
-            if let Some((resource, _)) = before {
-                judged[resource as usize].update(|count| count + 1);
+            if let Some((route, _)) = before {
+                counts[route as usize].update(|count| count + 1);
             }
         });
-        for resource in [Metrics, Health, BadRequest, NotFound, MethodNotAllowed] {
-            let count = judged[resource as usize].get();
-            assert!(count > 100, "{resource:?} comes out {count} times: that proves nothing about it");
+        for route in [Metrics, Health, BadRequest, NotFound, MethodNotAllowed] {
+            let count = counts[route as usize].get();
+            assert!(count > 100, "{route:?} comes out {count} times: that proves nothing about it");
         }
     }
 
@@ -242,16 +246,16 @@ pub(super) mod tests {
         b"\x16\x03\x01",
     ];
 
-    pub(in crate::metrics) struct Request(pub(in crate::metrics) Vec<u8>);
+    pub(in crate::metrics) struct Input(pub(in crate::metrics) Vec<u8>);
 
-    impl std::fmt::Debug for Request {
+    impl std::fmt::Debug for Input {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             write!(f, "b\"{}\"", self.0.escape_ascii())
         }
     }
 
     /// Requests, glued of what stands in them, cut and changed; and now and then any bytes.
-    pub(in crate::metrics) fn requests() -> impl Strategy<Value = Request> {
+    pub(in crate::metrics) fn requests() -> impl Strategy<Value = Input> {
         // Which bytes stay. Cutting down begins here: it takes away each that the failure does not need.
         let kept = collection::vec(prop::bool::weighted(0.995), 64);
         let change = prop::option::weighted(0.3, (any::<Index>(), any::<u8>()));
@@ -268,6 +272,6 @@ pub(super) mod tests {
             let kept = kept.into_iter().chain(iter::repeat(true));
             request.into_iter().zip(kept).filter_map(|(byte, stays)| stays.then_some(byte)).collect()
         });
-        prop_oneof![9 => glued, 1 => collection::vec(any::<u8>(), 0..40)].prop_map(Request)
+        prop_oneof![9 => glued, 1 => collection::vec(any::<u8>(), 0..40)].prop_map(Input)
     }
 }

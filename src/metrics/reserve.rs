@@ -31,8 +31,8 @@ impl Reserve {
     }
 
     /// Takes back what is not used by so many exchanges.
-    pub(super) fn fill(&mut self, exchanges: usize) {
-        let wanted = Reserve::SIZE - exchanges;
+    pub(super) fn fill(&mut self, requests: usize) {
+        let wanted = Reserve::SIZE - requests;
         self.sockets.truncate(wanted);
         for _ in self.sockets.len()..wanted {
             self.refill();
@@ -47,9 +47,9 @@ mod tests {
     #[test]
     fn the_reserve_and_the_exchanges_hold_as_many_descriptors_together_at_all_times() {
         let mut reserve = Reserve::default();
-        for exchanges in [0, 1, MAX_REQUESTS, 3, 0] {
-            reserve.fill(exchanges);
-            assert_eq!(reserve.sockets.len() + exchanges, Reserve::SIZE);
+        for requests in [0, 1, MAX_REQUESTS, 3, 0] {
+            reserve.fill(requests);
+            assert_eq!(reserve.sockets.len() + requests, Reserve::SIZE);
         }
     }
 }
