@@ -1,7 +1,7 @@
-//! A sequence diagram in a terminal, line by line: who, when, the arrow, what it did, the kernel's word.
+//! Line-based rendering of a sequence diagram in a terminal.
 //!
-//! Nothing here knows TCP. It is about columns and colours, and about the bound on lines: more than a
-//! reader could follow are left out and counted, so that telling never slows what is told.
+//! Nothing here knows TCP. It is about columns, colors and the line budget: lines beyond what a reader could follow are skipped
+//! and counted, so that printing never slows down the daemon.
 
 use std::fmt::Write;
 use std::io::{self, IsTerminal};
@@ -11,76 +11,79 @@ use std::{env, mem};
 
 use crate::daemon::output::NonBlockingWriter;
 
-/// Lines told in a second, when it goes on for long: already more than a reader can follow, and under 1 % of
-/// a processor (a line costs some 5 µs, most of it write(2)).
+/// The sustained limit of lines per second: more than a reader can follow, and less than 1 % of a processor (a line costs some
+/// 5 µs, most of it in write(2)).
 const MAX_LINES_PER_SECOND: u32 = 1000;
 
-/// Lines that may be told at once after a quiet time: half a millisecond of work.
+/// The maximum number of lines printed at once after a quiet period: half a millisecond of work.
 const MAX_BURST_LINES: u32 = 100;
 
-/// Of these, so many are kept for how connections begin and end: a bulk transfer may hide its own middle only.
+/// How many of these lines are reserved for [`Priority::High`], so that a bulk transfer hides only its own middle and not how
+/// other connections begin and end.
 const RESERVED_LINES: u32 = 30;
 
-/// Columns of an arrow.
+/// The width of an arrow in columns.
 const ARROW_COLUMNS: usize = 36;
 
-/// Columns of what an arrow means: a change of state, or bytes. With the longest state after it, a line has 97.
+/// The width of an arrow's meaning in columns: a state transition, or bytes. With the longest state after it, a line has 97
+/// columns.
 pub const MEANING_COLUMNS: usize = 27;
 
-/// One diagram, on one outlet, for all connections.
+/// The sequence diagram of all connections, on one output.
 #[derive(Debug)]
 pub struct Diagram {
     writer: NonBlockingWriter,
     color: bool,
-    /// How many lines may be written now.
+    /// How many lines may be written now, and when this was computed.
     left: u32,
-    as_of: Instant,
-    /// Lines that were not written since the last that was.
+    refilled_at: Instant,
+    /// Lines skipped since the last one that was written.
     skipped: u64,
+    /// Whether some were skipped for lack of budget and their number has not been printed yet.
     has_skipped_lines: bool,
     line: String,
 }
 
-/// Where an arrow starts.
+/// The end of a connection at which an arrow starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// It points to the right.
+    /// Drawn on the left; its arrows point to the right.
     Client,
-    /// It points to the left.
+    /// Drawn on the right; its arrows point to the left.
     Server,
 }
 
-/// An arrow and what is written on it.
+/// An arrow with its label.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrow<'a> {
     /// Where it starts.
     pub from: Side,
-    /// Whether it is drawn dashed: nobody saw it, it must have been.
+    /// Whether it is drawn dashed: no system call has shown it, but it must have happened.
     pub inferred: bool,
-    /// What is written on it.
+    /// The text on the arrow.
     pub label: &'a str,
 }
 
-/// A line's place: its connection, and when it was.
+/// The beginning of a line: its connection and its time.
 #[derive(Clone, Copy, Debug)]
 pub struct Prefix {
-    /// The connection's number.
+    /// The number of the connection.
     pub number: u32,
-    /// `None`: nobody knows.
+    /// The time since accept(2). `None`: unknown.
     pub time: Option<Duration>,
 }
 
-/// How much depends on a line.
+/// How important a line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
     /// It is one of many.
     Low,
-    /// The story cannot be understood without it.
+    /// The diagram cannot be understood without it.
     High,
 }
 
 impl Diagram {
-    /// On this descriptor, in colour where it is a terminal that has it (<https://no-color.org>).
+    /// Creates a diagram on this descriptor, in color if it is a terminal that supports it (<https://no-color.org>).
     pub fn new<T: AsFd + IsTerminal>(shared: T) -> io::Result<Diagram> {
         let unset = |name| env::var_os(name).is_none_or(|value| value.is_empty());
         let dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
@@ -90,14 +93,14 @@ impl Diagram {
             writer,
             color,
             left: MAX_BURST_LINES,
-            as_of: Instant::now(),
+            refilled_at: Instant::now(),
             skipped: 0,
             has_skipped_lines: false,
             line: String::new(),
         })
     }
 
-    /// A line that belongs to no connection.
+    /// Prints a line that does not belong to a connection.
     pub fn heading(&mut self, text: &str) {
         if self.take_line(Priority::High) {
             self.paint(DIM, text);
@@ -105,7 +108,7 @@ impl Diagram {
         }
     }
 
-    /// An arrow, its meaning, and the kernel's word on it.
+    /// Prints an arrow, its meaning, and the state of the socket in the kernel.
     pub fn arrow(&mut self, prefix: Prefix, arrow: Arrow<'_>, meaning: &str, kernel: &str, priority: Priority) {
         if !self.take_line(priority) {
             return;
@@ -134,7 +137,7 @@ impl Diagram {
         self.finish();
     }
 
-    /// What no arrow can say.
+    /// Prints a remark in the place of an arrow.
     pub fn remark(&mut self, prefix: Prefix, text: &str) {
         if self.take_line(Priority::High) {
             self.begin(prefix);
@@ -143,29 +146,29 @@ impl Diagram {
         }
     }
 
-    /// Whether there is room for a line of this weight. Whoever would work hard for a line asks first.
+    /// Returns whether there is budget for a line of this priority. Callers check it before they do expensive work for a line.
     pub fn has_room(&mut self, priority: Priority) -> bool {
         self.refill();
         let needed = match priority {
             Priority::High => 1,
             Priority::Low if self.skipped == 0 => RESERVED_LINES + 1,
-            Priority::Low => MAX_BURST_LINES, // A gap, once begun, is worth its line.
+            Priority::Low => MAX_BURST_LINES, // A gap needs a line of its own, so let it grow.
         };
         self.left >= needed
     }
 
-    /// Counts a line that found no room.
+    /// Counts a line for which there was no budget.
     pub fn skip_line(&mut self) {
         self.skipped += 1;
         self.has_skipped_lines = true;
     }
 
-    /// Whether lines were left out for being too many, and nobody has been told.
+    /// Returns whether lines were skipped for lack of budget and their number has not been printed yet.
     pub fn has_skipped_lines(&self) -> bool {
         self.has_skipped_lines
     }
 
-    /// Tells it, if things have calmed down.
+    /// Prints the number of skipped lines, if the budget is full again.
     pub fn flush_skipped(&mut self) {
         self.refill();
         if self.has_skipped_lines && self.left == MAX_BURST_LINES {
@@ -174,12 +177,15 @@ impl Diagram {
         }
     }
 
-    /// Tells how many lines are missing here, if any are.
+    /// Prints the number of skipped lines, if there are any.
     pub fn print_skipped(&mut self) {
         self.has_skipped_lines = false;
         if self.skipped > 0 {
             let skipped = mem::take(&mut self.skipped);
-            self.paint(DIM, &format!("…     {skipped} lines left out: too many to follow, or not read in time"));
+            self.paint(
+                DIM,
+                &format!("…     {skipped} lines omitted (output too fast, or the reader of stdout is too slow)"),
+            );
             if !self.write() {
                 self.skipped = skipped;
             }
@@ -202,7 +208,8 @@ impl Diagram {
         }
     }
 
-    /// Takes the room of a line, if there is some. If not, the line is counted, and the count is told before the next one.
+    /// Takes a line from the budget. Returns false if there is none left; then the line is counted as skipped, and the count is
+    /// printed before the next line.
     fn take_line(&mut self, priority: Priority) -> bool {
         if !self.has_room(priority) {
             self.skip_line();
@@ -215,10 +222,11 @@ impl Diagram {
 
     fn refill(&mut self) {
         let now = Instant::now();
-        let earned = now.saturating_duration_since(self.as_of).as_millis() * u128::from(MAX_LINES_PER_SECOND) / 1000;
+        let earned =
+            now.saturating_duration_since(self.refilled_at).as_millis() * u128::from(MAX_LINES_PER_SECOND) / 1000;
         if earned > 0 {
             self.left = (u128::from(self.left) + earned).min(u128::from(MAX_BURST_LINES)) as u32;
-            self.as_of = now;
+            self.refilled_at = now;
         }
     }
 
@@ -228,33 +236,34 @@ impl Diagram {
         }
     }
 
-    /// Writes the line; whether it was taken.
+    /// Writes the line. Returns whether the output accepted it.
     fn write(&mut self) -> bool {
-        let taken = self.writer.write_line(self.line.as_bytes());
+        let is_written = self.writer.write_line(self.line.as_bytes());
         self.line.clear();
-        taken
+        is_written
     }
 }
 
 const DIM: &str = "2";
 const RED: &str = "1;31";
 
-/// Neighbours differ, and none is red.
+/// Returns the color of a connection. Consecutive ones differ, and none is red.
 fn color_of(number: u32) -> &'static str {
     ["36", "33", "35", "32", "34"][number as usize % 5]
 }
 
-/// Bytes in quotes, as text where they are some, in at most `most` columns (at least 4). What is cut off shows as `…`.
-pub fn quoted(bytes: &[u8], most: usize) -> String {
+/// Returns the bytes in quotes, as text if they are text, in at most `max` columns (at least 4). `…` marks that the end is cut
+/// off.
+pub fn quoted(bytes: &[u8], max: usize) -> String {
     let mut text = String::from('"');
-    let mut left = most - 3; // Two quotes and the mark.
-    let seen = &bytes[..bytes.len().min(4 * most)]; // A column takes at most four bytes of UTF-8.
+    let mut left = max - 3; // Two quotes and the mark.
+    let seen = &bytes[..bytes.len().min(4 * max)]; // A column needs at most four bytes of UTF-8.
     let mut whole = seen.len() == bytes.len();
     let pieces = seen.utf8_chunks().flat_map(|chunk| {
         let characters = chunk.valid().chars().map(|c| match u8::try_from(c) {
             Ok(b'\'') => "'".into(),
             Ok(byte) if byte.is_ascii() => byte.escape_ascii().to_string(),
-            _ => c.escape_debug().to_string(), // Also what would turn the direction of writing.
+            _ => c.escape_debug().to_string(), // Including marks that change the writing direction.
         });
         characters.chain(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")))
     });
@@ -270,7 +279,7 @@ pub fn quoted(bytes: &[u8], most: usize) -> String {
     text
 }
 
-/// Columns of a terminal. Two for what East Asian scripts and emoji take; good enough to align a diagram.
+/// Returns the width of a text in columns of a terminal: two for East Asian scripts and emoji. Good enough to align a diagram.
 fn width(text: &str) -> usize {
     let wide = |c: char| {
         matches!(c as u32, 0x1100..=0x115f | 0x2e80..=0xa4cf | 0xac00..=0xd7a3 | 0xf900..=0xfaff | 0xfe30..=0xfe6f
@@ -285,21 +294,28 @@ mod tests {
 
     use super::*;
 
-    /// A diagram on a pipe, with room for so many lines.
+    /// Returns a diagram on a pipe with a budget of `left` lines, and its reader.
     fn diagram(left: u32) -> (Diagram, PipeReader) {
-        let (reader, writer) = io::pipe().expect("a pipe");
-        let writer = NonBlockingWriter::new(&writer).expect("an outlet");
-        // No line is earned in the time that a test takes.
-        let as_of = Instant::now() + Duration::from_secs(3600);
-        let diagram =
-            Diagram { writer, color: false, left, as_of, skipped: 0, has_skipped_lines: false, line: String::new() };
+        let (reader, writer) = io::pipe().expect("pipe");
+        let writer = NonBlockingWriter::new(&writer).expect("writer");
+        // The budget does not grow while a test runs.
+        let refilled_at = Instant::now() + Duration::from_secs(3600);
+        let diagram = Diagram {
+            writer,
+            color: false,
+            left,
+            refilled_at,
+            skipped: 0,
+            has_skipped_lines: false,
+            line: String::new(),
+        };
         (diagram, reader)
     }
 
     fn read(diagram: Diagram, mut reader: PipeReader) -> Vec<String> {
         drop(diagram);
         let mut text = String::new();
-        reader.read_to_string(&mut text).expect("text");
+        reader.read_to_string(&mut text).expect("UTF-8");
         text.lines().map(str::to_owned).collect()
     }
 
@@ -311,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn arrows_are_aligned_and_the_longest_line_has_97_columns() {
+    fn arrows_are_aligned_and_lines_have_at_most_97_columns() {
         let (mut diagram, reader) = diagram(MAX_BURST_LINES);
         let prefix = Prefix { number: 1, time: Some(Duration::from_micros(1_500_000)) };
         let arrow = |from, inferred, label| Arrow { from, inferred, label };
@@ -336,19 +352,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_is_left_out_and_counted_and_room_is_kept_for_what_matters() {
+    fn lines_beyond_the_budget_are_counted_and_important_ones_printed() {
         let (mut diagram, reader) = diagram(RESERVED_LINES + 2);
         (0..10).for_each(|_| bytes(&mut diagram));
         assert!(diagram.has_skipped_lines());
         diagram.remark(PREFIX, "the end");
         let lines = read(diagram, reader);
         assert_eq!(lines.len(), 4, "{lines:?}");
-        assert_eq!(lines[2], "…     8 lines left out: too many to follow, or not read in time");
+        assert_eq!(lines[2], "…     8 lines omitted (output too fast, or the reader of stdout is too slow)");
         assert!(lines[3].ends_with("the end"));
     }
 
     #[test]
-    fn a_gap_lasts_until_it_is_worth_a_line() {
+    fn gap_is_printed_when_the_budget_is_full_again() {
         let (mut diagram, reader) = diagram(RESERVED_LINES);
         bytes(&mut diagram);
         diagram.left = MAX_BURST_LINES - 1;
@@ -357,11 +373,14 @@ mod tests {
         diagram.left = MAX_BURST_LINES;
         diagram.flush_skipped();
         assert!(!diagram.has_skipped_lines());
-        assert_eq!(read(diagram, reader), ["…     2 lines left out: too many to follow, or not read in time"]);
+        assert_eq!(
+            read(diagram, reader),
+            ["…     2 lines omitted (output too fast, or the reader of stdout is too slow)"]
+        );
     }
 
     #[test]
-    fn bytes_are_shown_as_text_where_they_are_text_and_cut_where_they_are_long() {
+    fn bytes_are_quoted_as_text_and_cut_to_the_column() {
         for (bytes, shown) in [
             (&b"aa\n"[..], r#""aa\n""#),
             (b"it's \"so\"\\", r#""it's \"so\"\\""#),

@@ -1,11 +1,10 @@
-//! `--explain`: each connection as TCP lives it, told on stdout while it happens.
+//! `--explain`: prints each connection as a TCP sequence diagram while it happens.
 //!
-//! The [`Explainer`] hears of system calls, and says which segments they mean and which states of RFC 9293 the
-//! connection goes through. What no program in user space can see (SYN, ACK, what comes after our close) is
-//! inferred, from what must have been before, or from the kernel's own table, and drawn dashed.
+//! What lives here: [`explainer`] observes the loop and decides what is printed. `tracked` holds what is known of one connection,
+//! and the lines about it. [`diagram`] renders them, within a budget. [`socket_table`] asks the kernel for the state of a socket.
 //!
-//! It lives in the loop, so its work is bounded: a line for a fact, so many lines in a second ([`Diagram`]), a
-//! question to the kernel for a line ([`SocketTable`]), and a handful of closed connections followed to their end.
+//! What it may use: [`event_loop`](crate::event_loop) for its events, [`listen`](crate::listen), and the non-blocking output of
+//! [`daemon`](crate::daemon).
 
 pub mod diagram;
 pub mod explainer;
