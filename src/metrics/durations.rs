@@ -1,19 +1,20 @@
-//! Durations of iterations, as a histogram.
+//! The durations of the loop's iterations, as a histogram.
 
-/// How long turns of the loop took, from the end of the wait on: what the last connection of a turn had to wait for.
+/// A histogram of the durations of iterations, measured from the end of the wait: what the last connection of an iteration had to
+/// wait for.
 ///
-/// Only kept where somebody can ask for it, since it costs one more look at the clock per turn.
+/// It is only kept if there is an endpoint to report it, because it costs one more clock read per iteration.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct IterationDurations {
-    /// By bucket: turns that took no longer than its bound, but longer than the one before.
+    /// By bucket: iterations that took no longer than its bound, but longer than the previous bound.
     pub(super) buckets: [u64; BOUNDS.len()],
-    /// All turns, also those beyond the last bound.
+    /// All iterations, including those beyond the last bound.
     pub(super) count: u64,
     pub(super) nanoseconds: u64,
 }
 
-/// Upper bounds of the buckets in nanoseconds, and as Prometheus is told them, in seconds. An echo takes 5 µs; a full turn of
-/// 1024 events some milliseconds; what takes 100 ms has been stopped, or starved of CPU.
+/// The upper bounds of the buckets, in nanoseconds, and in seconds as Prometheus shows them. An echo takes 5 µs; a full iteration
+/// of 1024 events takes some milliseconds. One that takes 100 ms was stopped, or did not get the CPU.
 pub(super) const BOUNDS: [(u64, &str); 13] = [
     (5_000, "0.000005"),
     (10_000, "0.00001"),
@@ -31,11 +32,11 @@ pub(super) const BOUNDS: [(u64, &str); 13] = [
 ];
 
 impl IterationDurations {
-    /// Counts a turn.
+    /// Counts an iteration.
     pub fn record(&mut self, nanoseconds: u64) {
         self.count += 1;
-        self.nanoseconds += nanoseconds; // 584 years of work fit.
-        // From the small end: almost every turn ends in one of the first buckets.
+        self.nanoseconds += nanoseconds; // Wraps after 584 years of work.
+        // From the small end: almost every iteration is in one of the first buckets.
         if let Some(bucket) = BOUNDS.iter().position(|&(bound, _)| nanoseconds <= bound) {
             self.buckets[bucket] += 1;
         }
@@ -47,10 +48,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bounds_rise_and_are_told_as_they_are() {
+    fn bounds_increase_and_match_their_text() {
         assert!(BOUNDS.is_sorted_by_key(|&(bound, _)| bound));
-        for (nanoseconds, told) in BOUNDS {
-            assert_eq!((told.parse::<f64>().expect("a number") * 1e9).round() as u64, nanoseconds);
+        for (nanoseconds, text) in BOUNDS {
+            assert_eq!((text.parse::<f64>().expect("number") * 1e9).round() as u64, nanoseconds);
         }
     }
 }

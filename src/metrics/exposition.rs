@@ -1,4 +1,4 @@
-//! What the daemon has counted since it started, and the same as text for Prometheus.
+//! The page of metrics in the Prometheus text format.
 
 use std::fmt::{self, Display, Write};
 
@@ -7,36 +7,39 @@ use crate::event_loop::outcome::CloseReason;
 use crate::metrics::durations::{BOUNDS, IterationDurations};
 use crate::metrics::process::Process;
 
-/// The page: Prometheus text format, version 0.0.4. Every series is there from the start, so that rates and
-/// alerts need no special case for what has not happened yet.
+/// Returns the page in the Prometheus text format, version 0.0.4. Every series is present from the start, with 0, so that rates
+/// and alerts need no special case for what has not happened yet.
+///
+/// In the names, a turn is an iteration of the event loop.
 pub fn page(snapshot: &Snapshot, lines_dropped: u64, iterations: &IterationDurations, process: &Process) -> String {
     let counters = snapshot.counters;
     let Traffic { received, sent, discarded, stalled } = counters.traffic;
-    let mut page = Page(String::with_capacity(8192));
+    let mut page = Text(String::with_capacity(8192));
 
     page.counter("echod_connections_accepted_total", "Connections accepted.", counters.accepted);
     page.gauge("echod_connections_open", "Connections open now.", counters.open());
-    page.head("echod_connections_closed_total", "counter", "Connections closed, by what ended them.");
+    page.head("echod_connections_closed_total", "counter", "Connections closed, by reason.");
     for (reason, count) in CloseReason::NAMES.iter().zip(counters.closed) {
         page.line(format_args!("echod_connections_closed_total{{reason=\"{reason}\"}} {count}"));
     }
     page.counter("echod_received_bytes_total", "Bytes read to be echoed.", received);
     page.counter("echod_sent_bytes_total", "Bytes echoed.", sent);
-    page.counter("echod_discarded_bytes_total", "Bytes read and dropped after our FIN.", discarded);
-    let owe = "Connections that owe an echo which their peer does not take, now.";
-    page.gauge("echod_stalled_connections", owe, stalled);
-    page.counter("echod_accept_errors_total", "Failed accepts.", counters.accept_errors);
-    let pauses = "Pauses of accepting for want of descriptors or memory.";
-    page.counter("echod_accept_pauses_total", pauses, counters.accept_pauses);
-    let paused = "1 while no newcomers are accepted: at the cap, or out of descriptors or memory.";
-    page.gauge("echod_accept_paused", paused, u8::from(snapshot.accept_paused));
-    let dropped = "Lines of stdout and stderr that nobody took.";
-    page.counter("echod_log_lines_dropped_total", dropped, lines_dropped);
-    page.counter("echod_turns_total", "Turns of the loop.", counters.iterations);
-    let spent = "Turns of a connection that ended on their budget, with work left.";
-    page.counter("echod_budget_exhausted_total", spent, counters.budget_exhausted);
+    page.counter("echod_discarded_bytes_total", "Bytes read and discarded after the server's FIN.", discarded);
+    let help = "Connections with unsent data whose peer is not reading.";
+    page.gauge("echod_stalled_connections", help, stalled);
+    page.counter("echod_accept_errors_total", "Accepts that failed.", counters.accept_errors);
+    let help = "Times accepting was paused because file descriptors or memory ran out.";
+    page.counter("echod_accept_pauses_total", help, counters.accept_pauses);
+    let help = "1 while new connections are not accepted: connection limit, file descriptors or memory.";
+    page.gauge("echod_accept_paused", help, u8::from(snapshot.accept_paused));
+    let help = "Lines dropped because stdout or stderr could not be written.";
+    page.counter("echod_log_lines_dropped_total", help, lines_dropped);
+    page.counter("echod_turns_total", "Iterations of the event loop.", counters.iterations);
+    let help = "Times a connection used up its per-iteration I/O budget.";
+    page.counter("echod_budget_exhausted_total", help, counters.budget_exhausted);
 
-    page.head("echod_turn_duration_seconds", "histogram", "Duration of a turn of the loop, without its wait.");
+    let help = "Duration of an iteration of the event loop, without the wait for events.";
+    page.head("echod_turn_duration_seconds", "histogram", help);
     let mut up_to = 0;
     for ((_, bound), count) in BOUNDS.iter().zip(iterations.buckets) {
         up_to += count;
@@ -46,23 +49,23 @@ pub fn page(snapshot: &Snapshot, lines_dropped: u64, iterations: &IterationDurat
     page.line(format_args!("echod_turn_duration_seconds_sum {}", iterations.nanoseconds as f64 / 1e9));
     page.line(format_args!("echod_turn_duration_seconds_count {}", iterations.count));
 
-    page.head("echod_build_info", "gauge", "1, with what was built as labels.");
+    page.head("echod_build_info", "gauge", "Always 1; the labels describe the build.");
     page.line(format_args!("echod_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")));
     process.write(&mut page);
     page.0
 }
 
-/// The text as it grows.
-pub(super) struct Page(String);
+/// The text written so far.
+pub(super) struct Text(String);
 
-impl Page {
+impl Text {
     fn head(&mut self, name: &str, kind: &str, help: &str) {
         self.line(format_args!("# HELP {name} {help}"));
         self.line(format_args!("# TYPE {name} {kind}"));
     }
 
     fn line(&mut self, line: fmt::Arguments<'_>) {
-        let _ = writeln!(self.0, "{line}"); // A String takes everything.
+        let _ = writeln!(self.0, "{line}"); // Writing to a String cannot fail.
     }
 
     pub(super) fn counter(&mut self, name: &str, help: &str, value: impl Display) {
@@ -89,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn every_series_and_every_reason_is_there_from_the_start_with_0() {
+    fn every_series_is_present_from_the_start_with_0() {
         let page = page_of(&Counters::default(), &IterationDurations::default());
         for series in [
             "echod_connections_accepted_total",
@@ -118,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_counts_what_took_no_longer_than_its_bound() {
+    fn bucket_counts_iterations_up_to_its_bound() {
         let mut iterations = IterationDurations::default();
         for nanoseconds in [0, 5_000, 5_001, 99_999, 1_000_000_000, 1_000_000_001, 5_000_000_000] {
             iterations.record(nanoseconds);

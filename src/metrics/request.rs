@@ -1,13 +1,16 @@
-//! HTTP requests: what they ask for, and the answer.
+//! HTTP requests: parsing, routing, and the response.
 
 use std::time::SystemTime;
 
-use crate::metrics::endpoint::{MAX_REQUEST_LEN, Page};
+use crate::metrics::endpoint::Context;
 
-/// More headers than any scraper sends.
+/// The maximum length of a request line with all its headers, in bytes.
+pub(super) const MAX_REQUEST_LEN: usize = 8192;
+
+/// The maximum number of headers: more than any scraper sends.
 const MAX_HEADERS: usize = 64;
 
-/// What a request gets.
+/// The kind of response that a request gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route {
     Metrics,
@@ -18,25 +21,25 @@ pub(super) enum Route {
     RequestTooLarge,
 }
 
-/// What these bytes ask for, and whether only its head is wanted. `None`: that cannot be told yet; `finished` means that no more
-/// bytes will come, or may.
+/// Parses a request. Returns its route, and whether only the head of the response is wanted; or `None` if it is incomplete.
+/// `is_final` means that no more bytes will arrive or are accepted.
 ///
-/// Called after every read, so a request that comes byte by byte is parsed as often: a few microseconds
-/// each, about what its packet costs. And what is no HTTP is answered at once, not after 5 s.
-pub(super) fn parse_request(request: &[u8], finished: bool) -> Option<(Route, bool)> {
+/// It is called after every read. A request that arrives byte by byte is parsed as often, which costs a few microseconds each
+/// time, about as much as its packet. In return, bytes that are not HTTP are answered at once and not after 5 s.
+pub(super) fn parse_request(request: &[u8], is_final: bool) -> Option<(Route, bool)> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);
     match parsed.parse(request) {
         Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) if !finished => return None,
+        Ok(httparse::Status::Partial) if !is_final => return None,
         Ok(httparse::Status::Partial) if request.len() < MAX_REQUEST_LEN => return Some((Route::BadRequest, false)),
         Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
             return Some((Route::RequestTooLarge, false));
         }
-        // Also the preface of HTTP/2, which is made to fail here (RFC 9113, 3.4), and TLS.
+        // Including TLS, and the preface of HTTP/2, which is designed to fail here (RFC 9113, 3.4).
         Err(_) => return Some((Route::BadRequest, false)),
     }
-    // RFC 9112, 3.2: without exactly one Host, HTTP/1.1 is a bad request. HTTP/1.0 did not know it.
+    // RFC 9112, 3.2: HTTP/1.1 without exactly one Host is a bad request. HTTP/1.0 does not have it.
     let hosts = parsed.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("host")).count();
     if hosts > 1 || parsed.version == Some(1) && hosts == 0 {
         return Some((Route::BadRequest, false));
@@ -53,8 +56,8 @@ pub(super) fn parse_request(request: &[u8], finished: bool) -> Option<(Route, bo
     })
 }
 
-/// The path of a request's target, without a query. A proxy sends the whole URL (RFC 9112, 3.2.2: every server must
-/// understand it).
+/// Returns the path of a request's target, without the query. A proxy sends the whole URL, which every server must accept
+/// (RFC 9112, 3.2.2).
 fn path(target: &str) -> &str {
     let from_path = match target.split_once("://") {
         Some(("http" | "https", rest)) => rest.find('/').map_or("/", |slash| &rest[slash..]),
@@ -63,18 +66,22 @@ fn path(target: &str) -> &str {
     from_path.split_once('?').map_or(from_path, |(path, _)| path)
 }
 
-/// The whole answer. One that fits into the kernel's buffers: a peer that never reads costs us a slot for 5 s, nothing more.
-pub(super) fn response(route: Route, head_only: bool, page: &mut Page<'_>) -> Vec<u8> {
+/// Returns the complete response. It fits into the kernel's buffers, so a peer that never reads occupies a slot, nothing more.
+pub(super) fn response(route: Route, head_only: bool, context: &mut Context<'_>) -> Vec<u8> {
     const TEXT: &str = "text/plain; charset=utf-8";
     const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
     let (status, content_type, body) = match route {
-        Route::Metrics => ("200 OK", METRICS, page.metrics()),
-        Route::Health if page.snapshot.draining => ("503 Service Unavailable", TEXT, "draining\n".into()),
+        Route::Metrics => ("200 OK", METRICS, context.metrics()),
+        Route::Health if context.snapshot.draining => ("503 Service Unavailable", TEXT, "draining\n".into()),
         Route::Health => ("200 OK", TEXT, "ok\n".into()),
         Route::BadRequest => ("400 Bad Request", TEXT, "bad request\n".into()),
-        Route::NotFound => ("404 Not Found", TEXT, "there are /metrics and /healthz\n".into()),
-        Route::MethodNotAllowed => ("405 Method Not Allowed", TEXT, "GET and HEAD are allowed\n".into()),
-        Route::RequestTooLarge => ("431 Request Header Fields Too Large", TEXT, "at most 8 KiB\n".into()),
+        Route::NotFound => ("404 Not Found", TEXT, "not found; try /metrics or /healthz\n".into()),
+        Route::MethodNotAllowed => ("405 Method Not Allowed", TEXT, "method not allowed; use GET or HEAD\n".into()),
+        Route::RequestTooLarge => (
+            "431 Request Header Fields Too Large",
+            TEXT,
+            "request too large; the limit is 8 KiB and 64 headers\n".into(),
+        ),
     };
     let allow = if route == Route::MethodNotAllowed { "Allow: GET, HEAD\r\n" } else { "" };
     let date = httpdate::fmt_http_date(SystemTime::now());
@@ -100,22 +107,22 @@ pub(super) mod tests {
 
     use super::*;
     use crate::metrics::endpoint::property;
-    use crate::metrics::endpoint::tests::with_page;
+    use crate::metrics::endpoint::tests::with_context;
 
-    /// What a request is told when it is all there.
-    fn asked(request: &[u8]) -> Option<Route> {
+    /// Returns the route of a complete request.
+    fn route_of(request: &[u8]) -> Option<Route> {
         parse_request(request, false).map(|(route, _)| route)
     }
 
-    /// The answer to a request, as text.
+    /// Returns the response to a request, as text.
     fn respond(request: &[u8], draining: bool) -> String {
-        let (route, head_only) = parse_request(request, false).expect("a whole request");
-        let response = with_page(draining, |page| response(route, head_only, page));
-        String::from_utf8(response).expect("text")
+        let (route, head_only) = parse_request(request, false).expect("complete request");
+        let response = with_context(draining, |context| response(route, head_only, context));
+        String::from_utf8(response).expect("UTF-8")
     }
 
     #[test]
-    fn a_request_is_told_what_it_asks_for() {
+    fn requests_are_routed_by_path_and_method() {
         use Route::{BadRequest, Health, MethodNotAllowed, Metrics, NotFound};
         for (request, route) in [
             ("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", Metrics),
@@ -141,38 +148,34 @@ pub(super) mod tests {
             ("\u{16}\u{3}\u{1}", BadRequest),
             ("GET /metrics HTTP/1.1\r\nno colon\r\n\r\n", BadRequest),
         ] {
-            assert_eq!(asked(request.as_bytes()), Some(route), "{request:?}");
+            assert_eq!(route_of(request.as_bytes()), Some(route), "{request:?}");
         }
     }
 
     #[test]
-    fn a_request_is_waited_for_as_long_as_it_can_become_one() {
+    fn incomplete_request_is_not_answered_yet() {
         let request = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n";
         for length in 0..request.len() {
-            assert_eq!(asked(&request[..length]), None, "{length} bytes");
+            assert_eq!(route_of(&request[..length]), None, "{length} bytes");
         }
-        assert_eq!(
-            parse_request(&request[..20], true),
-            Some((Route::BadRequest, false)),
-            "the peer has finished within it"
-        );
+        assert_eq!(parse_request(&request[..20], true), Some((Route::BadRequest, false)), "the peer has sent its FIN");
     }
 
     #[test]
-    fn a_request_that_is_too_large_is_told_so() {
+    fn too_large_request_is_rejected() {
         let mut request = b"GET /metrics HTTP/1.1\r\nHost: a\r\nX: ".to_vec();
         request.resize(MAX_REQUEST_LEN, b'x');
         assert_eq!(parse_request(&request, true), Some((Route::RequestTooLarge, false)));
         request.truncate(MAX_REQUEST_LEN - 4);
         request.extend_from_slice(b"\r\n\r\n");
-        assert_eq!(parse_request(&request, true), Some((Route::Metrics, false)), "8 KiB are not too large");
+        assert_eq!(parse_request(&request, true), Some((Route::Metrics, false)), "8 KiB are accepted");
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(MAX_HEADERS + 1));
-        assert_eq!(asked(many.as_bytes()), Some(Route::RequestTooLarge));
+        assert_eq!(route_of(many.as_bytes()), Some(Route::RequestTooLarge));
     }
 
     #[test]
-    fn head_is_the_answer_to_get_without_its_body() {
-        // The metrics would not do: the process's CPU time moves.
+    fn head_response_is_the_get_response_without_body() {
+        // Not /metrics: the CPU time changes between two requests.
         let get = respond(b"GET /healthz HTTP/1.0\r\n\r\n", false);
         let head = respond(b"HEAD /healthz HTTP/1.0\r\n\r\n", false);
         assert!(head.ends_with("\r\n\r\n") && head.contains("\r\nContent-Length: 3\r\n"));
@@ -189,7 +192,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_answer_says_how_long_it_is_and_that_it_is_the_last() {
+    fn response_has_its_length_and_closes_the_connection() {
         for request in
             ["GET /metrics HTTP/1.0\r\n\r\n", "POST /metrics HTTP/1.0\r\n\r\n", "GET / HTTP/1.0\r\n\r\n", "-\r\n"]
         {
@@ -202,16 +205,16 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn whatever_comes_is_judged_at_the_latest_when_no_more_comes_and_once_judged_not_otherwise() {
+    fn any_input_gets_one_route_and_keeps_it() {
         use Route::{BadRequest, Health, MethodNotAllowed, Metrics, NotFound};
         let counts: [Cell<u32>; 6] = Default::default();
         property::for_each(20_000, &requests(), |Input(request)| {
-            assert!(parse_request(request, true).is_some(), "never judged");
-            // Byte by byte, as it may come: what has been answered is not taken back by what follows.
+            assert!(parse_request(request, true).is_some(), "a final request should have a route");
+            // Byte by byte: once a request has a route, later bytes must not change it.
             let mut before = None;
             for end in 0..=request.len() {
                 let now = parse_request(&request[..end], false);
-                assert!(before.is_none() || now == before, "after {end} bytes it is {now:?}, and was {before:?}");
+                assert!(before.is_none() || now == before, "after {end} bytes it is {now:?}, before it was {before:?}");
                 before = now;
             }
             if let Some((route, _)) = before {
@@ -220,7 +223,7 @@ pub(super) mod tests {
         });
         for route in [Metrics, Health, BadRequest, NotFound, MethodNotAllowed] {
             let count = counts[route as usize].get();
-            assert!(count > 100, "{route:?} comes out {count} times: that proves nothing about it");
+            assert!(count > 100, "{route:?} occurs only {count} times");
         }
     }
 
@@ -229,7 +232,7 @@ pub(super) mod tests {
         &[b"/metrics", b"/healthz", b"/", b"?", b"a=b", b"http://host", b"http://", b"*", b"\xc3\xa4"];
     const VERSIONS: &[&[u8]] = &[b" HTTP/1.0\r\n", b" HTTP/1.0\n", b" HTTP/1.1\r\nHost: a\r\n", b" HTTP/1.1\r\n"];
     const HEADERS: &[&[u8]] = &[b"Accept: */*\r\n", b"A:\n", b"Content-Length: 5\r\n", b"Host: b\r\n"];
-    /// What may stand anywhere, and mostly should not.
+    /// Inserted where it mostly should not be.
     const STRAY: &[&[u8]] = &[
         b"\r\n",
         b"\n",
@@ -254,9 +257,9 @@ pub(super) mod tests {
         }
     }
 
-    /// Requests, glued of what stands in them, cut and changed; and now and then any bytes.
+    /// Generates requests from typical parts, with bytes removed and changed, and sometimes from random bytes.
     pub(in crate::metrics) fn requests() -> impl Strategy<Value = Input> {
-        // Which bytes stay. Cutting down begins here: it takes away each that the failure does not need.
+        // Which bytes are kept. Shrinking starts here: it removes each byte that the failure does not need.
         let kept = collection::vec(prop::bool::weighted(0.995), 64);
         let change = prop::option::weighted(0.3, (any::<Index>(), any::<u8>()));
         let line = (select(METHODS), collection::vec(select(TARGETS), 1..3), select(VERSIONS));
@@ -264,14 +267,14 @@ pub(super) mod tests {
         let stray = prop::option::weighted(0.2, select(STRAY));
         let end = prop::bool::weighted(0.8).prop_map(|ends| if ends { &b"\r\n"[..] } else { b"" });
         let parts = (prop::option::weighted(0.9, line), collection::vec(select(HEADERS), 0..3), stray, end);
-        let glued = (kept, change, parts).prop_map(|(kept, change, (line, headers, stray, end))| {
+        let assembled = (kept, change, parts).prop_map(|(kept, change, (line, headers, stray, end))| {
             let mut request = [&line.unwrap_or_default(), &headers.concat(), stray.unwrap_or_default(), end].concat();
-            if let Some((place, byte)) = change.filter(|_| !request.is_empty()) {
-                *place.get_mut(&mut request) = byte;
+            if let Some((index, byte)) = change.filter(|_| !request.is_empty()) {
+                *index.get_mut(&mut request) = byte;
             }
             let kept = kept.into_iter().chain(iter::repeat(true));
-            request.into_iter().zip(kept).filter_map(|(byte, stays)| stays.then_some(byte)).collect()
+            request.into_iter().zip(kept).filter_map(|(byte, is_kept)| is_kept.then_some(byte)).collect()
         });
-        prop_oneof![9 => glued, 1 => collection::vec(any::<u8>(), 0..40)].prop_map(Input)
+        prop_oneof![9 => assembled, 1 => collection::vec(any::<u8>(), 0..40)].prop_map(Input)
     }
 }

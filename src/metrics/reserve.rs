@@ -1,36 +1,36 @@
-//! Descriptors reserved for the endpoint.
+//! Descriptors reserved for the endpoint, so that it works when the daemon has run out of them.
 
 use socket2::{Domain, Socket, Type};
 
 use crate::metrics::endpoint::MAX_REQUESTS;
 
-/// Descriptors kept for the exchanges that may come, and one for the files under /proc. One is closed right before another is
-/// opened, so that an exchange gets its own also when connections have taken all the others.
+/// One descriptor for each possible request, and one for the files under /proc. One of them is closed right before a descriptor
+/// is needed, so that a request gets one even if connections use all the others.
 ///
-/// This is not the spare descriptor of an accept loop that lets a newcomer in to turn it away: that one spins where
-/// accept(2) says EMFILE on an empty queue. Here the newcomer stays, and with a free descriptor, an empty queue is
-/// told as one.
+/// This is not the "reserve file descriptor" trick of accept loops, which accepts a connection to close it at once and spins when
+/// accept(2) reports EMFILE for an empty backlog. Here the connection is kept, and with a free descriptor accept(2) reports an
+/// empty backlog as such.
 #[derive(Debug, Default)]
 pub(super) struct Reserve {
-    /// Unconnected sockets: each is a file of its own, so it counts against the system's limit (ENFILE) as well as against
-    /// ours, which duplicates would not, and none needs a path, which /dev/null would.
+    /// Unconnected sockets. Each is a file of its own and so counts against the limit of the system (ENFILE) as well as ours;
+    /// duplicates of one descriptor would not. Unlike /dev/null, a socket needs no path.
     sockets: Vec<Socket>,
 }
 
 impl Reserve {
     pub(super) const SIZE: usize = MAX_REQUESTS + 1;
 
-    /// Closes one.
+    /// Frees one descriptor.
     pub(super) fn release(&mut self) {
         self.sockets.pop();
     }
 
-    /// Takes one back. Where that fails, the end of the next turn tries again.
+    /// Reserves one descriptor again. If that fails, the next call of `fill` tries again.
     pub(super) fn refill(&mut self) {
         self.sockets.extend(Socket::new(Domain::UNIX, Type::STREAM, None));
     }
 
-    /// Takes back what is not used by so many exchanges.
+    /// Reserves all descriptors that are not used by `requests` open requests.
     pub(super) fn fill(&mut self, requests: usize) {
         let wanted = Reserve::SIZE - requests;
         self.sockets.truncate(wanted);
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reserve_and_the_exchanges_hold_as_many_descriptors_together_at_all_times() {
+    fn reserve_and_requests_use_a_constant_number_of_descriptors() {
         let mut reserve = Reserve::default();
         for requests in [0, 1, MAX_REQUESTS, 3, 0] {
             reserve.fill(requests);
