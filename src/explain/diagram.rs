@@ -22,12 +22,20 @@ const MAX_BURST_LINES: u32 = 100;
 /// other connections begin and end.
 const RESERVED_LINES: u32 = 30;
 
-/// The width of an arrow in columns.
-const ARROW_COLUMNS: usize = 36;
+/// The width of a line in columns: what fits into a column of text in rendered documentation, with room to spare in a terminal of
+/// 100 columns.
+pub const LINE_COLUMNS: usize = 85;
 
-/// The width of an arrow's meaning in columns: a state transition, or bytes. With the longest state after it, a line has 97
-/// columns.
-pub const MEANING_COLUMNS: usize = 27;
+/// The width of the beginning of a line: the number of the connection and the time.
+const PREFIX_COLUMNS: usize = 17;
+
+/// The width of an arrow: `PSH+ACK len 65536 ×46` and six columns of line and head.
+const ARROW_COLUMNS: usize = 27;
+
+/// The width of an arrow's meaning: the longest state transition, or bytes. The state in the kernel fits after it.
+pub const MEANING_COLUMNS: usize = 26;
+
+const _: () = assert!(PREFIX_COLUMNS + ARROW_COLUMNS + 2 + MEANING_COLUMNS + 2 + "ESTABLISHED".len() == LINE_COLUMNS);
 
 /// The sequence diagram of all connections, on one output.
 #[derive(Debug)]
@@ -119,8 +127,12 @@ impl Diagram {
             Side::Client => (dash, "►"),
             Side::Server => ("◄", dash),
         };
-        let fill = ARROW_COLUMNS.saturating_sub(arrow.label.chars().count() + 5);
-        let drawn = format!("{tail}{dash} {} {}{head}", arrow.label, dash.repeat(fill));
+        let label_columns = ARROW_COLUMNS - 5;
+        // Lengths of eight digits, with a large --buffer-size, leave no room for the flags.
+        let label = arrow.label;
+        let label = if width(label) > label_columns { label.trim_start_matches("PSH+ACK ") } else { label };
+        let fill = label_columns.saturating_sub(width(label));
+        let drawn = format!("{tail}{dash} {label} {}{head}", dash.repeat(fill));
         let style = match arrow {
             Arrow { label: "RST", .. } => RED,
             Arrow { inferred: true, .. } => DIM,
@@ -137,12 +149,18 @@ impl Diagram {
         self.finish();
     }
 
-    /// Prints a remark in the place of an arrow.
-    pub fn remark(&mut self, prefix: Prefix, text: &str) {
-        if self.take_line(Priority::High) {
+    /// Prints a remark in the place of an arrow, on several lines if it is too long for one.
+    pub fn remark(&mut self, mut prefix: Prefix, text: &str) {
+        let mut rest = text;
+        while !rest.is_empty() {
+            if !self.take_line(Priority::High) {
+                return;
+            }
+            let (line, remaining) = split_line(rest, LINE_COLUMNS - PREFIX_COLUMNS);
             self.begin(prefix);
-            self.line.push_str(text);
+            self.line.push_str(line);
             self.finish();
+            (prefix.time, rest) = (None, remaining);
         }
     }
 
@@ -157,7 +175,7 @@ impl Diagram {
         self.left >= needed
     }
 
-    /// Counts a line for which there was no budget.
+    /// Counts a line that the budget did not allow.
     pub fn skip_line(&mut self) {
         self.skipped += 1;
         self.has_skipped_lines = true;
@@ -193,10 +211,13 @@ impl Diagram {
     }
 
     fn begin(&mut self, prefix: Prefix) {
-        self.paint(color_of(prefix.number), &format!("{:<5}", format!("#{}", prefix.number)));
+        let number = format!("#{}", prefix.number);
+        self.paint(color_of(prefix.number), &number);
+        // The two share the columns: a million connections leave room for a time of a day.
+        let columns = PREFIX_COLUMNS.saturating_sub(number.len() + 2);
         let _ = match prefix.time {
-            Some(time) => write!(self.line, " {:>10.6}  ", time.as_secs_f64()),
-            None => write!(self.line, " {:10}  ", ""),
+            Some(time) => write!(self.line, "{:>columns$}  ", seconds(time, columns)),
+            None => write!(self.line, "{:columns$}  ", ""),
         };
     }
 
@@ -279,13 +300,44 @@ pub fn quoted(bytes: &[u8], max: usize) -> String {
     text
 }
 
+/// Formats a time in seconds: to the microsecond, or with fewer decimals if it would fill all of `columns`.
+fn seconds(time: Duration, columns: usize) -> String {
+    let digits = time.as_secs().checked_ilog10().map_or(1, |log| log as usize + 1);
+    let decimals = columns.saturating_sub(digits + 2).min(6);
+    format!("{:.decimals$}", time.as_secs_f64())
+}
+
+/// Splits a text after at most `columns` columns, at a space if there is one.
+fn split_line(text: &str, columns: usize) -> (&str, &str) {
+    if width(text) <= columns {
+        return (text, "");
+    }
+    let mut end = 0;
+    let mut used = 0;
+    let mut space = None;
+    for (index, c) in text.char_indices() {
+        used += char_width(c);
+        if used > columns + usize::from(c == ' ') {
+            break;
+        }
+        if c == ' ' {
+            space = Some(index);
+        }
+        end = index + c.len_utf8();
+    }
+    let end = space.unwrap_or(end);
+    (&text[..end], text[end..].trim_start())
+}
+
 /// Returns the width of a text in columns of a terminal: two for East Asian scripts and emoji. Good enough to align a diagram.
 fn width(text: &str) -> usize {
-    let wide = |c: char| {
-        matches!(c as u32, 0x1100..=0x115f | 0x2e80..=0xa4cf | 0xac00..=0xd7a3 | 0xf900..=0xfaff | 0xfe30..=0xfe6f
-            | 0xff00..=0xff60 | 0xffe0..=0xffe6 | 0x1f300..=0x1faff | 0x20000..=0x3fffd)
-    };
-    text.chars().map(|c| if wide(c) { 2 } else { 1 }).sum()
+    text.chars().map(char_width).sum()
+}
+
+fn char_width(c: char) -> usize {
+    let is_wide = matches!(c as u32, 0x1100..=0x115f | 0x2e80..=0xa4cf | 0xac00..=0xd7a3 | 0xf900..=0xfaff
+        | 0xfe30..=0xfe6f | 0xff00..=0xff60 | 0xffe0..=0xffe6 | 0x1f300..=0x1faff | 0x20000..=0x3fffd);
+    if is_wide { 2 } else { 1 }
 }
 
 #[cfg(test)]
@@ -327,28 +379,44 @@ mod tests {
     }
 
     #[test]
-    fn arrows_are_aligned_and_lines_have_at_most_97_columns() {
+    fn arrows_are_aligned_and_lines_have_at_most_85_columns() {
         let (mut diagram, reader) = diagram(MAX_BURST_LINES);
-        let prefix = Prefix { number: 1, time: Some(Duration::from_micros(1_500_000)) };
+        let at = |number, seconds| Prefix { number, time: Some(Duration::from_secs_f64(seconds)) };
         let arrow = |from, inferred, label| Arrow { from, inferred, label };
         let meaning = "SYN-RECEIVED → ESTABLISHED";
-        diagram.arrow(
-            prefix,
-            arrow(Side::Client, false, "PSH+ACK len 65536, 46 segments"),
-            meaning,
-            "ESTABLISHED",
-            Priority::Low,
-        );
+        for (prefix, label) in [
+            (at(1, 1.5), "PSH+ACK len 65536 ×46"),
+            (at(123_456, 654.321), "PSH+ACK len 3"),
+            (at(1_000_000, 86_400.25), "PSH+ACK len 16777216 ×11587"),
+        ] {
+            diagram.arrow(prefix, arrow(Side::Client, false, label), meaning, "ESTABLISHED", Priority::Low);
+        }
         diagram.arrow(PREFIX, arrow(Side::Server, true, "ACK"), "", "", Priority::Low);
         let lines = read(diagram, reader);
         assert_eq!(
             lines,
             [
-                "#1      1.500000  ── PSH+ACK len 65536, 46 segments ─►  SYN-RECEIVED → ESTABLISHED   ESTABLISHED",
-                "#7                ◄╌ ACK ╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌",
+                "#1     1.500000  ── PSH+ACK len 65536 ×46 ─►  SYN-RECEIVED → ESTABLISHED  ESTABLISHED",
+                "#123456 654.321  ── PSH+ACK len 3 ─────────►  SYN-RECEIVED → ESTABLISHED  ESTABLISHED",
+                "#1000000  86400  ── len 16777216 ×11587 ───►  SYN-RECEIVED → ESTABLISHED  ESTABLISHED",
+                "#7               ◄╌ ACK ╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌",
             ]
         );
-        assert_eq!(lines[0].chars().count(), 97 - 1);
+        assert!(lines[..3].iter().all(|line| width(line) == LINE_COLUMNS));
+    }
+
+    #[test]
+    fn long_remark_is_split_between_words() {
+        let (mut diagram, reader) = diagram(MAX_BURST_LINES);
+        let words = "window ".repeat(20);
+        diagram.remark(Prefix { number: 7, time: Some(Duration::ZERO) }, words.trim_end());
+        diagram.remark(PREFIX, &"x".repeat(70));
+        let lines = read(diagram, reader);
+        assert_eq!(lines.len(), 5);
+        assert!(lines.iter().all(|line| width(line) <= LINE_COLUMNS), "{lines:?}");
+        assert_eq!(lines[1], format!("#7{}{}", " ".repeat(15), "window ".repeat(9).trim_end()));
+        assert_eq!(lines[3].trim_end_matches('x').len(), PREFIX_COLUMNS);
+        assert_eq!(lines[3].len(), LINE_COLUMNS);
     }
 
     #[test]
@@ -387,10 +455,10 @@ mod tests {
             (b"\x00\x1b[2J\xff\xfe", r#""\x00\x1b[2J\xff\xfe""#),
             ("你好".as_bytes(), r#""你好""#),
             ("\u{202e}e\u{301}".as_bytes(), r#""\u{202e}e\u{301}""#),
-            (&[b'x'; 24], r#""xxxxxxxxxxxxxxxxxxxxxxxx""#),
-            (&[b'x'; 25], r#""xxxxxxxxxxxxxxxxxxxxxxxx"…"#),
-            (&[b'x'; 70_000], r#""xxxxxxxxxxxxxxxxxxxxxxxx"…"#),
-            ("一二三四五六七八九十一二三".as_bytes(), r#""一二三四五六七八九十一二"…"#),
+            (&[b'x'; 23], r#""xxxxxxxxxxxxxxxxxxxxxxx""#),
+            (&[b'x'; 24], r#""xxxxxxxxxxxxxxxxxxxxxxx"…"#),
+            (&[b'x'; 70_000], r#""xxxxxxxxxxxxxxxxxxxxxxx"…"#),
+            ("一二三四五六七八九十一二".as_bytes(), r#""一二三四五六七八九十一"…"#),
             (&"你好".as_bytes()[..4], r#""你\xe5""#),
         ] {
             assert_eq!(quoted(bytes, MEANING_COLUMNS), shown);

@@ -34,13 +34,15 @@ const MAX_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) const BULK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Printed at the start.
-const LEGEND: [&str; 6] = [
-    "explain  ───► observed (a system call of ours)   ╌╌► inferred (ACKs and the handshake are handled by",
-    "explain  the kernel, and so is what follows our close). Each read or write is shown as one segment,",
-    "explain  or as several if it exceeds the MSS. Seconds count from accept(2). The last column is the",
-    "explain  state of the socket in the kernel, as in ss -tan or /proc/net/tcp.",
+const LEGEND: [&str; 8] = [
+    "explain  ───► observed: a system call of ours",
+    "explain  ╌╌►  inferred: the handshake, ACKs, and everything after our close(2)",
+    "explain  Each read or write is shown as one segment, or as several (×3) if it exceeds",
+    "explain  the MSS. ACKs of data are on the wire and not shown. Seconds count from",
+    "explain  accept(2); an inferred segment has the time at which we looked, not its own.",
+    "explain  The last column is the state of the socket in the kernel, as in ss -tan.",
     "",
-    "no.      seconds  client                          server  state (RFC 9293) or bytes    kernel",
+    "no.     seconds  client                 server  state (RFC 9293) or bytes   kernel",
 ];
 
 /// A connection after our close(2), which the kernel terminates without us. tcp(7) calls its socket an orphan.

@@ -34,7 +34,7 @@ pub enum TcpState {
     /// Both sides have closed, ours first. The address pair is kept for a while, so that a late segment does not reach another
     /// connection.
     TimeWait,
-    /// There is no connection.
+    /// The connection does not exist (any more).
     Closed,
 }
 

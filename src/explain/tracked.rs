@@ -162,7 +162,7 @@ impl TrackedConnection {
         let label = match self.pair {
             None => format!("{count} bytes"),
             Some(_) if self.mss > 0 && count > self.mss => {
-                format!("PSH+ACK len {count}, {} segments", count.div_ceil(self.mss))
+                format!("PSH+ACK len {count} ×{}", count.div_ceil(self.mss))
             }
             Some(_) => format!("PSH+ACK len {count}"),
         };
@@ -290,7 +290,7 @@ impl TrackedConnection {
 
     /// Prints that TIME-WAIT is on our side.
     pub(super) fn print_time_wait(&self, diagram: &mut Diagram) {
-        let text = "TIME-WAIT is ours, because our FIN was first: the kernel keeps it 60 s";
+        let text = "TIME-WAIT is ours, because our FIN was first; it lasts 60 s";
         diagram.remark(self.undated(), text);
     }
 

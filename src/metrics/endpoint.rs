@@ -91,7 +91,7 @@ impl Endpoint {
         self.listener.register(registry, EventSource::Monitor(0).into())
     }
 
-    /// Records an event: index 0 is the listener, the others are requests. There is no generation here. A stale event for a
+    /// Records an event: index 0 is the listener, the others are requests. Requests have no generation: a stale event for a
     /// reused slot costs the new request one extra attempt, which is harmless.
     pub fn on_event(&mut self, index: u32) {
         self.has_work = true;

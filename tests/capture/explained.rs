@@ -52,20 +52,20 @@ fn printed(output: &str) -> Vec<Event> {
             mss = rest.split(' ').next().unwrap().parse().expect("number");
         }
         // The arrow and its label; its head says which side sent the segment.
-        let Some(arrow) = line.get(18..).filter(|arrow| arrow.starts_with(['─', '╌', '◄'])) else { continue };
+        let Some(arrow) = line.get(17..).filter(|arrow| arrow.starts_with(['─', '╌', '◄'])) else { continue };
         let from = if arrow.starts_with('◄') { Side::Server } else { Side::Client };
         let label = arrow.trim_start_matches(['◄', '─', '╌']).split(['─', '╌']).next().unwrap().trim();
         match label.strip_prefix("PSH+ACK len ") {
             Some("?") => events.push(Event::Data(from, None)),
             Some(length) => {
-                let (length, segments) = length.split_once(", ").unwrap_or((length, "1 segments"));
+                let (length, segments) = length.split_once(" ×").unwrap_or((length, "1"));
                 let mut left: usize = length.parse().expect("number");
                 let before = events.len();
                 while left > 0 {
                     events.push(Event::Data(from, Some(left.min(mss))));
                     left = left.saturating_sub(mss);
                 }
-                assert_eq!(format!("{} segments", events.len() - before), segments, "{line}");
+                assert_eq!((events.len() - before).to_string(), segments, "{line}");
             }
             None if label == "FIN+ACK" => events.push(Event::Fin(from)),
             None if label == "RST" => events.push(Event::Rst(from)),
