@@ -167,6 +167,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
             return result;
         }
         scratch.traffic.stalled += 1;
+        scratch.traffic.buffered += answer.len() - count;
         self.pending = Some(Pending::from_partial_write(self.number, answer, count, observer));
         result
     }
@@ -255,6 +256,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
         if count > 0 {
             observer.event(self.number, ConnectionEvent::Sent(&pending.remaining()[..count]));
             scratch.traffic.sent += count as u64;
+            scratch.traffic.buffered -= count;
             self.last_active = scratch.ms;
             pending.advance(count);
         }

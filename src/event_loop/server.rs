@@ -200,6 +200,7 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
         let connection = self.connections.remove(id);
         self.counters.closed[reason.index()] += 1;
         self.scratch.traffic.stalled -= usize::from(connection.is_stalled());
+        self.scratch.traffic.buffered -= connection.pending_len();
         let (peer, bytes_in, bytes_out) = (connection.peer, connection.received(), connection.sent());
         debug!("connection {} from {peer} closed: {reason}, {bytes_in} bytes in, {bytes_out} bytes out", id.generation);
         observer.closed(id.generation, reason, &connection.stream);
@@ -321,7 +322,8 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
     fn update_monitor(&mut self) {
         let accept_paused = !self.has_room() || self.acceptor.resume_at() < NEVER;
         let draining = self.drain_deadline < NEVER;
-        let snapshot = Snapshot { counters: self.counters(), accept_paused, draining };
+        let max_connections = self.settings.max_connections;
+        let snapshot = Snapshot { counters: self.counters(), max_connections, accept_paused, draining };
         self.monitor.update(self.clock.ms(), self.poll.registry(), &snapshot);
     }
 

@@ -299,7 +299,7 @@ pub(super) mod tests {
             reserve: &mut Reserve::default(),
             iterations: &IterationDurations::default(),
             started: Duration::ZERO,
-            snapshot: &Snapshot { counters: Counters::default(), accept_paused: false, draining },
+            snapshot: &Snapshot { counters: Counters::default(), max_connections: 3, accept_paused: false, draining },
             lines_dropped: 0,
         })
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Write};
 
-use crate::event_loop::counters::{Snapshot, Traffic};
+use crate::event_loop::counters::{PauseReason, Snapshot, Traffic};
 use crate::event_loop::outcome::CloseReason;
 use crate::metrics::durations::{BOUNDS, IterationDurations};
 use crate::metrics::process::Process;
@@ -13,11 +13,12 @@ use crate::metrics::process::Process;
 /// In the names, a turn is an iteration of the event loop.
 pub fn page(snapshot: &Snapshot, lines_dropped: u64, iterations: &IterationDurations, process: &Process) -> String {
     let counters = snapshot.counters;
-    let Traffic { received, sent, discarded, stalled } = counters.traffic;
+    let Traffic { received, sent, discarded, stalled, buffered } = counters.traffic;
     let mut page = Text(String::with_capacity(8192));
 
     page.counter("echod_connections_accepted_total", "Connections accepted.", counters.accepted);
     page.gauge("echod_connections_open", "Connections open now.", counters.open());
+    page.gauge("echod_connections_max", "Connection limit.", snapshot.max_connections);
     page.head("echod_connections_closed_total", "counter", "Connections closed, by reason.");
     for (reason, count) in CloseReason::NAMES.iter().zip(counters.closed) {
         page.line(format_args!("echod_connections_closed_total{{reason=\"{reason}\"}} {count}"));
@@ -27,9 +28,12 @@ pub fn page(snapshot: &Snapshot, lines_dropped: u64, iterations: &IterationDurat
     page.counter("echod_discarded_bytes_total", "Bytes read and discarded after the server's FIN.", discarded);
     let help = "Connections with unsent data whose peer is not reading.";
     page.gauge("echod_stalled_connections", help, stalled);
+    page.gauge("echod_buffered_bytes", "Unsent bytes held in user space, of all connections.", buffered);
     page.counter("echod_accept_errors_total", "Accepts that failed.", counters.accept_errors);
-    let help = "Times accepting was paused because file descriptors or memory ran out.";
-    page.counter("echod_accept_pauses_total", help, counters.accept_pauses);
+    page.head("echod_accept_pauses_total", "counter", "Times accepting was paused, by reason.");
+    for (reason, count) in PauseReason::NAMES.iter().zip(counters.accept_pauses) {
+        page.line(format_args!("echod_accept_pauses_total{{reason=\"{reason}\"}} {count}"));
+    }
     let help = "1 while new connections are not accepted: connection limit, file descriptors or memory.";
     page.gauge("echod_accept_paused", help, u8::from(snapshot.accept_paused));
     let help = "Lines dropped because stdout or stderr could not be written.";
@@ -87,7 +91,7 @@ mod tests {
     use crate::event_loop::counters::Counters;
 
     fn page_of(counters: &Counters, iterations: &IterationDurations) -> String {
-        let snapshot = Snapshot { counters: *counters, accept_paused: false, draining: false };
+        let snapshot = Snapshot { counters: *counters, max_connections: 0, accept_paused: false, draining: false };
         page(&snapshot, 0, iterations, &Process::read(0, Duration::from_secs(1)))
     }
 
@@ -97,12 +101,13 @@ mod tests {
         for series in [
             "echod_connections_accepted_total",
             "echod_connections_open",
+            "echod_connections_max",
             "echod_received_bytes_total",
             "echod_sent_bytes_total",
             "echod_discarded_bytes_total",
             "echod_stalled_connections",
+            "echod_buffered_bytes",
             "echod_accept_errors_total",
-            "echod_accept_pauses_total",
             "echod_accept_paused",
             "echod_turns_total",
             "echod_budget_exhausted_total",
@@ -111,6 +116,9 @@ mod tests {
             "echod_turn_duration_seconds_bucket{le=\"+Inf\"}",
         ] {
             assert!(page.contains(&format!("\n{series} 0\n")), "{series}");
+        }
+        for reason in ["limit", "descriptors", "memory", "error"] {
+            assert!(page.contains(&format!("\nechod_accept_pauses_total{{reason=\"{reason}\"}} 0\n")), "{reason}");
         }
         for reason in ["finished", "one_shot", "drained", "reset", "idle", "cut", "error"] {
             assert!(page.contains(&format!("\nechod_connections_closed_total{{reason=\"{reason}\"}} 0\n")), "{reason}");

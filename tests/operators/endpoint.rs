@@ -114,7 +114,9 @@ fn endpoint_answers_at_the_connection_limit() {
 
     let page = metrics(&daemon);
     assert_eq!(page.value("echod_connections_open"), 2.0);
+    assert_eq!(page.value("echod_connections_max"), 2.0);
     assert_eq!(page.value("echod_accept_paused"), 1.0);
+    assert_eq!(page.value("echod_accept_pauses_total{reason=\"limit\"}"), 1.0);
     assert_eq!(get(&daemon, "/healthz").status, 200);
 
     let requesting: Vec<Client> = (0..16).map(|_| Client::connect(endpoint(&daemon))).collect();
@@ -161,7 +163,7 @@ fn descriptor_exhaustion_is_reported_without_spinning() {
     wait_until("the pause is reported", || metrics(&daemon).value("echod_accept_paused") == 1.0);
     let page = metrics(&daemon);
     assert!(page.value("echod_accept_errors_total") >= 1.0);
-    assert_eq!(page.value("echod_accept_pauses_total"), 1.0, "a renewed pause counts once");
+    assert_eq!(page.value("echod_accept_pauses_total{reason=\"descriptors\"}"), 1.0, "a renewed pause counts once");
     let cpu = daemon.cpu_time_during(Duration::from_secs(1));
     assert!(cpu <= Duration::from_millis(20), "{cpu:?} of CPU without descriptors");
 

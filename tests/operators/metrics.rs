@@ -19,6 +19,8 @@ fn every_series_of_the_contract_is_present_at_start() {
         "echod_sent_bytes_total",
         "echod_discarded_bytes_total",
         "echod_stalled_connections",
+        "echod_buffered_bytes",
+        "echod_budget_exhausted_total",
         "echod_accept_errors_total",
         "echod_accept_paused",
         "echod_log_lines_dropped_total",
@@ -28,6 +30,10 @@ fn every_series_of_the_contract_is_present_at_start() {
     for reason in ["finished", "one_shot", "drained", "reset", "idle", "cut", "error"] {
         assert_eq!(page.value(&format!("echod_connections_closed_total{{reason=\"{reason}\"}}")), 0.0, "{reason}");
     }
+    for reason in ["limit", "descriptors", "memory", "error"] {
+        assert_eq!(page.value(&format!("echod_accept_pauses_total{{reason=\"{reason}\"}}")), 0.0, "{reason}");
+    }
+    assert!(page.value("echod_connections_max") >= 1.0);
     assert!(page.value("echod_turns_total") >= 1.0);
     page.value("echod_turn_duration_seconds_sum");
     page.value("echod_turn_duration_seconds_count");
@@ -99,10 +105,13 @@ fn stalled_peer_is_reported_until_it_reads() {
     let sent = peer.send_until_stalled(&pattern(1, 60_000), Duration::from_millis(300), 100 << 20);
     let page = metrics(&daemon);
     assert_eq!(page.value("echod_stalled_connections"), 1.0);
-    assert!(page.value("echod_sent_bytes_total") < page.value("echod_received_bytes_total"));
+    let unsent = page.value("echod_received_bytes_total") - page.value("echod_sent_bytes_total");
+    assert!(unsent > 0.0);
+    assert_eq!(page.value("echod_buffered_bytes"), unsent);
     peer.read_exactly(sent).expect("echo");
     let page = metrics(&daemon);
     assert_eq!(page.value("echod_stalled_connections"), 0.0);
+    assert_eq!(page.value("echod_buffered_bytes"), 0.0);
     assert_eq!(page.value("echod_sent_bytes_total"), sent as f64);
     assert!(page.value("echod_budget_exhausted_total") > 0.0, "this many bytes exceed the budget of an iteration");
 
@@ -110,6 +119,7 @@ fn stalled_peer_is_reported_until_it_reads() {
     assert_eq!(metrics(&daemon).value("echod_stalled_connections"), 1.0);
     peer.reset();
     wait_until("a reset connection is not stalled", || metrics(&daemon).value("echod_stalled_connections") == 0.0);
+    assert_eq!(metrics(&daemon).value("echod_buffered_bytes"), 0.0);
 }
 
 #[test]
