@@ -8,7 +8,7 @@
 //! ([`Reserve`]), and each request is bounded in what it may hold (8 KiB), cost (a few system calls per iteration) and last
 //! (5 s).
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
@@ -18,27 +18,15 @@ use slab::Slab;
 use crate::event_loop::clock::NEVER;
 use crate::event_loop::counters::Snapshot;
 use crate::event_loop::token::EventSource;
-use crate::event_loop::transport::{Peer, Stream, Transport};
+use crate::event_loop::transport::{Peer, Stream};
 use crate::listen::address::Address;
 use crate::listen::listener::{AcceptError, Listener};
 use crate::listen::socket::{BindError, ListenOptions};
 use crate::metrics::durations::IterationDurations;
 use crate::metrics::exposition;
 use crate::metrics::process::Process;
-use crate::metrics::request::{MAX_REQUEST_LEN, parse_request, response};
 use crate::metrics::reserve::Reserve;
-
-/// The maximum number of requests at once. Enough for a scraper or two and a few probes; more of them wait in the backlog.
-pub(super) const MAX_REQUESTS: usize = 16;
-
-/// How long a request may take from its accept to its close, in milliseconds.
-const REQUEST_TIMEOUT_MS: u64 = 5_000;
-
-/// The maximum number of reads and writes for one request in one iteration. A request that arrives whole needs two.
-const MAX_STEPS_PER_ITERATION: usize = 4;
-
-/// The maximum number of bytes that are read and discarded after the request, before the connection is closed anyway.
-const MAX_DISCARDED: usize = 1 << 20;
+use crate::metrics::slots::{MAX_REQUESTS, Request};
 
 /// The maximum number of accepts in one iteration. As many failures as there are slots are tolerated.
 const MAX_ACCEPTS_PER_ITERATION: usize = 2 * MAX_REQUESTS;
@@ -176,9 +164,7 @@ impl Endpoint {
         let token = EventSource::Monitor(entry.key() as u32 + 1).into();
         // Registering fails if memory has run out. Then this connection is closed, and the client will try again.
         if registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE).is_ok() {
-            // Ready before any event: usually the request has already arrived.
-            let state = RequestState::Reading(Vec::new());
-            entry.insert(Request { stream, state, ready: true, deadline: now + REQUEST_TIMEOUT_MS });
+            entry.insert(Request::new(stream, now));
         }
     }
 }
@@ -202,96 +188,14 @@ impl Context<'_> {
     }
 }
 
-/// A connection to the endpoint: one request and its response.
-#[derive(Debug)]
-struct Request {
-    stream: Stream,
-    state: RequestState,
-    /// Whether an event has arrived and no system call has returned WouldBlock since.
-    ready: bool,
-    /// When it is closed, complete or not, in milliseconds.
-    deadline: u64,
-}
-
-#[derive(Debug)]
-enum RequestState {
-    /// Reading the request. Holds what has arrived.
-    Reading(Vec<u8>),
-    /// Writing the response. Holds what is left of it.
-    Writing(Vec<u8>),
-    /// The response and our FIN are sent. What still arrives (a body, a second request) is discarded until the peer's FIN,
-    /// because closing with unread bytes sends RST, which can destroy the response. Holds the number of discarded bytes.
-    Lingering(usize),
-}
-
-impl Request {
-    /// Does what can be done now, within its budget. Returns whether the request is done.
-    fn serve(&mut self, context: &mut Context<'_>) -> bool {
-        for _ in 0..MAX_STEPS_PER_ITERATION {
-            match self.step(context) {
-                Ok(is_done @ true) => return is_done,
-                Ok(false) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.ready = false;
-                    return false;
-                }
-                Err(_) => return true, // The peer has disappeared.
-            }
-        }
-        false
-    }
-
-    /// Makes one system call and the state transition that follows. Returns whether the request is done.
-    fn step(&mut self, context: &mut Context<'_>) -> io::Result<bool> {
-        let mut buffer = [0; MAX_REQUEST_LEN];
-        match &mut self.state {
-            RequestState::Reading(request) => {
-                let count = self.stream.read(&mut buffer[request.len()..])?;
-                if count == 0 && request.is_empty() {
-                    return Ok(true); // A probe that only connects.
-                }
-                request.extend_from_slice(&buffer[request.len()..][..count]);
-                let is_final = count == 0 || request.len() == MAX_REQUEST_LEN;
-                if let Some((route, head_only)) = parse_request(request, is_final) {
-                    self.state = RequestState::Writing(response(route, head_only, context));
-                }
-                Ok(false)
-            }
-            RequestState::Writing(remaining) => {
-                let count = self.stream.write(remaining)?;
-                remaining.drain(..count);
-                if remaining.is_empty() {
-                    self.stream.shutdown_write()?;
-                    self.state = RequestState::Lingering(0);
-                }
-                Ok(false)
-            }
-            RequestState::Lingering(discarded) => {
-                let count = self.stream.read(&mut buffer)?;
-                *discarded += count;
-                Ok(count == 0 || *discarded > MAX_DISCARDED)
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 #[path = "../../tests/support/property.rs"]
 pub(super) mod property;
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::cell::RefCell;
-    use std::collections::BTreeSet;
-
-    use proptest::collection;
-    use proptest::prelude::{Strategy, any, prop_oneof};
-    use proptest::sample::{Index, select};
-
     use super::*;
     use crate::event_loop::counters::Counters;
-    use crate::metrics::request::tests::{Input, requests};
 
     /// Runs `work` with the context of a daemon that has done nothing yet.
     pub(in crate::metrics) fn with_context<T>(draining: bool, work: impl FnOnce(&mut Context<'_>) -> T) -> T {
@@ -302,62 +206,5 @@ pub(super) mod tests {
             snapshot: &Snapshot { counters: Counters::default(), max_connections: 3, accept_paused: false, draining },
             lines_dropped: 0,
         })
-    }
-
-    /// Returns the complete response to these pieces and a FIN, sent over a socket.
-    fn response_to<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, draining: bool) -> String {
-        let (ours, mut peer) = std::os::unix::net::UnixStream::pair().expect("socket pair");
-        ours.set_nonblocking(true).expect("non-blocking");
-        let stream = Stream::Unix(mio::net::UnixStream::from_std(ours));
-        let mut request = Request { stream, state: RequestState::Reading(Vec::new()), ready: true, deadline: NEVER };
-        let serve = |request: &mut Request| {
-            request.ready = true;
-            let mut is_done = false;
-            while request.ready && !is_done {
-                is_done = with_context(draining, |context| request.serve(context));
-            }
-            is_done
-        };
-        for piece in pieces {
-            peer.write_all(piece).expect("reading should continue after the response");
-            assert!(!serve(&mut request), "done before the peer's FIN");
-        }
-        peer.shutdown(std::net::Shutdown::Write).expect("FIN");
-        assert!(serve(&mut request), "not done after the peer's FIN");
-        drop(request);
-        let mut response = String::new();
-        peer.read_to_string(&mut response).expect("a UTF-8 response, not a reset");
-        response
-    }
-
-    #[test]
-    fn response_does_not_depend_on_how_the_request_is_split() {
-        // A request becomes too large by many headers, or by a long one.
-        let repeated = (select(vec![&b"a: b\r\n"[..], b"x", b"\r\n"]), 0..9000_usize);
-        let large = (requests(), repeated, requests())
-            .prop_map(|(front, (piece, count), back)| Input([front.0, piece.repeat(count), back.0].concat()));
-        let inputs = (prop_oneof![4 => requests(), 1 => large], collection::vec(any::<Index>(), 0..6), any::<bool>());
-        let statuses = RefCell::new(BTreeSet::new());
-        property::for_each(2000, &inputs, |(Input(request), cuts, draining)| {
-            let mut bounds = vec![0, request.len()];
-            bounds.extend(cuts.iter().map(|cut| cut.index(request.len() + 1)));
-            bounds.sort_unstable();
-            let pieces = bounds.windows(2).map(|bounds| &request[bounds[0]..bounds[1]]);
-            let (whole, split) = (response_to([&request[..]], *draining), response_to(pieces, *draining));
-            let status = |response: &str| response.split("\r\n").next().unwrap_or("").to_owned();
-            assert_eq!(status(&whole), status(&split), "complete, and split at {bounds:?}");
-            assert_eq!(whole.is_empty(), request.is_empty(), "every request should be answered");
-            statuses.borrow_mut().insert(status(&whole));
-        });
-        let expected = [
-            "",
-            "HTTP/1.1 200 OK",
-            "HTTP/1.1 400 Bad Request",
-            "HTTP/1.1 404 Not Found",
-            "HTTP/1.1 405 Method Not Allowed",
-            "HTTP/1.1 431 Request Header Fields Too Large",
-            "HTTP/1.1 503 Service Unavailable",
-        ];
-        assert_eq!(Vec::from_iter(statuses.into_inner()), expected, "exactly those of the contract");
     }
 }

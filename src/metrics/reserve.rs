@@ -2,7 +2,7 @@
 
 use socket2::{Domain, Socket, Type};
 
-use crate::metrics::endpoint::MAX_REQUESTS;
+use crate::metrics::slots::MAX_REQUESTS;
 
 /// One descriptor for each possible request, and one for the files under /proc. One of them is closed right before a descriptor
 /// is needed, so that a request gets one even if connections use all the others.
