@@ -7,6 +7,7 @@ use log::{debug, info, warn};
 use mio::Registry;
 
 use crate::event_loop::clock::NEVER;
+use crate::event_loop::counters::PauseReason;
 use crate::event_loop::token::EventSource;
 use crate::event_loop::transport::{Peer, Stream};
 use crate::listen::listener::{AcceptError, Listener};
@@ -35,11 +36,13 @@ pub struct Acceptor {
     /// Whether a pause was logged whose end has not been logged yet.
     pause_logged: bool,
     limit_logged: bool,
+    /// Whether accepting is paused by the connection limit.
+    at_limit: bool,
     draining: bool,
     /// Failed accepts since startup: aborted connections, and exhausted resources.
     pub errors: u64,
-    /// Pauses since startup. A renewed pause counts once.
-    pub pauses: u64,
+    /// Pauses since startup, indexed by [`PauseReason`]. A renewed pause counts once.
+    pub pauses: [u64; PauseReason::COUNT],
 }
 
 impl Acceptor {
@@ -58,9 +61,10 @@ impl Acceptor {
             resume_at: NEVER,
             pause_logged: false,
             limit_logged: false,
+            at_limit: false,
             draining: false,
             errors: 0,
-            pauses: 0,
+            pauses: [0; PauseReason::COUNT],
         })
     }
 
@@ -153,13 +157,17 @@ impl Acceptor {
     pub fn pause(&mut self, attempt: &str, error: &io::Error, now: u64) {
         self.resume_at = now + PAUSE_MS;
         if !mem::replace(&mut self.pause_logged, true) {
-            self.pauses += 1;
+            self.pauses[PauseReason::from_io_error(error) as usize] += 1;
             warn!("cannot {attempt}: {error}; pausing accepts");
         }
     }
 
-    /// Logs that the connection limit has been reached. Only once: at the limit, every closed connection leads back to it.
+    /// Counts a pause by the connection limit, which ends when a connection closes. It is logged only once: at the limit, every
+    /// closed connection leads back to it.
     pub fn on_connection_limit(&mut self, limit: usize) {
+        if !mem::replace(&mut self.at_limit, true) {
+            self.pauses[PauseReason::Limit as usize] += 1;
+        }
         if !mem::replace(&mut self.limit_logged, true) {
             warn!(
                 "connection limit ({limit}) reached; new connections wait in the backlog \
@@ -171,6 +179,7 @@ impl Acceptor {
     /// Ends a pause, because one of our connections has closed and freed a descriptor.
     pub fn resume(&mut self) {
         self.resume_at = NEVER;
+        self.at_limit = false;
     }
 
     /// Starts the graceful shutdown: connections in the backlogs are still accepted, then each listener is closed.
@@ -302,7 +311,11 @@ mod tests {
         assert_eq!((acceptor.errors, acceptor.resume_at()), (MAX_ACCEPTS_PER_ITERATION as u64 - 1, NEVER));
         acceptor.handle_accept_error(0, Errno::INTR.into(), 0).expect("no fatal error");
         assert_eq!(acceptor.errors, MAX_ACCEPTS_PER_ITERATION as u64 - 1, "an interrupted call is not an error");
-        assert_eq!((acceptor.resume_at(), acceptor.pauses), (PAUSE_MS, 1), "but repeating it forever would spin");
+        assert_eq!(
+            (acceptor.resume_at(), acceptor.pauses),
+            (PAUSE_MS, [0, 0, 0, 1]),
+            "but repeating it forever would spin"
+        );
 
         acceptor.start_iteration(PAUSE_MS);
         acceptor.handle_accept_error(0, aborted(), PAUSE_MS).expect("no fatal error");
@@ -320,11 +333,15 @@ mod tests {
         };
         for errors in 1..=3 {
             fail(&mut acceptor, Errno::MFILE).expect("no fatal error");
-            assert_eq!((acceptor.errors, acceptor.pauses), (errors, 1));
+            assert_eq!((acceptor.errors, acceptor.pauses), (errors, [0, 1, 0, 0]));
         }
         fail(&mut acceptor, Errno::AGAIN).expect("no fatal error");
         fail(&mut acceptor, Errno::MFILE).expect("no fatal error");
-        assert_eq!((acceptor.errors, acceptor.pauses), (4, 2), "the end of the first pause was seen in between");
+        assert_eq!(
+            (acceptor.errors, acceptor.pauses),
+            (4, [0, 2, 0, 0]),
+            "the end of the first pause was seen in between"
+        );
         assert!(fail(&mut acceptor, Errno::BADF).is_err(), "the daemon cannot continue");
     }
 

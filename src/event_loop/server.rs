@@ -330,7 +330,8 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
     fn update_monitor(&mut self) {
         let accept_paused = !self.has_room() || self.acceptor.resume_at() < NEVER;
         let draining = self.drain_deadline < NEVER;
-        let snapshot = Snapshot { counters: self.counters(), accept_paused, draining };
+        let max_connections = self.settings.max_connections;
+        let snapshot = Snapshot { counters: self.counters(), max_connections, accept_paused, draining };
         self.monitor.update(self.clock.ms(), self.poll.registry(), &snapshot);
     }
 

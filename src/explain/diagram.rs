@@ -1,7 +1,7 @@
-//! A sequence diagram in a terminal, line by line: who, when, the arrow, what it did, the kernel's word.
+//! Line-based rendering of a sequence diagram in a terminal.
 //!
-//! Nothing here knows TCP. It is about columns and colours, and about the bound on lines: more than a
-//! reader could follow are left out and counted, so that telling never slows what is told.
+//! Nothing here knows TCP. It is about columns, colors and the line budget: lines beyond what a reader could follow are skipped
+//! and counted, so that printing never slows down the daemon.
 
 use std::fmt::Write;
 use std::io::{self, IsTerminal};
@@ -11,250 +11,280 @@ use std::{env, mem};
 
 use crate::daemon::output::NonBlockingWriter;
 
-/// Lines told in a second, when it goes on for long: already more than a reader can follow, and under 1 % of
-/// a processor (a line costs some 5 µs, most of it write(2)).
-const LINES_PER_SECOND: u32 = 1000;
+/// The sustained limit of lines per second: more than a reader can follow, and less than 1 % of a processor (a line costs some
+/// 5 µs, most of it in write(2)).
+const MAX_LINES_PER_SECOND: u32 = 1000;
 
-/// Lines that may be told at once after a quiet time: half a millisecond of work.
-const BURST: u32 = 100;
+/// The maximum number of lines printed at once after a quiet period: half a millisecond of work.
+const MAX_BURST_LINES: u32 = 100;
 
-/// Of these, so many are kept for how connections begin and end: a bulk transfer may hide its own middle only.
-const KEPT: u32 = 30;
+/// How many of these lines are reserved for [`Priority::High`], so that a bulk transfer hides only its own middle and not how
+/// other connections begin and end.
+const RESERVED_LINES: u32 = 30;
 
-/// Columns of an arrow.
-const ARROW: usize = 36;
+/// The width of a line in columns: what fits into a column of text in rendered documentation, with room to spare in a terminal of
+/// 100 columns.
+pub const LINE_COLUMNS: usize = 85;
 
-/// Columns of what an arrow means: a change of state, or bytes. With the longest state after it, a line has 97.
-pub const MEANING: usize = 27;
+/// The width of the beginning of a line: the number of the connection and the time.
+const PREFIX_COLUMNS: usize = 17;
 
-/// One diagram, on one outlet, for all connections.
+/// The width of an arrow: `PSH+ACK len 65536 ×46` and six columns of line and head.
+const ARROW_COLUMNS: usize = 27;
+
+/// The width of an arrow's meaning: the longest state transition, or bytes. The state in the kernel fits after it.
+pub const MEANING_COLUMNS: usize = 26;
+
+const _: () = assert!(PREFIX_COLUMNS + ARROW_COLUMNS + 2 + MEANING_COLUMNS + 2 + "ESTABLISHED".len() == LINE_COLUMNS);
+
+/// The sequence diagram of all connections, on one output.
 #[derive(Debug)]
 pub struct Diagram {
-    outlet: NonBlockingWriter,
-    colour: bool,
-    /// How many lines may be written now.
+    writer: NonBlockingWriter,
+    color: bool,
+    /// How many lines may be written now, and when this was computed.
     left: u32,
-    as_of: Instant,
-    /// Lines that were not written since the last that was.
-    missed: u64,
-    owes_a_count: bool,
+    refilled_at: Instant,
+    /// Lines skipped since the last one that was written.
+    skipped: u64,
+    /// Whether some were skipped for lack of budget and their number has not been printed yet.
+    has_skipped_lines: bool,
     line: String,
 }
 
-/// Where an arrow starts.
+/// The end of a connection at which an arrow starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// It points to the right.
+    /// Drawn on the left; its arrows point to the right.
     Client,
-    /// It points to the left.
+    /// Drawn on the right; its arrows point to the left.
     Server,
 }
 
-/// An arrow and what is written on it.
+/// An arrow with its label.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrow<'a> {
     /// Where it starts.
     pub from: Side,
-    /// Whether it is drawn dashed: nobody saw it, it must have been.
+    /// Whether it is drawn dashed: no system call has shown it, but it must have happened.
     pub inferred: bool,
-    /// What is written on it.
+    /// The text on the arrow.
     pub label: &'a str,
 }
 
-/// A line's place: its connection, and when it was.
+/// The beginning of a line: its connection and its time.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
-    /// The connection's number.
+pub struct Prefix {
+    /// The number of the connection.
     pub number: u32,
-    /// `None`: nobody knows.
+    /// The time since accept(2). `None`: unknown.
     pub time: Option<Duration>,
 }
 
-/// How much depends on a line.
+/// How important a line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Weight {
+pub enum Priority {
     /// It is one of many.
-    Light,
-    /// The story cannot be understood without it.
-    Heavy,
+    Low,
+    /// The diagram cannot be understood without it.
+    High,
 }
 
 impl Diagram {
-    /// On this descriptor, in colour where it is a terminal that has it (<https://no-color.org>).
+    /// Creates a diagram on this descriptor, in color if it is a terminal that supports it (<https://no-color.org>).
     pub fn new<T: AsFd + IsTerminal>(shared: T) -> io::Result<Diagram> {
         let unset = |name| env::var_os(name).is_none_or(|value| value.is_empty());
         let dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let colour = shared.is_terminal() && unset("NO_COLOR") && !dumb;
-        let outlet = NonBlockingWriter::new(shared)?;
+        let color = shared.is_terminal() && unset("NO_COLOR") && !dumb;
+        let writer = NonBlockingWriter::new(shared)?;
         Ok(Diagram {
-            outlet,
-            colour,
-            left: BURST,
-            as_of: Instant::now(),
-            missed: 0,
-            owes_a_count: false,
+            writer,
+            color,
+            left: MAX_BURST_LINES,
+            refilled_at: Instant::now(),
+            skipped: 0,
+            has_skipped_lines: false,
             line: String::new(),
         })
     }
 
-    /// A line that belongs to no connection.
+    /// Prints a line that does not belong to a connection.
     pub fn heading(&mut self, text: &str) {
-        if self.may_write(Weight::Heavy) {
+        if self.take_line(Priority::High) {
             self.paint(DIM, text);
             self.finish();
         }
     }
 
-    /// An arrow, its meaning, and the kernel's word on it.
-    pub fn arrow(&mut self, place: Place, arrow: Arrow<'_>, meaning: &str, kernel: &str, weight: Weight) {
-        if !self.may_write(weight) {
+    /// Prints an arrow, its meaning, and the state of the socket in the kernel.
+    pub fn arrow(&mut self, prefix: Prefix, arrow: Arrow<'_>, meaning: &str, kernel: &str, priority: Priority) {
+        if !self.take_line(priority) {
             return;
         }
-        self.begin(place);
+        self.begin(prefix);
         let dash = if arrow.inferred { "╌" } else { "─" };
         let (tail, head) = match arrow.from {
             Side::Client => (dash, "►"),
             Side::Server => ("◄", dash),
         };
-        let fill = ARROW.saturating_sub(arrow.label.chars().count() + 5);
-        let drawn = format!("{tail}{dash} {} {}{head}", arrow.label, dash.repeat(fill));
+        let label_columns = ARROW_COLUMNS - 5;
+        // Lengths of eight digits, with a large --buffer-size, leave no room for the flags.
+        let label = arrow.label;
+        let label = if width(label) > label_columns { label.trim_start_matches("PSH+ACK ") } else { label };
+        let fill = label_columns.saturating_sub(width(label));
+        let drawn = format!("{tail}{dash} {label} {}{head}", dash.repeat(fill));
         let style = match arrow {
             Arrow { label: "RST", .. } => RED,
             Arrow { inferred: true, .. } => DIM,
-            _ => colour_of(place.number),
+            _ => color_of(prefix.number),
         };
         self.paint(style, &drawn);
         if !meaning.is_empty() || !kernel.is_empty() {
             let _ = write!(self.line, "  {meaning}");
         }
         if !kernel.is_empty() {
-            let _ = write!(self.line, "{:1$}", "", MEANING.saturating_sub(width(meaning)) + 2);
+            let _ = write!(self.line, "{:1$}", "", MEANING_COLUMNS.saturating_sub(width(meaning)) + 2);
             self.paint(DIM, kernel);
         }
         self.finish();
     }
 
-    /// What no arrow can say.
-    pub fn remark(&mut self, place: Place, text: &str) {
-        if self.may_write(Weight::Heavy) {
-            self.begin(place);
-            self.line.push_str(text);
+    /// Prints a remark in the place of an arrow, on several lines if it is too long for one.
+    pub fn remark(&mut self, mut prefix: Prefix, text: &str) {
+        let mut rest = text;
+        while !rest.is_empty() {
+            if !self.take_line(Priority::High) {
+                return;
+            }
+            let (line, remaining) = split_line(rest, LINE_COLUMNS - PREFIX_COLUMNS);
+            self.begin(prefix);
+            self.line.push_str(line);
             self.finish();
+            (prefix.time, rest) = (None, remaining);
         }
     }
 
-    /// Whether there is room for a line of this weight. Whoever would work hard for a line asks first.
-    pub fn has_room(&mut self, weight: Weight) -> bool {
+    /// Returns whether there is budget for a line of this priority. Callers check it before they do expensive work for a line.
+    pub fn has_room(&mut self, priority: Priority) -> bool {
         self.refill();
-        let needed = match weight {
-            Weight::Heavy => 1,
-            Weight::Light if self.missed == 0 => KEPT + 1,
-            Weight::Light => BURST, // A gap, once begun, is worth its line.
+        let needed = match priority {
+            Priority::High => 1,
+            Priority::Low if self.skipped == 0 => RESERVED_LINES + 1,
+            Priority::Low => MAX_BURST_LINES, // A gap needs a line of its own, so let it grow.
         };
         self.left >= needed
     }
 
-    /// Counts a line that found no room.
-    pub fn leave_out(&mut self) {
-        self.missed += 1;
-        self.owes_a_count = true;
+    /// Counts a line that the budget did not allow.
+    pub fn skip_line(&mut self) {
+        self.skipped += 1;
+        self.has_skipped_lines = true;
     }
 
-    /// Whether lines were left out for being too many, and nobody has been told.
-    pub fn owes_a_count(&self) -> bool {
-        self.owes_a_count
+    /// Returns whether lines were skipped for lack of budget and their number has not been printed yet.
+    pub fn has_skipped_lines(&self) -> bool {
+        self.has_skipped_lines
     }
 
-    /// Tells it, if things have calmed down.
-    pub fn settle(&mut self) {
+    /// Prints the number of skipped lines, if the budget is full again.
+    pub fn flush_skipped(&mut self) {
         self.refill();
-        if self.owes_a_count && self.left == BURST {
+        if self.has_skipped_lines && self.left == MAX_BURST_LINES {
             self.left -= 1;
-            self.say_what_is_missing();
+            self.print_skipped();
         }
     }
 
-    /// Tells how many lines are missing here, if any are.
-    pub fn say_what_is_missing(&mut self) {
-        self.owes_a_count = false;
-        if self.missed > 0 {
-            let missed = mem::take(&mut self.missed);
-            self.paint(DIM, &format!("…     {missed} lines left out: too many to follow, or not read in time"));
+    /// Prints the number of skipped lines, if there are any.
+    pub fn print_skipped(&mut self) {
+        self.has_skipped_lines = false;
+        if self.skipped > 0 {
+            let skipped = mem::take(&mut self.skipped);
+            self.paint(
+                DIM,
+                &format!("…     {skipped} lines omitted (output too fast, or the reader of stdout is too slow)"),
+            );
             if !self.write() {
-                self.missed = missed;
+                self.skipped = skipped;
             }
         }
     }
 
-    fn begin(&mut self, place: Place) {
-        self.paint(colour_of(place.number), &format!("{:<5}", format!("#{}", place.number)));
-        let _ = match place.time {
-            Some(time) => write!(self.line, " {:>10.6}  ", time.as_secs_f64()),
-            None => write!(self.line, " {:10}  ", ""),
+    fn begin(&mut self, prefix: Prefix) {
+        let number = format!("#{}", prefix.number);
+        self.paint(color_of(prefix.number), &number);
+        // The two share the columns: a million connections leave room for a time of a day.
+        let columns = PREFIX_COLUMNS.saturating_sub(number.len() + 2);
+        let _ = match prefix.time {
+            Some(time) => write!(self.line, "{:>columns$}  ", seconds(time, columns)),
+            None => write!(self.line, "{:columns$}  ", ""),
         };
     }
 
     fn paint(&mut self, style: &str, text: &str) {
-        if self.colour {
+        if self.color {
             let _ = write!(self.line, "\x1b[{style}m{text}\x1b[0m");
         } else {
             self.line.push_str(text);
         }
     }
 
-    /// Takes the room of a line, if there is some. If not, the line is counted, and the count is told before the next one.
-    fn may_write(&mut self, weight: Weight) -> bool {
-        if !self.has_room(weight) {
-            self.leave_out();
+    /// Takes a line from the budget. Returns false if there is none left; then the line is counted as skipped, and the count is
+    /// printed before the next line.
+    fn take_line(&mut self, priority: Priority) -> bool {
+        if !self.has_room(priority) {
+            self.skip_line();
             return false;
         }
         self.left -= 1;
-        self.say_what_is_missing();
+        self.print_skipped();
         true
     }
 
     fn refill(&mut self) {
         let now = Instant::now();
-        let earned = now.saturating_duration_since(self.as_of).as_millis() * u128::from(LINES_PER_SECOND) / 1000;
+        let earned =
+            now.saturating_duration_since(self.refilled_at).as_millis() * u128::from(MAX_LINES_PER_SECOND) / 1000;
         if earned > 0 {
-            self.left = (u128::from(self.left) + earned).min(u128::from(BURST)) as u32;
-            self.as_of = now;
+            self.left = (u128::from(self.left) + earned).min(u128::from(MAX_BURST_LINES)) as u32;
+            self.refilled_at = now;
         }
     }
 
     fn finish(&mut self) {
         if !self.write() {
-            self.missed += 1;
+            self.skipped += 1;
         }
     }
 
-    /// Writes the line; whether it was taken.
+    /// Writes the line. Returns whether the output accepted it.
     fn write(&mut self) -> bool {
-        let taken = self.outlet.write_line(self.line.as_bytes());
+        let is_written = self.writer.write_line(self.line.as_bytes());
         self.line.clear();
-        taken
+        is_written
     }
 }
 
 const DIM: &str = "2";
 const RED: &str = "1;31";
 
-/// Neighbours differ, and none is red.
-fn colour_of(number: u32) -> &'static str {
+/// Returns the color of a connection. Consecutive ones differ, and none is red.
+fn color_of(number: u32) -> &'static str {
     ["36", "33", "35", "32", "34"][number as usize % 5]
 }
 
-/// Bytes in quotes, as text where they are some, in at most `most` columns (at least 4). What is cut off shows as `…`.
-pub fn quoted(bytes: &[u8], most: usize) -> String {
+/// Returns the bytes in quotes, as text if they are text, in at most `max` columns (at least 4). `…` marks that the end is cut
+/// off.
+pub fn quoted(bytes: &[u8], max: usize) -> String {
     let mut text = String::from('"');
-    let mut left = most - 3; // Two quotes and the mark.
-    let seen = &bytes[..bytes.len().min(4 * most)]; // A column takes at most four bytes of UTF-8.
+    let mut left = max - 3; // Two quotes and the mark.
+    let seen = &bytes[..bytes.len().min(4 * max)]; // A column needs at most four bytes of UTF-8.
     let mut whole = seen.len() == bytes.len();
     let pieces = seen.utf8_chunks().flat_map(|chunk| {
         let characters = chunk.valid().chars().map(|c| match u8::try_from(c) {
             Ok(b'\'') => "'".into(),
             Ok(byte) if byte.is_ascii() => byte.escape_ascii().to_string(),
-            _ => c.escape_debug().to_string(), // Also what would turn the direction of writing.
+            _ => c.escape_debug().to_string(), // Including marks that change the writing direction.
         });
         characters.chain(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")))
     });
@@ -270,13 +300,44 @@ pub fn quoted(bytes: &[u8], most: usize) -> String {
     text
 }
 
-/// Columns of a terminal. Two for what East Asian scripts and emoji take; good enough to align a diagram.
+/// Formats a time in seconds: to the microsecond, or with fewer decimals if it would fill all of `columns`.
+fn seconds(time: Duration, columns: usize) -> String {
+    let digits = time.as_secs().checked_ilog10().map_or(1, |log| log as usize + 1);
+    let decimals = columns.saturating_sub(digits + 2).min(6);
+    format!("{:.decimals$}", time.as_secs_f64())
+}
+
+/// Splits a text after at most `columns` columns, at a space if there is one.
+fn split_line(text: &str, columns: usize) -> (&str, &str) {
+    if width(text) <= columns {
+        return (text, "");
+    }
+    let mut end = 0;
+    let mut used = 0;
+    let mut space = None;
+    for (index, c) in text.char_indices() {
+        used += char_width(c);
+        if used > columns + usize::from(c == ' ') {
+            break;
+        }
+        if c == ' ' {
+            space = Some(index);
+        }
+        end = index + c.len_utf8();
+    }
+    let end = space.unwrap_or(end);
+    (&text[..end], text[end..].trim_start())
+}
+
+/// Returns the width of a text in columns of a terminal: two for East Asian scripts and emoji. Good enough to align a diagram.
 fn width(text: &str) -> usize {
-    let wide = |c: char| {
-        matches!(c as u32, 0x1100..=0x115f | 0x2e80..=0xa4cf | 0xac00..=0xd7a3 | 0xf900..=0xfaff | 0xfe30..=0xfe6f
-            | 0xff00..=0xff60 | 0xffe0..=0xffe6 | 0x1f300..=0x1faff | 0x20000..=0x3fffd)
-    };
-    text.chars().map(|c| if wide(c) { 2 } else { 1 }).sum()
+    text.chars().map(char_width).sum()
+}
+
+fn char_width(c: char) -> usize {
+    let is_wide = matches!(c as u32, 0x1100..=0x115f | 0x2e80..=0xa4cf | 0xac00..=0xd7a3 | 0xf900..=0xfaff
+        | 0xfe30..=0xfe6f | 0xff00..=0xff60 | 0xffe0..=0xffe6 | 0x1f300..=0x1faff | 0x20000..=0x3fffd);
+    if is_wide { 2 } else { 1 }
 }
 
 #[cfg(test)]
@@ -285,97 +346,123 @@ mod tests {
 
     use super::*;
 
-    /// A diagram on a pipe, with room for so many lines.
+    /// Returns a diagram on a pipe with a budget of `left` lines, and its reader.
     fn diagram(left: u32) -> (Diagram, PipeReader) {
-        let (reader, writer) = io::pipe().expect("a pipe");
-        let outlet = NonBlockingWriter::new(&writer).expect("an outlet");
-        // No line is earned in the time that a test takes.
-        let as_of = Instant::now() + Duration::from_secs(3600);
-        let diagram =
-            Diagram { outlet, colour: false, left, as_of, missed: 0, owes_a_count: false, line: String::new() };
+        let (reader, writer) = io::pipe().expect("pipe");
+        let writer = NonBlockingWriter::new(&writer).expect("writer");
+        // The budget does not grow while a test runs.
+        let refilled_at = Instant::now() + Duration::from_secs(3600);
+        let diagram = Diagram {
+            writer,
+            color: false,
+            left,
+            refilled_at,
+            skipped: 0,
+            has_skipped_lines: false,
+            line: String::new(),
+        };
         (diagram, reader)
     }
 
     fn read(diagram: Diagram, mut reader: PipeReader) -> Vec<String> {
         drop(diagram);
         let mut text = String::new();
-        reader.read_to_string(&mut text).expect("text");
+        reader.read_to_string(&mut text).expect("UTF-8");
         text.lines().map(str::to_owned).collect()
     }
 
-    const PLACE: Place = Place { number: 7, time: None };
+    const PREFIX: Prefix = Prefix { number: 7, time: None };
 
     fn bytes(diagram: &mut Diagram) {
         let arrow = Arrow { from: Side::Client, inferred: false, label: "PSH+ACK len 3" };
-        diagram.arrow(PLACE, arrow, "\"aa\"", "ESTABLISHED", Weight::Light);
+        diagram.arrow(PREFIX, arrow, "\"aa\"", "ESTABLISHED", Priority::Low);
     }
 
     #[test]
-    fn arrows_are_aligned_and_the_longest_line_has_97_columns() {
-        let (mut diagram, reader) = diagram(BURST);
-        let place = Place { number: 1, time: Some(Duration::from_micros(1_500_000)) };
+    fn arrows_are_aligned_and_lines_have_at_most_85_columns() {
+        let (mut diagram, reader) = diagram(MAX_BURST_LINES);
+        let at = |number, seconds| Prefix { number, time: Some(Duration::from_secs_f64(seconds)) };
         let arrow = |from, inferred, label| Arrow { from, inferred, label };
         let meaning = "SYN-RECEIVED → ESTABLISHED";
-        diagram.arrow(
-            place,
-            arrow(Side::Client, false, "PSH+ACK len 65536, 46 segments"),
-            meaning,
-            "ESTABLISHED",
-            Weight::Light,
-        );
-        diagram.arrow(PLACE, arrow(Side::Server, true, "ACK"), "", "", Weight::Light);
+        for (prefix, label) in [
+            (at(1, 1.5), "PSH+ACK len 65536 ×46"),
+            (at(123_456, 654.321), "PSH+ACK len 3"),
+            (at(1_000_000, 86_400.25), "PSH+ACK len 16777216 ×11587"),
+        ] {
+            diagram.arrow(prefix, arrow(Side::Client, false, label), meaning, "ESTABLISHED", Priority::Low);
+        }
+        diagram.arrow(PREFIX, arrow(Side::Server, true, "ACK"), "", "", Priority::Low);
         let lines = read(diagram, reader);
         assert_eq!(
             lines,
             [
-                "#1      1.500000  ── PSH+ACK len 65536, 46 segments ─►  SYN-RECEIVED → ESTABLISHED   ESTABLISHED",
-                "#7                ◄╌ ACK ╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌",
+                "#1     1.500000  ── PSH+ACK len 65536 ×46 ─►  SYN-RECEIVED → ESTABLISHED  ESTABLISHED",
+                "#123456 654.321  ── PSH+ACK len 3 ─────────►  SYN-RECEIVED → ESTABLISHED  ESTABLISHED",
+                "#1000000  86400  ── len 16777216 ×11587 ───►  SYN-RECEIVED → ESTABLISHED  ESTABLISHED",
+                "#7               ◄╌ ACK ╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌",
             ]
         );
-        assert_eq!(lines[0].chars().count(), 97 - 1);
+        assert!(lines[..3].iter().all(|line| width(line) == LINE_COLUMNS));
     }
 
     #[test]
-    fn what_is_too_much_is_left_out_and_counted_and_room_is_kept_for_what_matters() {
-        let (mut diagram, reader) = diagram(KEPT + 2);
+    fn long_remark_is_split_between_words() {
+        let (mut diagram, reader) = diagram(MAX_BURST_LINES);
+        let words = "window ".repeat(20);
+        diagram.remark(Prefix { number: 7, time: Some(Duration::ZERO) }, words.trim_end());
+        diagram.remark(PREFIX, &"x".repeat(70));
+        let lines = read(diagram, reader);
+        assert_eq!(lines.len(), 5);
+        assert!(lines.iter().all(|line| width(line) <= LINE_COLUMNS), "{lines:?}");
+        assert_eq!(lines[1], format!("#7{}{}", " ".repeat(15), "window ".repeat(9).trim_end()));
+        assert_eq!(lines[3].trim_end_matches('x').len(), PREFIX_COLUMNS);
+        assert_eq!(lines[3].len(), LINE_COLUMNS);
+    }
+
+    #[test]
+    fn lines_beyond_the_budget_are_counted_and_important_ones_printed() {
+        let (mut diagram, reader) = diagram(RESERVED_LINES + 2);
         (0..10).for_each(|_| bytes(&mut diagram));
-        assert!(diagram.owes_a_count());
-        diagram.remark(PLACE, "the end");
+        assert!(diagram.has_skipped_lines());
+        diagram.remark(PREFIX, "the end");
         let lines = read(diagram, reader);
         assert_eq!(lines.len(), 4, "{lines:?}");
-        assert_eq!(lines[2], "…     8 lines left out: too many to follow, or not read in time");
+        assert_eq!(lines[2], "…     8 lines omitted (output too fast, or the reader of stdout is too slow)");
         assert!(lines[3].ends_with("the end"));
     }
 
     #[test]
-    fn a_gap_lasts_until_it_is_worth_a_line() {
-        let (mut diagram, reader) = diagram(KEPT);
+    fn gap_is_printed_when_the_budget_is_full_again() {
+        let (mut diagram, reader) = diagram(RESERVED_LINES);
         bytes(&mut diagram);
-        diagram.left = BURST - 1;
+        diagram.left = MAX_BURST_LINES - 1;
         bytes(&mut diagram);
-        diagram.settle();
-        diagram.left = BURST;
-        diagram.settle();
-        assert!(!diagram.owes_a_count());
-        assert_eq!(read(diagram, reader), ["…     2 lines left out: too many to follow, or not read in time"]);
+        diagram.flush_skipped();
+        diagram.left = MAX_BURST_LINES;
+        diagram.flush_skipped();
+        assert!(!diagram.has_skipped_lines());
+        assert_eq!(
+            read(diagram, reader),
+            ["…     2 lines omitted (output too fast, or the reader of stdout is too slow)"]
+        );
     }
 
     #[test]
-    fn bytes_are_shown_as_text_where_they_are_text_and_cut_where_they_are_long() {
+    fn bytes_are_quoted_as_text_and_cut_to_the_column() {
         for (bytes, shown) in [
             (&b"aa\n"[..], r#""aa\n""#),
             (b"it's \"so\"\\", r#""it's \"so\"\\""#),
             (b"\x00\x1b[2J\xff\xfe", r#""\x00\x1b[2J\xff\xfe""#),
             ("你好".as_bytes(), r#""你好""#),
             ("\u{202e}e\u{301}".as_bytes(), r#""\u{202e}e\u{301}""#),
-            (&[b'x'; 24], r#""xxxxxxxxxxxxxxxxxxxxxxxx""#),
-            (&[b'x'; 25], r#""xxxxxxxxxxxxxxxxxxxxxxxx"…"#),
-            (&[b'x'; 70_000], r#""xxxxxxxxxxxxxxxxxxxxxxxx"…"#),
-            ("一二三四五六七八九十一二三".as_bytes(), r#""一二三四五六七八九十一二"…"#),
+            (&[b'x'; 23], r#""xxxxxxxxxxxxxxxxxxxxxxx""#),
+            (&[b'x'; 24], r#""xxxxxxxxxxxxxxxxxxxxxxx"…"#),
+            (&[b'x'; 70_000], r#""xxxxxxxxxxxxxxxxxxxxxxx"…"#),
+            ("一二三四五六七八九十一二".as_bytes(), r#""一二三四五六七八九十一"…"#),
             (&"你好".as_bytes()[..4], r#""你\xe5""#),
         ] {
-            assert_eq!(quoted(bytes, MEANING), shown);
-            assert!(width(&quoted(bytes, MEANING)) <= MEANING);
+            assert_eq!(quoted(bytes, MEANING_COLUMNS), shown);
+            assert!(width(&quoted(bytes, MEANING_COLUMNS)) <= MEANING_COLUMNS);
         }
     }
 }

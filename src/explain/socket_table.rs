@@ -1,11 +1,10 @@
-//! The kernel's own word on a TCP connection: its state, also after our close(2) (FIN-WAIT-2, TIME-WAIT),
-//! which TCP_INFO could not tell, because it needs a socket to ask.
+//! Queries the kernel for the TCP state of a connection, even after we closed it.
 //!
-//! The table is what `/proc/net/tcp` and `tcp6` show. But to read those files is to walk the kernel's
-//! whole hash table, which has room for hundreds of thousands of sockets: 6 ms with 14 sockets in it, measured. So the
-//! kernel is asked for one socket by its two addresses, over netlink, as ss(8) asks for all
-//! (sock_diag(7)): some 20 µs, however many sockets there are. The files are read only where that question is not
-//! allowed (a sandbox, a kernel without it), and then rarely: see `ReadBudget`.
+//! After close(2) a connection may be in FIN-WAIT-2 or TIME-WAIT, which TCP_INFO cannot report because it needs a socket. The
+//! kernel's socket table can. But reading it as `/proc/net/tcp` and `tcp6` walks the whole hash table, which has room for
+//! hundreds of thousands of sockets: 6 ms with 14 sockets in it, measured. So the kernel is asked for a single socket by its
+//! two addresses, over netlink (sock_diag(7)), as ss(8) does for all of them: some 20 µs, however many sockets there are. The
+//! files are read only if netlink is not available (a sandbox, a kernel without it), and then rarely: see `ReadBudget`.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -13,42 +12,42 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use std::{fmt, fs};
 
-/// The states of RFC 9293, 3.3.2, as far as a server sees them.
+/// The states of RFC 9293, 3.3.2, that a server can be in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcpState {
-    /// Waits for a SYN: the listening socket.
+    /// The listening socket, which waits for a SYN.
     Listen,
-    /// A SYN has come and SYN+ACK is out.
+    /// The SYN was received and SYN+ACK was sent.
     SynReceived,
-    /// Open both ways.
+    /// Open in both directions.
     Established,
-    /// Our FIN is out and not acknowledged.
+    /// Our FIN was sent and is not acknowledged.
     FinWait1,
-    /// Our FIN is acknowledged, the peer's is not in.
+    /// Our FIN is acknowledged; the peer's has not arrived.
     FinWait2,
-    /// The peer's FIN is in, ours is not out.
+    /// The peer's FIN has arrived; ours was not sent.
     CloseWait,
-    /// Both FINs crossed: ours is not acknowledged.
+    /// Both FINs were sent at the same time, and ours is not acknowledged.
     Closing,
-    /// Both FINs are out, the peer's first; ours is not acknowledged.
+    /// Both FINs were sent, the peer's first; ours is not acknowledged.
     LastAck,
-    /// Both sides have finished, we first: the address pair is kept for a while, so that a late segment
-    /// finds nobody else.
+    /// Both sides have closed, ours first. The address pair is kept for a while, so that a late segment does not reach another
+    /// connection.
     TimeWait,
-    /// There is no connection.
+    /// The connection does not exist (any more).
     Closed,
 }
 
 impl TcpState {
-    /// From the kernel's number, in hexadecimal in `/proc/net/tcp` (include/net/tcp_states.h).
+    /// Converts the kernel's number (include/net/tcp_states.h), which `/proc/net/tcp` shows in hexadecimal.
     fn from_number(number: u8) -> Option<TcpState> {
         Some(match number {
             1 => TcpState::Established,
-            3 | 12 => TcpState::SynReceived, // 12: before accept, and without a socket yet
+            3 | 12 => TcpState::SynReceived, // 12: not accepted yet, and without a socket
             4 => TcpState::FinWait1,
             5 => TcpState::FinWait2,
             6 => TcpState::TimeWait,
-            // Asked for a connection that is gone, the kernel finds the listener that would take it: nothing is left of it.
+            // For a connection that no longer exists, the kernel finds the listener that would accept it again.
             7 | 10 => TcpState::Closed,
             8 => TcpState::CloseWait,
             9 => TcpState::LastAck,
@@ -75,69 +74,69 @@ impl fmt::Display for TcpState {
     }
 }
 
-/// Both ends of a connection, as the socket has them: IPv4 on a dual-stack socket is `::ffff:a.b.c.d` here.
+/// The two addresses of a connection, as the socket has them: IPv4 on a dual-stack socket is `::ffff:a.b.c.d`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ends {
-    /// Ours.
+pub struct AddressPair {
+    /// Our address.
     pub local: SocketAddr,
-    /// The peer's.
+    /// The peer's address.
     pub remote: SocketAddr,
 }
 
-/// Someone to ask.
+/// Handle for querying kernel socket state.
 #[derive(Debug)]
 pub struct SocketTable {
     #[cfg(target_os = "linux")]
-    netlink: Option<netlink::Questions>,
-    allowance: ReadBudget,
-    /// Whether a file was read in this turn of the loop.
+    netlink: Option<netlink::SockDiag>,
+    budget: ReadBudget,
+    /// Whether a file was read in this iteration of the loop.
     has_read: bool,
-    longest_table: u64,
+    max_table_len: u64,
 }
 
 impl SocketTable {
-    /// Opens the way that is there.
+    /// Creates a handle, over netlink if that is available.
     pub fn new() -> SocketTable {
         SocketTable {
             #[cfg(target_os = "linux")]
-            netlink: netlink::Questions::open().ok(),
-            allowance: ReadBudget::new(Instant::now()),
+            netlink: netlink::SockDiag::open().ok(),
+            budget: ReadBudget::new(Instant::now()),
             has_read: false,
-            longest_table: MAX_TABLE_LEN,
+            max_table_len: MAX_TABLE_LEN,
         }
     }
 
-    /// The kernel's state of this connection: [`TcpState::Closed`] if it has none. `None`: it cannot be
-    /// known, or not at this price.
-    pub fn state(&mut self, ends: &Ends) -> Option<TcpState> {
+    /// Returns the state of this connection in the kernel, [`TcpState::Closed`] if the kernel does not have it. `None`: unknown,
+    /// or too expensive to find out now.
+    pub fn state(&mut self, pair: &AddressPair) -> Option<TcpState> {
         #[cfg(target_os = "linux")]
         if let Some(netlink) = &mut self.netlink {
-            match netlink.state(ends) {
+            match netlink.state(pair) {
                 Ok(state) => return state,
-                Err(_) => self.netlink = None, // From now on, the files.
+                Err(_) => self.netlink = None, // Use the files from now on.
             }
         }
         if self.has_read {
             return None;
         }
         self.has_read = true;
-        let path = if ends.local.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
-        let most = self.longest_table;
-        self.allowance.spend(|| state_in(&read_bounded(path, most)?, ends))?
+        let path = if pair.local.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
+        let max_len = self.max_table_len;
+        self.budget.spend(|| state_in(&read_bounded(path, max_len)?, pair))?
     }
 
-    /// How many segments the kernel has answered with RST so far, in this network namespace: all RSTs that it
-    /// sent (`OutRsts`), less those by which a program closed with bytes unread (`TCPAbortOnClose`).
+    /// Returns how many segments the kernel has answered with RST so far in this network namespace: all RSTs that it sent
+    /// (`OutRsts`), minus those with which a program closed with bytes unread (`TCPAbortOnClose`).
     pub fn rst_count(&mut self) -> Option<i64> {
-        self.allowance.spend(|| {
+        self.budget.spend(|| {
             let sent = counter_in(&fs::read_to_string("/proc/net/snmp").ok()?, "Tcp:", "OutRsts")?;
             let closed = counter_in(&fs::read_to_string("/proc/net/netstat").ok()?, "TcpExt:", "TCPAbortOnClose")?;
             Some(sent - closed)
         })?
     }
 
-    /// A turn of the loop is over: a file may be read again.
-    pub fn turn_over(&mut self) {
+    /// Marks the end of an iteration of the loop: a file may be read again.
+    pub fn end_iteration(&mut self) {
         self.has_read = false;
     }
 }
@@ -148,27 +147,27 @@ impl Default for SocketTable {
     }
 }
 
-/// Time that may be spent on reading files: one hundredth of the time that passes. What is not spent is saved up, to a bound.
+/// The time that may be spent on reading files: 1 % of the elapsed time. Unspent time accumulates up to a limit.
 #[derive(Debug)]
 struct ReadBudget {
     left: Duration,
-    as_of: Instant,
+    refilled_at: Instant,
 }
 
 impl ReadBudget {
-    const SHARE: u32 = 100;
-    const MOST: Duration = Duration::from_millis(20);
+    const DIVISOR: u32 = 100;
+    const MAX: Duration = Duration::from_millis(20);
 
     fn new(now: Instant) -> ReadBudget {
-        ReadBudget { left: ReadBudget::MOST, as_of: now }
+        ReadBudget { left: ReadBudget::MAX, refilled_at: now }
     }
 
-    /// Runs `work`, if anything is left, and takes off what it cost.
+    /// Runs `work` if any time is left, and subtracts what it cost.
     fn spend<T>(&mut self, work: impl FnOnce() -> T) -> Option<T> {
         let start = Instant::now();
-        let earned = start.saturating_duration_since(self.as_of) / ReadBudget::SHARE;
-        self.left = (self.left + earned).min(ReadBudget::MOST);
-        self.as_of = start;
+        let earned = start.saturating_duration_since(self.refilled_at) / ReadBudget::DIVISOR;
+        self.left = (self.left + earned).min(ReadBudget::MAX);
+        self.refilled_at = start;
         if self.left.is_zero() {
             return None;
         }
@@ -178,19 +177,19 @@ impl ReadBudget {
     }
 }
 
-/// The longest table that is read, in bytes: about 1,700 sockets, a millisecond or two beside the walk.
+/// The longest table that is read, in bytes: about 1,700 sockets, which cost a millisecond or two in addition to the walk.
 const MAX_TABLE_LEN: u64 = 256 * 1024;
 
-/// A table that is longer says nothing: who is not in its beginning may be in its end.
-fn read_bounded(path: &str, most: u64) -> Option<String> {
+/// Reads a table whole. Returns `None` if it is longer than `max_len`: a connection missing from its beginning may be further on.
+fn read_bounded(path: &str, max_len: u64) -> Option<String> {
     let mut table = String::new();
-    let length = File::open(path).and_then(|file| file.take(most).read_to_string(&mut table)).ok()?;
-    ((length as u64) < most).then_some(table)
+    let length = File::open(path).and_then(|file| file.take(max_len).read_to_string(&mut table)).ok()?;
+    ((length as u64) < max_len).then_some(table)
 }
 
-/// Looks a connection up in the text of `/proc/net/tcp` or `tcp6` (proc_pid_net(5)).
-fn state_in(table: &str, ends: &Ends) -> Option<TcpState> {
-    let (local, remote) = (in_hexadecimal(ends.local), in_hexadecimal(ends.remote));
+/// Finds a connection in the text of `/proc/net/tcp` or `tcp6` (proc_pid_net(5)).
+fn state_in(table: &str, pair: &AddressPair) -> Option<TcpState> {
+    let (local, remote) = (to_proc_format(pair.local), to_proc_format(pair.remote));
     for row in table.lines().skip(1) {
         let mut fields = row.split_ascii_whitespace().skip(1);
         if fields.next() == Some(&local) && fields.next() == Some(&remote) {
@@ -200,8 +199,8 @@ fn state_in(table: &str, ends: &Ends) -> Option<TcpState> {
     Some(TcpState::Closed)
 }
 
-/// An address as those files have it: words of 32 bits as they lie in memory, then the port.
-fn in_hexadecimal(address: SocketAddr) -> String {
+/// Formats an address as those files do: as 32-bit words in memory order, then the port.
+fn to_proc_format(address: SocketAddr) -> String {
     let words = |octets: &[u8]| -> String {
         octets
             .chunks_exact(4)
@@ -215,23 +214,22 @@ fn in_hexadecimal(address: SocketAddr) -> String {
     format!("{ip}:{:04X}", address.port())
 }
 
-/// A counter in the text of `/proc/net/snmp` or `netstat`, which have a line of names and one of values for each group.
+/// Finds a counter in the text of `/proc/net/snmp` or `netstat`, which have a line of names and a line of values per group.
 fn counter_in(table: &str, group: &str, name: &str) -> Option<i64> {
     let mut lines = table.lines().filter_map(|line| line.strip_prefix(group));
     let (names, values) = (lines.next()?, lines.next()?);
-    let place = names.split_ascii_whitespace().position(|found| found == name)?;
-    values.split_ascii_whitespace().nth(place)?.parse().ok()
+    let index = names.split_ascii_whitespace().position(|found| found == name)?;
+    values.split_ascii_whitespace().nth(index)?.parse().ok()
 }
 
-/// How long the kernel keeps a connection in FIN-WAIT-2 after close(2): tcp_fin_timeout, tcp(7).
+/// Returns how long the kernel keeps a connection in FIN-WAIT-2 after close(2): tcp_fin_timeout, tcp(7).
 pub fn fin_timeout() -> Duration {
     let seconds =
         fs::read_to_string("/proc/sys/net/ipv4/tcp_fin_timeout").ok().and_then(|text| text.trim().parse().ok());
     Duration::from_secs(seconds.unwrap_or(60))
 }
 
-/// Questions about single sockets: sock_diag(7). A question is answered while it is sent, so that
-/// nothing here waits.
+/// Queries for single sockets: sock_diag(7). The kernel answers during send(2), so nothing here waits.
 #[cfg(target_os = "linux")]
 mod netlink {
     use std::os::fd::OwnedFd;
@@ -239,7 +237,7 @@ mod netlink {
     use rustix::io::Errno;
     use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
 
-    use super::{Ends, IpAddr, SocketAddr, TcpState, io};
+    use super::{AddressPair, IpAddr, SocketAddr, TcpState, io};
 
     /// struct nlmsghdr.
     const HEADER: usize = 16;
@@ -249,21 +247,21 @@ mod netlink {
     const IPPROTO_TCP: u8 = 6;
 
     #[derive(Debug)]
-    pub struct Questions {
+    pub struct SockDiag {
         socket: OwnedFd,
-        asked: u32,
+        sequence: u32,
     }
 
-    impl Questions {
-        pub fn open() -> io::Result<Questions> {
+    impl SockDiag {
+        pub fn open() -> io::Result<SockDiag> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
-            Ok(Questions { socket, asked: 0 })
+            Ok(SockDiag { socket, sequence: 0 })
         }
 
-        pub fn state(&mut self, ends: &Ends) -> io::Result<Option<TcpState>> {
-            self.asked = self.asked.wrapping_add(1);
-            send(&self.socket, &question(ends, self.asked), SendFlags::empty())?;
+        pub fn state(&mut self, pair: &AddressPair) -> io::Result<Option<TcpState>> {
+            self.sequence = self.sequence.wrapping_add(1);
+            send(&self.socket, &request(pair, self.sequence), SendFlags::empty())?;
             let mut answer = [0; 512];
             loop {
                 let (length, _) = recv(&self.socket, &mut answer, RecvFlags::empty())?;
@@ -273,8 +271,8 @@ mod netlink {
                 }
                 let half = |at: usize| u16::from_ne_bytes([answer[at], answer[at + 1]]);
                 let word = |at: usize| u32::from_ne_bytes(answer[at..at + 4].try_into().expect("four"));
-                if word(8) != self.asked {
-                    continue; // The answer to a former question.
+                if word(8) != self.sequence {
+                    continue; // The response to an earlier request.
                 }
                 return match half(4) {
                     SOCK_DIAG_BY_FAMILY => Ok(TcpState::from_number(answer[HEADER + 1])),
@@ -285,32 +283,32 @@ mod netlink {
         }
     }
 
-    /// struct nlmsghdr, then struct inet_diag_req_v2. Ports and addresses are in the order of the network.
-    fn question(ends: &Ends, number: u32) -> Vec<u8> {
+    /// Encodes struct nlmsghdr and struct inet_diag_req_v2. Ports and addresses are in network byte order.
+    fn request(pair: &AddressPair, number: u32) -> Vec<u8> {
         const LENGTH: u32 = 72;
-        let mut question = Vec::with_capacity(LENGTH as usize);
-        question.extend(LENGTH.to_ne_bytes());
-        question.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-        question.extend(NLM_F_REQUEST.to_ne_bytes());
-        question.extend(number.to_ne_bytes());
-        question.extend([0; 4]); // To the kernel.
-        let family = if ends.local.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        question.extend([family.as_raw() as u8, IPPROTO_TCP, 0, 0]);
-        question.extend(u32::MAX.to_ne_bytes()); // In any state.
-        question.extend(ends.local.port().to_be_bytes());
-        question.extend(ends.remote.port().to_be_bytes());
-        for end in [ends.local, ends.remote] {
+        let mut request = Vec::with_capacity(LENGTH as usize);
+        request.extend(LENGTH.to_ne_bytes());
+        request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+        request.extend(NLM_F_REQUEST.to_ne_bytes());
+        request.extend(number.to_ne_bytes());
+        request.extend([0; 4]); // Port 0 is the kernel.
+        let family = if pair.local.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        request.extend([family.as_raw() as u8, IPPROTO_TCP, 0, 0]);
+        request.extend(u32::MAX.to_ne_bytes()); // In any state.
+        request.extend(pair.local.port().to_be_bytes());
+        request.extend(pair.remote.port().to_be_bytes());
+        for end in [pair.local, pair.remote] {
             match end.ip() {
-                IpAddr::V4(ip) => question.extend(ip.octets().into_iter().chain([0; 12])),
-                IpAddr::V6(ip) => question.extend(ip.octets()),
+                IpAddr::V4(ip) => request.extend(ip.octets().into_iter().chain([0; 12])),
+                IpAddr::V6(ip) => request.extend(ip.octets()),
             }
         }
-        // A link-local address means nothing without its interface.
-        let interface = if let SocketAddr::V6(address) = ends.local { address.scope_id() } else { 0 };
-        question.extend(interface.to_ne_bytes());
-        question.extend([0xff; 8]); // Whatever its cookie is.
-        debug_assert_eq!(question.len(), LENGTH as usize);
-        question
+        // A link-local address is ambiguous without its interface.
+        let interface = if let SocketAddr::V6(address) = pair.local { address.scope_id() } else { 0 };
+        request.extend(interface.to_ne_bytes());
+        request.extend([0xff; 8]); // With any cookie.
+        debug_assert_eq!(request.len(), LENGTH as usize);
+        request
     }
 }
 
@@ -320,54 +318,54 @@ mod tests {
 
     use super::*;
 
-    /// A connection over this address, its server's end, and a client of its own.
-    fn pair(listen: &str) -> (TcpListener, TcpStream, TcpStream, Ends) {
-        let listener = TcpListener::bind(listen).expect("a port");
-        let port = listener.local_addr().expect("an address").port();
+    /// Returns a listener on this address and a connection to it: the server's end, the client's end, and the addresses.
+    fn connected(listen: &str) -> (TcpListener, TcpStream, TcpStream, AddressPair) {
+        let listener = TcpListener::bind(listen).expect("listener");
+        let port = listener.local_addr().expect("address").port();
         let host = if listen.contains("::1") { "::1" } else { "127.0.0.1" };
-        let client = TcpStream::connect((host, port)).expect("a connection");
-        let (server, remote) = listener.accept().expect("a connection");
-        let ends = Ends { local: server.local_addr().expect("an address"), remote };
-        (listener, server, client, ends)
+        let client = TcpStream::connect((host, port)).expect("connection");
+        let (server, remote) = listener.accept().expect("connection");
+        let pair = AddressPair { local: server.local_addr().expect("address"), remote };
+        (listener, server, client, pair)
     }
 
     fn eventually(mut state: impl FnMut() -> Option<TcpState>, expected: TcpState) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while state() != Some(expected) {
-            assert!(Instant::now() < deadline, "{:?} instead of {expected}", state());
+            assert!(Instant::now() < deadline, "state is {:?}, expected {expected}", state());
             std::thread::yield_now();
         }
     }
 
     #[test]
-    fn a_connection_is_followed_beyond_our_close_over_netlink_and_in_the_files() {
-        let unlimited = || ReadBudget { left: Duration::from_secs(3600), as_of: Instant::now() };
-        let by_file = || SocketTable { netlink: None, longest_table: u64::MAX, ..SocketTable::new() };
+    fn connection_is_tracked_after_close_over_netlink_and_proc() {
+        let unlimited = || ReadBudget { left: Duration::from_secs(3600), refilled_at: Instant::now() };
+        let by_file = || SocketTable { netlink: None, max_table_len: u64::MAX, ..SocketTable::new() };
         for (listen, kernel) in
             ["127.0.0.1:0", "[::1]:0", "[::]:0"].into_iter().flat_map(|l| [(l, SocketTable::new()), (l, by_file())])
         {
             let mut kernel = kernel;
-            let (_listener, server, client, ends) = pair(listen);
+            let (_listener, server, client, pair) = connected(listen);
             let mut state = || {
-                kernel.turn_over();
-                kernel.allowance = unlimited();
-                kernel.state(&ends)
+                kernel.end_iteration();
+                kernel.budget = unlimited();
+                kernel.state(&pair)
             };
             assert_eq!(state(), Some(TcpState::Established), "{listen}");
-            server.shutdown(Shutdown::Write).expect("an open connection");
+            server.shutdown(Shutdown::Write).expect("shutdown");
             eventually(&mut state, TcpState::FinWait2);
             drop(server);
-            assert_eq!(state(), Some(TcpState::FinWait2), "{listen}: still there after close(2)");
+            assert_eq!(state(), Some(TcpState::FinWait2), "{listen}: after close(2)");
             drop(client);
             eventually(&mut state, TcpState::TimeWait);
 
-            let (_listener, server, client, ends) = pair(listen);
+            let (_listener, server, client, pair) = connected(listen);
             let mut state = || {
-                kernel.turn_over();
-                kernel.allowance = unlimited();
-                kernel.state(&ends)
+                kernel.end_iteration();
+                kernel.budget = unlimited();
+                kernel.state(&pair)
             };
-            client.shutdown(Shutdown::Write).expect("an open connection");
+            client.shutdown(Shutdown::Write).expect("shutdown");
             eventually(&mut state, TcpState::CloseWait);
             drop(server);
             eventually(&mut state, TcpState::Closed);
@@ -375,24 +373,24 @@ mod tests {
     }
 
     #[test]
-    fn files_are_read_once_a_turn_and_within_the_allowance() {
-        let mut kernel = SocketTable { netlink: None, longest_table: u64::MAX, ..SocketTable::new() };
-        kernel.allowance = ReadBudget { left: Duration::from_secs(3600), as_of: Instant::now() };
-        let (_listener, _server, _client, ends) = pair("127.0.0.1:0");
-        assert!(kernel.state(&ends).is_some());
-        assert_eq!(kernel.state(&ends), None, "the second look in one turn");
-        kernel.turn_over();
-        kernel.allowance.left = Duration::ZERO;
-        kernel.allowance.as_of = Instant::now() + Duration::from_secs(3600);
-        assert_eq!(kernel.state(&ends), None, "nothing is left of the allowance");
-        kernel.turn_over();
-        kernel.allowance = ReadBudget::new(Instant::now());
-        kernel.longest_table = 100;
-        assert_eq!(kernel.state(&ends), None, "a table too long to be read whole");
+    fn proc_files_are_read_once_per_iteration_within_budget() {
+        let mut kernel = SocketTable { netlink: None, max_table_len: u64::MAX, ..SocketTable::new() };
+        kernel.budget = ReadBudget { left: Duration::from_secs(3600), refilled_at: Instant::now() };
+        let (_listener, _server, _client, pair) = connected("127.0.0.1:0");
+        assert!(kernel.state(&pair).is_some());
+        assert_eq!(kernel.state(&pair), None, "a second read in the same iteration");
+        kernel.end_iteration();
+        kernel.budget.left = Duration::ZERO;
+        kernel.budget.refilled_at = Instant::now() + Duration::from_secs(3600);
+        assert_eq!(kernel.state(&pair), None, "the budget is used up");
+        kernel.end_iteration();
+        kernel.budget = ReadBudget::new(Instant::now());
+        kernel.max_table_len = 100;
+        assert_eq!(kernel.state(&pair), None, "the table is too long");
     }
 
     #[test]
-    fn a_counter_is_found_by_its_name() {
+    fn counter_is_found_by_name() {
         let table = "Ip: A OutRsts\nIp: 1 2\nTcp: A OutRsts B\nTcp: 7 8 9\nUdp: A\nUdp: 1\n";
         assert_eq!(counter_in(table, "Tcp:", "OutRsts"), Some(8));
         assert_eq!(counter_in(table, "Tcp:", "C"), None);

@@ -1,5 +1,5 @@
-//! Whether `--explain` tells the truth: every segment with data, FIN or RST that tshark sees is told, in the
-//! same order, with the same length.
+//! `--explain` compared with the wire: it prints every segment with data, FIN or RST that tshark sees, in the same order and
+//! with the same length.
 
 use std::net::SocketAddr;
 
@@ -9,25 +9,25 @@ use crate::network::{Network, SERVER, Segment, Side};
 use crate::support::{Client, Daemon, Signal, TIMEOUT, wait_until};
 use crate::wait_until_closed;
 
-/// What a segment with data, FIN or RST says to both ends.
+/// What a segment with data, FIN or RST does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
-    /// So many bytes. `None`: told of bytes that came after our close(2), whose number no program learns.
+    /// Data of this length. `None`: printed for data that arrived after our close(2), whose length no program learns.
     Data(Side, Option<usize>),
     Fin(Side),
     Rst(Side),
 }
 
-/// Whether the narrator has told what the wire has shown.
-fn agrees(told: &Event, seen: &Event) -> bool {
-    match (told, seen) {
-        (Event::Data(teller, None), Event::Data(sender, Some(_))) => teller == sender,
-        _ => told == seen,
+/// Returns whether a printed event describes a captured one.
+fn agrees(printed: &Event, captured: &Event) -> bool {
+    match (printed, captured) {
+        (Event::Data(from, None), Event::Data(sender, Some(_))) => from == sender,
+        _ => printed == captured,
     }
 }
 
-/// The events of a capture. A FIN may ride on the last data.
-fn seen(segments: &[Segment]) -> Vec<Event> {
+/// Returns the events of a capture. A FIN may be in the same segment as the last data.
+fn captured(segments: &[Segment]) -> Vec<Event> {
     let mut events = Vec::new();
     for segment in segments {
         if segment.length > 0 {
@@ -43,29 +43,29 @@ fn seen(segments: &[Segment]) -> Vec<Event> {
     events
 }
 
-/// The events of a narrative.
-fn told(narrative: &str) -> Vec<Event> {
+/// Returns the events of the output of `--explain`.
+fn printed(output: &str) -> Vec<Event> {
     let mut events = Vec::new();
-    let mut longest = usize::MAX;
-    for line in narrative.lines().filter(|line| line.starts_with('#')) {
-        if let Some((_, rest)) = line.split_once("segments of at most ") {
-            longest = rest.split(' ').next().unwrap().parse().expect("a number");
+    let mut mss = usize::MAX;
+    for line in output.lines().filter(|line| line.starts_with('#')) {
+        if let Some((_, rest)) = line.split_once("; MSS ") {
+            mss = rest.split(' ').next().unwrap().parse().expect("number");
         }
-        // The arrow with what is written on it; its head says who drew it.
-        let Some(arrow) = line.get(18..).filter(|arrow| arrow.starts_with(['─', '╌', '◄'])) else { continue };
+        // The arrow and its label; its head says which side sent the segment.
+        let Some(arrow) = line.get(17..).filter(|arrow| arrow.starts_with(['─', '╌', '◄'])) else { continue };
         let from = if arrow.starts_with('◄') { Side::Server } else { Side::Client };
         let label = arrow.trim_start_matches(['◄', '─', '╌']).split(['─', '╌']).next().unwrap().trim();
         match label.strip_prefix("PSH+ACK len ") {
             Some("?") => events.push(Event::Data(from, None)),
             Some(length) => {
-                let (length, segments) = length.split_once(", ").unwrap_or((length, "1 segments"));
-                let mut left: usize = length.parse().expect("a number");
+                let (length, segments) = length.split_once(" ×").unwrap_or((length, "1"));
+                let mut left: usize = length.parse().expect("number");
                 let before = events.len();
                 while left > 0 {
-                    events.push(Event::Data(from, Some(left.min(longest))));
-                    left = left.saturating_sub(longest);
+                    events.push(Event::Data(from, Some(left.min(mss))));
+                    left = left.saturating_sub(mss);
                 }
-                assert_eq!(format!("{} segments", events.len() - before), segments, "{line}");
+                assert_eq!((events.len() - before).to_string(), segments, "{line}");
             }
             None if label == "FIN+ACK" => events.push(Event::Fin(from)),
             None if label == "RST" => events.push(Event::Rst(from)),
@@ -75,25 +75,30 @@ fn told(narrative: &str) -> Vec<Event> {
     events
 }
 
-/// A conversation, from the daemon's start to the comparison.
+/// Runs a conversation with a new daemon, and compares its output with the capture.
 ///
-/// What the conversation returns is kept: a client that must not close before the capture ends, say.
-fn converse<T>(arguments: &[&str], conversation: impl FnOnce(&Network, &mut Daemon, SocketAddr) -> T) {
+/// What the conversation returns is kept until then, for example a client that must not close before the capture ends.
+fn assert_output_matches_wire<T>(
+    arguments: &[&str],
+    conversation: impl FnOnce(&Network, &mut Daemon, SocketAddr) -> T,
+) {
     let Some(network) = Network::new() else { return };
     let (mut daemon, address) = start(&network, arguments);
     let capture = network.capture();
     let _kept = conversation(&network, &mut daemon, address);
     let segments = capture.finish(address.port());
-    let seen = seen(&segments);
-    assert!(seen.len() > 2, "{segments:?}");
-    let agree =
-        |told: &[Event]| told.len() == seen.len() && told.iter().zip(&seen).all(|(told, seen)| agrees(told, seen));
-    let mut last = String::new();
-    wait_until("what is told is what was seen, or it is too late", || {
-        last = daemon.stdout();
-        agree(&told(&last)) || told(&last).len() > seen.len()
+    let captured = captured(&segments);
+    assert!(captured.len() > 2, "{segments:?}");
+    let agree = |printed: &[Event]| {
+        printed.len() == captured.len()
+            && printed.iter().zip(&captured).all(|(printed, captured)| agrees(printed, captured))
+    };
+    let mut output = String::new();
+    wait_until("the output matches the capture, or is longer", || {
+        output = daemon.stdout();
+        agree(&printed(&output)) || printed(&output).len() > captured.len()
     });
-    assert!(agree(&told(&last)), "seen: {segments:?}\ntold:\n{last}");
+    assert!(agree(&printed(&output)), "captured: {segments:?}\nprinted:\n{output}");
 }
 
 fn start(network: &Network, arguments: &[&str]) -> (Daemon, SocketAddr) {
@@ -109,8 +114,8 @@ fn connect(network: &Network, address: SocketAddr) -> Client {
 }
 
 #[test]
-fn messages_each_way_and_the_clients_fin() {
-    converse(&[], |network, _, address| {
+fn messages_and_client_fin_match_the_wire() {
+    assert_output_matches_wire(&[], |network, _, address| {
         let peer = connect(network, address);
         for length in [3, 1, 2, 500, 1448, 1] {
             peer.echo(&vec![b'x'; length]);
@@ -121,8 +126,8 @@ fn messages_each_way_and_the_clients_fin() {
 }
 
 #[test]
-fn a_reset_by_the_client() {
-    converse(&[], |network, _, address| {
+fn client_reset_matches_the_wire() {
+    assert_output_matches_wire(&[], |network, _, address| {
         let peer = connect(network, address);
         peer.echo(b"hello");
         peer.reset();
@@ -130,20 +135,20 @@ fn a_reset_by_the_client() {
 }
 
 #[test]
-fn one_shot_and_the_rst_that_answers_what_comes_after_it() {
-    converse(&["--one-shot"], |network, daemon, address| {
+fn one_shot_with_late_data_matches_the_wire() {
+    assert_output_matches_wire(&["--one-shot"], |network, daemon, address| {
         let peer = connect(network, address);
         peer.echo(b"aa\n");
         peer.expect_fin();
         wait_until_closed(daemon);
         peer.send(b"b\n");
-        wait_until("the RST has come", || peer.socket.take_error().expect("SO_ERROR").is_some());
+        wait_until("the RST has arrived", || peer.socket.take_error().expect("SO_ERROR").is_some());
     });
 }
 
 #[test]
-fn one_shot_and_the_clients_fin_long_after_our_close() {
-    converse(&["--one-shot"], |network, daemon, address| {
+fn one_shot_with_late_fin_matches_the_wire() {
+    assert_output_matches_wire(&["--one-shot"], |network, daemon, address| {
         let peer = connect(network, address);
         peer.echo(b"aa\n");
         peer.expect_fin();
@@ -152,20 +157,20 @@ fn one_shot_and_the_clients_fin_long_after_our_close() {
 }
 
 #[test]
-fn one_shot_and_a_client_that_closes_over_the_unread_answer() {
-    converse(&["--one-shot"], |network, daemon, address| {
+fn one_shot_with_unread_echo_matches_the_wire() {
+    assert_output_matches_wire(&["--one-shot"], |network, daemon, address| {
         let peer = connect(network, address);
         peer.send(b"aa\n");
         wait_until("our FIN is acknowledged", || daemon.stdout().contains("FIN-WAIT-1 → FIN-WAIT-2"));
         drop(peer);
-        // The RST that ends the capture would be taken for an answer to this client.
-        wait_until("its end is told", || daemon.stdout().contains("gone"));
+        // The RST that ends the capture would be attributed to this client.
+        wait_until("its end is printed", || daemon.stdout().contains("gone"));
     });
 }
 
 #[test]
-fn a_drain_with_bytes_that_come_after_our_fin() {
-    converse(&[], |network, daemon, address| {
+fn drain_with_discarded_data_matches_the_wire() {
+    assert_output_matches_wire(&[], |network, daemon, address| {
         let peer = connect(network, address);
         peer.echo(b"hello");
         daemon.signal(Signal::TERM);
@@ -177,8 +182,8 @@ fn a_drain_with_bytes_that_come_after_our_fin() {
 }
 
 #[test]
-fn a_second_signal_with_the_clients_fin_still_to_come() {
-    converse(&["--drain-timeout=1h"], |network, daemon, address| {
+fn second_signal_matches_the_wire() {
+    assert_output_matches_wire(&["--drain-timeout=1h"], |network, daemon, address| {
         let peer = connect(network, address);
         peer.echo(b"hello");
         daemon.signal(Signal::TERM);
@@ -189,30 +194,30 @@ fn a_second_signal_with_the_clients_fin_still_to_come() {
     });
 }
 
-/// Where windows close, segments have whatever length fits. So this asks for the end only.
+/// Compares only FIN and RST: while a window is nearly closed, the length of segments is whatever fits.
 #[test]
-fn a_stalled_connection_falls_idle_and_its_unread_bytes_make_our_close_an_rst() {
+fn idle_stalled_connection_ends_in_rst_on_the_wire() {
     let Some(network) = Network::new() else { return };
     let (daemon, address) = start(&network, &["--idle-timeout=1s"]);
     let capture = network.capture();
     let peer = network.on_client(|| Client::connect_with_small_buffers(&address.into()));
     let block = vec![b'x'; 65536];
     while peer.wait_for(PollFlags::OUT, TIMEOUT) && peer.try_send(&block).is_ok() {}
-    wait_until("the end is told", || daemon.stdout().contains("idle:"));
+    wait_until("the summary is printed", || daemon.stdout().contains("idle:"));
     let without_data = |mut events: Vec<Event>| {
         events.retain(|event| !matches!(event, Event::Data(..)));
         events
     };
-    let seen = without_data(seen(&capture.finish(address.port())));
-    let narrative = daemon.stdout();
-    assert_eq!(without_data(told(&narrative)), seen, "{narrative}");
-    assert_eq!(seen, [Event::Rst(Side::Server)], "{narrative}");
-    assert!(narrative.contains("window closed"), "{narrative}");
+    let captured = without_data(captured(&capture.finish(address.port())));
+    let output = daemon.stdout();
+    assert_eq!(without_data(printed(&output)), captured, "{output}");
+    assert_eq!(captured, [Event::Rst(Side::Server)], "{output}");
+    assert!(output.contains("window closed"), "{output}");
 }
 
-/// Several segments a message: what the daemon reads at once is the network's choice, so the order holds for each direction.
+/// Compares each direction by itself: how many segments one read returns depends on the network.
 #[test]
-fn a_message_of_several_segments_is_told_with_their_lengths() {
+fn message_of_several_segments_matches_the_wire() {
     let Some(network) = Network::new() else { return };
     let (daemon, address) = start(&network, &[]);
     let capture = network.capture();
@@ -220,9 +225,9 @@ fn a_message_of_several_segments_is_told_with_their_lengths() {
     peer.echo(&[b'x'; 4000]);
     peer.send_fin();
     peer.expect_fin();
-    let seen = seen(&capture.finish(address.port()));
-    wait_until("the end is told", || daemon.stdout().contains("finished:"));
-    let told = told(&daemon.stdout());
+    let captured = captured(&capture.finish(address.port()));
+    wait_until("the summary is printed", || daemon.stdout().contains("finished:"));
+    let printed = printed(&daemon.stdout());
     for from in [Side::Client, Side::Server] {
         let lengths = |events: &[Event]| -> Vec<usize> {
             let length = |event: &Event| match *event {
@@ -231,7 +236,7 @@ fn a_message_of_several_segments_is_told_with_their_lengths() {
             };
             events.iter().filter_map(length).collect()
         };
-        assert_eq!(lengths(&told), lengths(&seen), "{from:?}");
-        assert_eq!(lengths(&seen), [1448, 1448, 1104], "{from:?}");
+        assert_eq!(lengths(&printed), lengths(&captured), "{from:?}");
+        assert_eq!(lengths(&captured), [1448, 1448, 1104], "{from:?}");
     }
 }

@@ -1,5 +1,4 @@
-//! What is on the wire, captured between two network namespaces: the tutorial's packets, and whether
-//! `--explain` tells the truth about them.
+//! Segments on the wire, captured between two network namespaces: those of the tutorial, and those that `--explain` prints.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 #[path = "../support/mod.rs"]
@@ -11,7 +10,7 @@ mod tutorial;
 
 use support::{Daemon, wait_until};
 
-/// Waits until the one connection of the daemon is in FIN-WAIT-2 (05) and belongs to no process any more (inode 0).
+/// Waits until the only connection of the daemon is in FIN-WAIT-2 (05) and no longer belongs to a process (inode 0).
 #[track_caller]
 fn wait_until_closed(daemon: &Daemon) {
     wait_until("the daemon has closed", || {

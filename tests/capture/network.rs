@@ -1,7 +1,7 @@
-//! Two network namespaces joined by a cable (veth), a capture on it, and segments as tshark reads them.
+//! Two network namespaces joined by a virtual cable (veth), a capture on it, and segments as tshark reads them.
 //!
-//! Needs root, `ip`, `tcpdump` and `tshark`. Where one is missing a test says so and passes, unless
-//! `ECHOD_REQUIRE_TOOLS=1` is set, as in CI: then it fails.
+//! Needs root, `ip`, `tcpdump` and `tshark`. If one of them is missing, a test prints so and passes; with
+//! `ECHOD_REQUIRE_TOOLS=1`, as in CI, it fails.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -17,26 +17,26 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::support::{DaemonBuilder, Directory, eventually, has_program, skip_missing};
 
-/// The server's address, and the client's.
+/// The addresses of the server and the client.
 pub const SERVER: &str = "10.77.0.1";
 const CLIENT: &str = "10.77.0.2";
 
-/// A port on which nobody listens. A connection that is refused there marks the end of a capture.
-const NOBODY: u16 = 9;
+/// A port without a listener. A connection that is refused there marks the end of a capture.
+const CLOSED_PORT: u16 = 9;
 
-/// Two hosts and the cable between them, gone when dropped.
+/// Two hosts and the cable between them. Removed when dropped.
 pub struct Network {
     number: u32,
 }
 
 impl Network {
-    /// `None`: something that it takes is missing here, and that has been said.
+    /// Creates the network. Returns `None`, after printing why, if something it needs is missing.
     pub fn new() -> Option<Network> {
         let missing = ["ip", "tcpdump", "tshark"].into_iter().filter(|name| !has_program(name)).collect::<Vec<_>>();
         let reason = if !missing.is_empty() {
             missing.join(", ")
         } else if !rustix::process::geteuid().is_root() {
-            "root, who may make network namespaces".to_owned()
+            "root, to create network namespaces".to_owned()
         } else {
             static NUMBER: AtomicU32 = AtomicU32::new(0);
             let network = Network { number: NUMBER.fetch_add(1, Ordering::Relaxed) };
@@ -57,7 +57,7 @@ impl Network {
         for (name, address) in [(&server, SERVER), (&client, CLIENT)] {
             ip(&format!("-n {name} address add {address}/24 dev cable"))?;
             ip(&format!("-n {name} link set lo up"))?;
-            // Segments as they would be on a wire, not joined for the sake of a card that cuts them (TSO).
+            // Segments as they would be on a wire, not joined as for a network card that splits them (TSO).
             ip(&format!("-n {name} link set cable gso_max_segs 1 up"))?;
         }
         Ok(())
@@ -67,30 +67,30 @@ impl Network {
         format!("echod-{}-{}-{host}", process::id(), self.number)
     }
 
-    /// The daemon on the server's host.
+    /// Makes a daemon run on the server's host.
     pub fn on_server(&self, start: DaemonBuilder) -> DaemonBuilder {
         start.through(&["ip", "netns", "exec", &self.name("server")])
     }
 
-    /// A program on the client's host.
+    /// Returns a command that runs a program on the client's host.
     pub fn client_command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name("client"), program]);
         command
     }
 
-    /// Runs this on the client's host. Sockets that it opens stay there.
+    /// Runs `work` on the client's host. Sockets that it opens stay there.
     #[track_caller]
     pub fn on_client<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let namespace = File::open(format!("/run/netns/{}", self.name("client"))).expect("a namespace");
+        let namespace = File::open(format!("/run/netns/{}", self.name("client"))).expect("namespace");
         let moved = move || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("setns(2)");
             work()
         };
-        thread::scope(|scope| scope.spawn(moved).join().expect("a thread that does not panic"))
+        thread::scope(|scope| scope.spawn(moved).join().expect("no panic"))
     }
 
-    /// Starts to capture what passes on the server's end of the cable.
+    /// Starts a capture at the server's end of the cable.
     #[track_caller]
     pub fn capture(&self) -> Capture<'_> {
         let directory = Directory::new();
@@ -99,10 +99,10 @@ impl Network {
         command.args(["netns", "exec", &self.name("server"), "tcpdump", "-i", "cable", "-U", "--immediate-mode"]);
         command.args(["-Z", "root", "-w"]).arg(&file).arg("tcp").stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("tcpdump");
-        let mut said = String::new();
-        let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
-        while !said.contains("listening on") {
-            assert!(stderr.read_line(&mut said).expect("lines of tcpdump") > 0, "tcpdump: {said}");
+        let mut log = String::new();
+        let mut stderr = BufReader::new(child.stderr.take().expect("pipe"));
+        while !log.contains("listening on") {
+            assert!(stderr.read_line(&mut log).expect("output of tcpdump") > 0, "tcpdump: {log}");
         }
         thread::spawn(move || stderr.read_to_end(&mut Vec::new()));
         Capture { network: self, child, file, _directory: directory }
@@ -119,8 +119,8 @@ impl Drop for Network {
 
 fn ip(arguments: &str) -> Result<(), String> {
     let output = Command::new("ip").args(arguments.split(' ')).output().map_err(|error| error.to_string())?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() { Ok(()) } else { Err(format!("ip {arguments}: {}", said.trim())) }
+    let message = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(format!("ip {arguments}: {}", message.trim())) }
 }
 
 /// A running capture.
@@ -132,19 +132,20 @@ pub struct Capture<'a> {
 }
 
 impl Capture<'_> {
-    /// Everything that has passed until now between this port of the server and its clients.
+    /// Ends the capture. Returns all segments so far between this port of the server and its clients.
     #[track_caller]
     pub fn finish(mut self, port: u16) -> Vec<Segment> {
-        // One more packet, to see it come out at the other end: what passed before it is in the file, then.
-        let mark: SocketAddr = format!("{SERVER}:{NOBODY}").parse().expect("an address");
-        self.network.on_client(|| std::net::TcpStream::connect(mark)).expect_err("nobody listens there");
-        let segments = eventually("the last packet is in the capture", || {
+        // One more connection as a marker: when it shows in the file, so does everything before it.
+        let marker: SocketAddr = format!("{SERVER}:{CLOSED_PORT}").parse().expect("address");
+        self.network.on_client(|| std::net::TcpStream::connect(marker)).expect_err("the port should be closed");
+        let segments = eventually("the marker is in the capture", || {
             let segments = self.read();
-            let ended = segments.iter().any(|(ports, segment)| ports.0 == NOBODY && segment.flags.contains(&"RST"));
+            let ended =
+                segments.iter().any(|(ports, segment)| ports.0 == CLOSED_PORT && segment.flags.contains(&"RST"));
             ended.then_some(segments)
         });
-        kill_process(Pid::from_child(&self.child), Signal::INT).expect("a process that can be signalled");
-        self.child.wait().expect("a child of ours");
+        kill_process(Pid::from_child(&self.child), Signal::INT).expect("kill(2)");
+        self.child.wait().expect("wait(2)");
         let ours = segments.into_iter().filter(|(ports, _)| ports.0 == port || ports.1 == port);
         ours.map(|(ports, segment)| Segment {
             from: if ports.0 == port { Side::Server } else { Side::Client },
@@ -159,10 +160,12 @@ impl Capture<'_> {
         for field in ["tcp.srcport", "tcp.dstport", "tcp.flags", "tcp.len"] {
             command.args(["-e", field]);
         }
-        // While a packet is half written, tshark complains, and still tells those before it.
+        // If the last packet is incomplete, tshark complains, but prints those before it.
         let output = command.output().expect("tshark");
-        let text = String::from_utf8(output.stdout).expect("text");
-        text.lines().map(|line| read_line(line).unwrap_or_else(|| panic!("tshark says {line:?}"))).collect()
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        text.lines()
+            .map(|line| read_line(line).unwrap_or_else(|| panic!("unexpected output of tshark: {line:?}")))
+            .collect()
     }
 }
 
@@ -173,18 +176,18 @@ impl Drop for Capture<'_> {
     }
 }
 
-/// Who sent a segment.
+/// The end of a connection that sent a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     Client,
     Server,
 }
 
-/// A segment, as far as tests ask.
+/// A segment, as far as the tests need it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Segment {
     pub from: Side,
-    /// Of SYN, FIN, RST, PSH and ACK those that are set, in this order.
+    /// Those of SYN, FIN, RST, PSH and ACK that are set, in this order.
     pub flags: Vec<&'static str>,
     /// Bytes of data.
     pub length: usize,
@@ -196,7 +199,7 @@ impl Segment {
     }
 }
 
-/// As in a failed test's message: `client PSH+ACK 3`.
+/// Formats a segment for the message of a failed test: `client PSH+ACK 3`.
 impl fmt::Debug for Segment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let from = if self.from == Side::Client { "client" } else { "server" };

@@ -1,4 +1,4 @@
-//! The tutorial's packets, segment by segment.
+//! The packets of the tutorial, segment by segment.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ fn server(flags: &[&'static str], length: usize) -> Segment {
     segment(Side::Server, flags, length)
 }
 
-/// The segments without those that only acknowledge: when those are sent is each kernel's own affair.
+/// Returns the segments without those that only acknowledge: when they are sent depends on the kernel.
 fn without_bare_acks(segments: &[Segment]) -> Vec<Segment> {
     let bare = |segment: &Segment| segment.flags == ["ACK"] && segment.length == 0;
     segments.iter().filter(|segment| !bare(segment)).cloned().collect()
@@ -39,7 +39,7 @@ fn assert_handshake(segments: &[Segment]) {
 }
 
 #[test]
-fn aa_and_ctrl_d_are_three_segments_to_open_one_each_way_and_three_or_four_to_close() {
+fn echo_of_one_line_has_the_segments_of_the_tutorial() {
     let Some(network) = Network::new() else { return };
     let (daemon, address) = daemon(&network, &[]);
     let capture = network.capture();
@@ -50,12 +50,12 @@ fn aa_and_ctrl_d_are_three_segments_to_open_one_each_way_and_three_or_four_to_cl
     peer.expect_fin();
     drop(peer);
 
-    assert_to_the_letter(&capture.finish(address.port()));
+    assert_segments_of_the_tutorial(&capture.finish(address.port()));
     drop(daemon);
 }
 
 #[test]
-fn netcat_as_the_tutorial_runs_it_sends_the_same_segments() {
+fn netcat_sends_the_same_segments() {
     if !has_program("nc") {
         return skip_missing("nc");
     }
@@ -66,24 +66,24 @@ fn netcat_as_the_tutorial_runs_it_sends_the_same_segments() {
     command.args(["-N", &address.ip().to_string(), &address.port().to_string()]);
     let mut netcat = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("nc");
 
-    netcat.stdin.as_mut().unwrap().write_all(b"aa\n").expect("a line");
+    netcat.stdin.as_mut().unwrap().write_all(b"aa\n").expect("send");
     let mut echo = [0; 3];
-    netcat.stdout.as_mut().unwrap().read_exact(&mut echo).expect("its echo");
+    netcat.stdout.as_mut().unwrap().read_exact(&mut echo).expect("echo");
     assert_eq!(&echo, b"aa\n");
     drop(netcat.stdin.take()); // Ctrl-D
-    wait_until("nc ends when the server has finished", || netcat.try_wait().expect("a child").is_some());
+    wait_until("nc exits after the FIN of the server", || netcat.try_wait().expect("wait(2)").is_some());
 
-    assert_to_the_letter(&capture.finish(address.port()));
+    assert_segments_of_the_tutorial(&capture.finish(address.port()));
     drop(daemon);
 }
 
-/// SYN, SYN+ACK, ACK; 3 bytes each way; FIN, ACK, FIN, ACK, in four segments or in three, where the kernel sends the
-/// server's ACK and FIN as one; and no RST.
-fn assert_to_the_letter(segments: &[Segment]) {
+/// Asserts SYN, SYN+ACK, ACK; 3 bytes in each direction; FIN, ACK, FIN, ACK in four segments, or in three if the kernel combines
+/// the server's ACK and FIN; and no RST.
+fn assert_segments_of_the_tutorial(segments: &[Segment]) {
     assert_handshake(segments);
     let (data, fin) = (&["PSH", "ACK"], &["FIN", "ACK"]);
-    let story = [client(data, 3), server(data, 3), client(fin, 0), server(fin, 0)];
-    assert_eq!(without_bare_acks(&segments[3..]), story, "{segments:?}");
+    let expected = [client(data, 3), server(data, 3), client(fin, 0), server(fin, 0)];
+    assert_eq!(without_bare_acks(&segments[3..]), expected, "{segments:?}");
     let close = segments.iter().position(|segment| segment.has("FIN")).unwrap();
     let joined = [client(fin, 0), server(fin, 0), client(&["ACK"], 0)];
     let four = [client(fin, 0), server(&["ACK"], 0), server(fin, 0), client(&["ACK"], 0)];
@@ -92,7 +92,7 @@ fn assert_to_the_letter(segments: &[Segment]) {
 }
 
 #[test]
-fn with_one_shot_the_servers_fin_comes_first_and_what_the_client_sends_then_is_answered_with_rst() {
+fn one_shot_fin_is_first_and_late_data_gets_rst() {
     let Some(network) = Network::new() else { return };
     let (daemon, address) = daemon(&network, &["--one-shot"]);
     let capture = network.capture();
@@ -102,12 +102,12 @@ fn with_one_shot_the_servers_fin_comes_first_and_what_the_client_sends_then_is_a
     peer.expect_fin();
     wait_until_closed(&daemon);
     peer.send(b"b\n");
-    wait_until("the RST has come", || peer.socket.take_error().expect("SO_ERROR").is_some());
+    wait_until("the RST has arrived", || peer.socket.take_error().expect("SO_ERROR").is_some());
 
     let segments = capture.finish(address.port());
     assert_handshake(&segments);
     let (data, fin) = (&["PSH", "ACK"], &["FIN", "ACK"]);
-    let story = [client(data, 3), server(data, 3), server(fin, 0), client(data, 2), server(&["RST"], 0)];
-    assert_eq!(without_bare_acks(&segments[3..]), story, "{segments:?}");
+    let expected = [client(data, 3), server(data, 3), server(fin, 0), client(data, 2), server(&["RST"], 0)];
+    assert_eq!(without_bare_acks(&segments[3..]), expected, "{segments:?}");
     drop(peer);
 }

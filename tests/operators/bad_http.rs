@@ -1,17 +1,17 @@
-//! Bad HTTP: it gets the status that it deserves, and neither kills nor blocks nor leaks.
+//! Invalid HTTP: it gets the right status, and neither crashes nor blocks nor leaks.
 
 use std::time::{Duration, Instant};
 
-use crate::http::{answer, ask, endpoint, get};
+use crate::http::{endpoint, get, receive, send_request};
 use crate::support::{Client, Daemon, Random, pattern, wait_until};
 
 const METRICS: &str = "--metrics=127.0.0.1:0";
 
-/// How long an exchange may take.
-const EXCHANGE: Duration = Duration::from_secs(5);
+/// How long a request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[test]
-fn each_wrong_request_gets_its_status() {
+fn each_invalid_request_gets_its_status() {
     let daemon = Daemon::start(&[METRICS]);
     let host = "Host: echod\r\n";
     for (status, request) in [
@@ -34,23 +34,23 @@ fn each_wrong_request_gets_its_status() {
         (431, format!("GET /{} HTTP/1.1\r\n{host}\r\n", "x".repeat(10_000))),
     ] {
         let shown = &request[..request.len().min(60)];
-        let answer = ask(&daemon, &request);
-        assert_eq!(answer.status, status, "{shown:?}");
-        assert_eq!(answer.header("connection"), "close", "{shown:?}");
-        assert_eq!(answer.header("content-length"), answer.body.len().to_string(), "{shown:?}");
-        assert_eq!(answer.headers.get("allow").is_some_and(|allow| allow == "GET, HEAD"), status == 405, "{shown:?}");
+        let response = send_request(&daemon, &request);
+        assert_eq!(response.status, status, "{shown:?}");
+        assert_eq!(response.header("connection"), "close", "{shown:?}");
+        assert_eq!(response.header("content-length"), response.body.len().to_string(), "{shown:?}");
+        assert_eq!(response.headers.get("allow").is_some_and(|allow| allow == "GET, HEAD"), status == 405, "{shown:?}");
     }
     assert_eq!(get(&daemon, "/healthz").status, 200);
 }
 
 #[test]
-fn a_tls_hello_and_binary_garbage_are_answered_at_once() {
+fn tls_hello_and_binary_data_are_answered_at_once() {
     let daemon = Daemon::start(&[METRICS]);
     let start = Instant::now();
     for request in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], &[0; 100], &[0xff; 100]] {
-        assert_eq!(ask(&daemon, request).status, 400, "{request:?}");
+        assert_eq!(send_request(&daemon, request).status, 400, "{request:?}");
     }
-    assert!(start.elapsed() < EXCHANGE, "no waiting for the end of what is no request");
+    assert!(start.elapsed() < REQUEST_TIMEOUT, "invalid HTTP should be answered at once");
 }
 
 #[test]
@@ -62,41 +62,42 @@ fn endless_headers_end_at_8_kib() {
     while sent < 100_000 && client.try_send(&[b'x'; 100]).is_ok() {
         sent += 100;
     }
-    assert_eq!(answer(&client).status, 431);
+    assert_eq!(receive(&client).status, 431);
 }
 
 #[test]
-fn of_pipelined_requests_the_first_is_answered_and_no_reset_destroys_the_answer() {
+fn first_of_pipelined_requests_is_answered_without_reset() {
     let daemon = Daemon::start(&[METRICS]);
     let request = "GET /healthz HTTP/1.1\r\nHost: echod\r\n\r\n";
-    let answer = ask(&daemon, request.to_owned() + &"GET /metrics HTTP/1.1\r\nHost: echod\r\n\r\n".repeat(3000));
-    assert_eq!((answer.status, answer.body.as_str()), (200, "ok\n"));
+    let response =
+        send_request(&daemon, request.to_owned() + &"GET /metrics HTTP/1.1\r\nHost: echod\r\n\r\n".repeat(3000));
+    assert_eq!((response.status, response.body.as_str()), (200, "ok\n"));
 }
 
 #[test]
-fn a_body_that_nobody_wants_does_not_destroy_the_answer() {
+fn unread_body_does_not_destroy_the_response() {
     let daemon = Daemon::start(&[METRICS]);
     let client = Client::connect(endpoint(&daemon));
     client.send(b"POST /metrics HTTP/1.1\r\nHost: echod\r\nContent-Length: 500000\r\n\r\n");
     client.send(&vec![b'x'; 500_000]);
-    assert_eq!(answer(&client).status, 405);
+    assert_eq!(receive(&client).status, 405);
 }
 
 #[test]
-fn who_sends_without_end_after_the_answer_is_cut() {
+fn endless_sender_after_the_response_is_closed() {
     let daemon = Daemon::start(&[METRICS]);
     let client = Client::connect(endpoint(&daemon));
     client.send(b"GET /healthz HTTP/1.0\r\n\r\n");
     let start = Instant::now();
     while client.try_send(&[b'x'; 60_000]).is_ok() {
-        assert!(start.elapsed() < EXCHANGE, "not its time ends this, but how much it sends");
+        assert!(start.elapsed() < REQUEST_TIMEOUT, "the limit of discarded bytes should end this, not the timeout");
     }
     assert_eq!(get(&daemon, "/healthz").status, 200);
 }
 
-/// Stalls of every kind, each at its own point of an exchange.
+/// Returns 16 clients that stall, each at a different point of its request.
 fn stalled_clients(daemon: &Daemon) -> Vec<Client> {
-    let halves: [&[u8]; 8] = [
+    let beginnings: [&[u8]; 8] = [
         b"",
         b"G",
         b"GET /metrics HTTP/1.1\r\n",
@@ -106,59 +107,59 @@ fn stalled_clients(daemon: &Daemon) -> Vec<Client> {
         b"GET /metrics HTTP/1.0\r\n\r\n",
         b"\x16\x03\x01",
     ];
-    let stalled = halves.iter().cycle().take(16).map(|half| {
+    let stalled = beginnings.iter().cycle().take(16).map(|beginning| {
         let client = Client::connect_with_small_buffers(endpoint(daemon));
-        client.send(half);
+        client.send(beginning);
         client
     });
     stalled.collect()
 }
 
 #[test]
-fn clients_that_stall_hold_up_neither_the_echo_nor_after_5_s_the_next() {
+fn stalled_clients_do_not_block_the_echo() {
     let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
     let start = Instant::now();
     let stalled = stalled_clients(&daemon);
     let next = Client::connect(endpoint(&daemon));
     next.send(b"GET /healthz HTTP/1.0\r\n\r\n");
-    // The echo does not notice.
+    // The echo is not affected.
     let peer = daemon.connect();
     peer.exchange(&pattern(1, 1_000_000));
     let cpu = daemon.cpu_time_during(Duration::from_secs(1));
     assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU while 16 clients stall");
     next.expect_nothing_yet(); // It is the seventeenth.
 
-    assert_eq!(answer(&next).status, 200);
+    assert_eq!(receive(&next).status, 200);
     let waited = start.elapsed();
-    let bounds = EXCHANGE - Duration::from_millis(100)..EXCHANGE + Duration::from_secs(2);
+    let bounds = REQUEST_TIMEOUT - Duration::from_millis(100)..REQUEST_TIMEOUT + Duration::from_secs(2);
     assert!(bounds.contains(&waited), "the seventeenth was answered after {waited:?}");
     for client in stalled {
-        let _ = client.read_until_closed(); // By FIN or by reset, each has ended.
+        let _ = client.read_until_closed(); // By FIN or by reset, each connection has ended.
     }
     assert_eq!(get(&daemon, "/healthz").status, 200);
 }
 
 #[test]
-fn a_request_that_trickles_in_is_cut_after_5_s() {
+fn slow_request_is_closed_after_5_s() {
     let daemon = Daemon::start(&[METRICS]);
     let client = Client::connect(endpoint(&daemon));
     let start = Instant::now();
     client.send(b"GET /metrics HTTP/1.1\r\nHost: echod\r\nX: ");
     while client.try_send(b"x").is_ok() {
-        assert!(start.elapsed() < 2 * EXCHANGE, "it still is open after {:?}", start.elapsed());
+        assert!(start.elapsed() < 2 * REQUEST_TIMEOUT, "still open after {:?}", start.elapsed());
         client.wait_for(rustix::event::PollFlags::IN, Duration::from_millis(100));
     }
-    assert!(start.elapsed() > EXCHANGE - Duration::from_millis(100), "cut after {:?}", start.elapsed());
+    assert!(start.elapsed() > REQUEST_TIMEOUT - Duration::from_millis(100), "closed after {:?}", start.elapsed());
     assert_eq!(get(&daemon, "/healthz").status, 200);
 }
 
 #[test]
-fn whatever_comes_the_endpoint_lives_and_leaks_nothing() {
+fn endpoint_survives_arbitrary_input_without_leaks() {
     const SEED: u64 = 0x6563_686f_6420_0001;
     let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
     get(&daemon, "/metrics");
     let peer = daemon.connect();
-    peer.echo(b"the turn that answered the metrics is over");
+    peer.echo(b"after the iteration that answered the request");
     let before = (daemon.descriptors().len(), daemon.memory());
     let mut random = Random::new(SEED);
     let words: [&[u8]; 12] = [
@@ -187,8 +188,8 @@ fn whatever_comes_the_endpoint_lives_and_leaks_nothing() {
             1 => drop(client),
             2 => {
                 client.send_fin();
-                let (answer, _) = client.read_until_closed();
-                assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 "), "round {round}, seed {SEED:#x}");
+                let (response, _) = client.read_until_closed();
+                assert!(response.is_empty() || response.starts_with(b"HTTP/1.1 "), "round {round}, seed {SEED:#x}");
             }
             _ => {
                 client.send_fin();
@@ -197,8 +198,8 @@ fn whatever_comes_the_endpoint_lives_and_leaks_nothing() {
         }
     }
     assert_eq!(get(&daemon, "/healthz").status, 200);
-    peer.echo(b"the echo lives, too");
-    wait_until("every descriptor is back", || daemon.descriptors().len() <= before.0);
+    peer.echo(b"the echo works as well");
+    wait_until("all descriptors are closed", || daemon.descriptors().len() <= before.0);
     let grown = daemon.memory().saturating_sub(before.1);
-    assert!(grown < 256 * 1024, "{grown} bytes more than before, seed {SEED:#x}");
+    assert!(grown < 256 * 1024, "memory grew by {grown} bytes, seed {SEED:#x}");
 }

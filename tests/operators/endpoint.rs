@@ -1,14 +1,15 @@
-//! The endpoint as HTTP, when all goes well, and its standing beside the echo: at the cap, without descriptors, in a drain.
+//! The metrics endpoint: plain HTTP, and its independence from the echo at the connection limit, without descriptors, and during
+//! a drain.
 
 use std::time::Duration;
 
-use crate::http::{answer, ask, endpoint, get, metrics};
+use crate::http::{endpoint, get, metrics, receive, send_request};
 use crate::support::{Client, Daemon, Signal, TIMEOUT, pattern, pending_connections, wait_until};
 
 const METRICS: &str = "--metrics=127.0.0.1:0";
 
 #[test]
-fn the_endpoint_tells_where_it_listens_after_all_others() {
+fn endpoint_is_announced_after_the_listeners() {
     let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
     let lines: Vec<String> = daemon.stdout().lines().map(str::to_owned).collect();
     assert!(lines[0].starts_with("listening on tcp://127.0.0.1:"), "{lines:?}");
@@ -17,7 +18,7 @@ fn the_endpoint_tells_where_it_listens_after_all_others() {
 }
 
 #[test]
-fn an_address_that_is_taken_is_an_error_with_status_1() {
+fn address_in_use_exits_with_status_1() {
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap().to_string();
     let finished = Daemon::with(&["--metrics", &address]).run();
@@ -27,33 +28,33 @@ fn an_address_that_is_taken_is_an_error_with_status_1() {
 }
 
 #[test]
-fn over_ipv6_as_well() {
+fn endpoint_listens_on_ipv6() {
     if std::net::TcpListener::bind("[::1]:0").is_err() {
-        return crate::support::skip("no IPv6 here");
+        return crate::support::skip("IPv6 is not available");
     }
     let daemon = Daemon::start(&["--metrics=[::1]:0"]);
     assert_eq!(get(&daemon, "/healthz").status, 200);
 }
 
 #[test]
-fn metrics_and_healthz_are_answered_and_the_connection_is_closed() {
+fn metrics_and_healthz_are_answered_and_closed() {
     let daemon = Daemon::start(&[METRICS]);
     let health = get(&daemon, "/healthz");
     assert_eq!((health.status, health.body.as_str()), (200, "ok\n"));
     let metrics = metrics(&daemon);
     assert_eq!(metrics.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
-    for answer in [health, metrics] {
-        assert_eq!(answer.header("connection"), "close");
-        assert_eq!(answer.header("content-length"), answer.body.len().to_string());
-        assert!(answer.header("date").ends_with(" GMT"));
+    for response in [health, metrics] {
+        assert_eq!(response.header("connection"), "close");
+        assert_eq!(response.header("content-length"), response.body.len().to_string());
+        assert!(response.header("date").ends_with(" GMT"));
     }
 }
 
 #[test]
-fn head_is_answered_with_the_head_alone() {
+fn head_request_gets_no_body() {
     let daemon = Daemon::start(&[METRICS]);
     for path in ["/metrics", "/healthz", "/nowhere"] {
-        let head = ask(&daemon, format!("HEAD {path} HTTP/1.1\r\nHost: echod\r\n\r\n"));
+        let head = send_request(&daemon, format!("HEAD {path} HTTP/1.1\r\nHost: echod\r\n\r\n"));
         assert_eq!(head.status, get(&daemon, path).status);
         assert_eq!(head.body, "");
         assert!(head.header("content-length").parse::<usize>().unwrap() > 0);
@@ -63,31 +64,31 @@ fn head_is_answered_with_the_head_alone() {
 #[test]
 fn http_1_0_is_served() {
     let daemon = Daemon::start(&[METRICS]);
-    assert_eq!(ask(&daemon, "GET /metrics HTTP/1.0\r\n\r\n").status, 200);
+    assert_eq!(send_request(&daemon, "GET /metrics HTTP/1.0\r\n\r\n").status, 200);
 }
 
 #[test]
-fn a_peer_that_finishes_right_after_its_request_is_answered() {
+fn request_followed_by_fin_is_answered() {
     let daemon = Daemon::start(&[METRICS]);
     let client = Client::connect(endpoint(&daemon));
     client.send(b"GET /healthz HTTP/1.0\r\n\r\n");
     client.send_fin();
-    assert_eq!(answer(&client).status, 200);
+    assert_eq!(receive(&client).status, 200);
 }
 
 #[test]
-fn a_request_in_pieces_is_served() {
+fn request_in_pieces_is_answered() {
     let daemon = Daemon::start(&[METRICS]);
     let client = Client::connect(endpoint(&daemon));
     for byte in b"GET /healthz HTTP/1.1\r\nHost: echod\r\n\r\n" {
         client.send(&[*byte]);
-        get(&daemon, "/nowhere"); // The loop has been round.
+        get(&daemon, "/nowhere"); // At least one iteration of the loop has passed.
     }
-    assert_eq!(answer(&client).status, 200);
+    assert_eq!(receive(&client).status, 200);
 }
 
 #[test]
-fn what_asks_for_metrics_counts_nowhere() {
+fn metrics_requests_are_not_counted_as_connections() {
     let daemon = Daemon::start(&[METRICS]);
     let _waiting = Client::connect(endpoint(&daemon));
     for _ in 0..20 {
@@ -103,74 +104,76 @@ fn what_asks_for_metrics_counts_nowhere() {
 }
 
 #[test]
-fn at_the_cap_the_endpoint_answers_and_its_peers_take_no_place_of_a_connection() {
+fn endpoint_answers_at_the_connection_limit() {
     let daemon = Daemon::start(&["--max-connections=2", METRICS]);
     let open = [daemon.connect(), daemon.connect()];
-    open.iter().for_each(|client| client.echo(b"in"));
+    open.iter().for_each(|client| client.echo(b"accepted"));
     let waiting = daemon.connect();
     waiting.send(b"waiting");
-    wait_until("the third waits in the queue", || pending_connections(daemon.tcp()) == 1);
+    wait_until("the third connection is in the backlog", || pending_connections(daemon.tcp()) == 1);
 
     let page = metrics(&daemon);
     assert_eq!(page.value("echod_connections_open"), 2.0);
+    assert_eq!(page.value("echod_connections_max"), 2.0);
     assert_eq!(page.value("echod_accept_paused"), 1.0);
+    assert_eq!(page.value("echod_accept_pauses_total{reason=\"limit\"}"), 1.0);
     assert_eq!(get(&daemon, "/healthz").status, 200);
 
-    let asking: Vec<Client> = (0..16).map(|_| Client::connect(endpoint(&daemon))).collect();
+    let requesting: Vec<Client> = (0..16).map(|_| Client::connect(endpoint(&daemon))).collect();
     drop(open);
     waiting.expect(b"waiting");
-    drop(asking);
+    drop(requesting);
     assert_eq!(metrics(&daemon).value("echod_accept_paused"), 0.0);
 }
 
 #[test]
-fn without_descriptors_the_endpoint_answers_and_16_at_once() {
+fn endpoint_answers_16_requests_without_free_descriptors() {
     let daemon = Daemon::with(&["--listen=127.0.0.1:0", METRICS]).nofile(64).start();
     let clients: Vec<Client> = (0..100).map(|_| daemon.connect()).collect();
-    clients[0].echo(b"in");
-    // As many as there is room for are in; then every number is taken, also those that the daemon had planned with.
-    wait_until("the others wait in the queue", || metrics(&daemon).value("echod_accept_paused") == 1.0);
+    clients[0].echo(b"accepted");
+    // Accepting stops at the limit; then the remaining descriptors, which the daemon has in reserve, are taken away as well.
+    wait_until("the others are in the backlog", || metrics(&daemon).value("echod_accept_paused") == 1.0);
     let open = daemon.descriptors();
     let lowest_free = (0..).find(|number| !open.contains(number)).unwrap();
     daemon.limit_descriptors(lowest_free as u64);
 
     for _ in 0..3 {
-        let asking: Vec<Client> = (0..16).map(|_| Client::connect(endpoint(&daemon))).collect();
-        asking.iter().for_each(|client| client.send(b"GET /metrics HTTP/1.0\r\n\r\n"));
-        for client in asking {
-            let page = answer(&client);
+        let requesting: Vec<Client> = (0..16).map(|_| Client::connect(endpoint(&daemon))).collect();
+        requesting.iter().for_each(|client| client.send(b"GET /metrics HTTP/1.0\r\n\r\n"));
+        for client in requesting {
+            let page = receive(&client);
             assert!(page.value("process_open_fds") > 20.0);
             assert_eq!(page.value("process_max_fds"), lowest_free as f64);
         }
     }
-    clients[0].echo(b"open connections go on");
+    clients[0].echo(b"open connections continue");
 }
 
 #[test]
-fn when_accepting_fails_for_want_of_descriptors_the_endpoint_says_so_and_nothing_spins() {
+fn descriptor_exhaustion_is_reported_without_spinning() {
     let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
     let clients: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
-    clients.iter().for_each(|client| client.echo(b"before the famine"));
+    clients.iter().for_each(|client| client.echo(b"before exhaustion"));
     let open = daemon.descriptors();
     let lowest_free = (0..).find(|number| !open.contains(number)).unwrap();
-    let plenty = daemon.limit_descriptors(lowest_free as u64);
+    let old_limit = daemon.limit_descriptors(lowest_free as u64);
     let waiting = daemon.connect();
     waiting.send(b"waiting");
 
-    wait_until("the pause shows", || metrics(&daemon).value("echod_accept_paused") == 1.0);
+    wait_until("the pause is reported", || metrics(&daemon).value("echod_accept_paused") == 1.0);
     let page = metrics(&daemon);
     assert!(page.value("echod_accept_errors_total") >= 1.0);
-    assert_eq!(page.value("echod_accept_pauses_total"), 1.0, "one, however often it is tried again");
+    assert_eq!(page.value("echod_accept_pauses_total{reason=\"descriptors\"}"), 1.0, "a renewed pause counts once");
     let cpu = daemon.cpu_time_during(Duration::from_secs(1));
     assert!(cpu <= Duration::from_millis(20), "{cpu:?} of CPU without descriptors");
 
-    daemon.limit_descriptors(plenty);
+    daemon.limit_descriptors(old_limit);
     waiting.expect(b"waiting");
     assert_eq!(metrics(&daemon).value("echod_accept_paused"), 0.0);
 }
 
 #[test]
-fn during_a_drain_the_endpoint_answers_on_with_503_for_health() {
+fn endpoint_answers_during_a_drain_with_503_for_health() {
     let mut daemon = Daemon::start(&["--drain-timeout=30s", METRICS]);
     let peer = daemon.connect();
     peer.echo(b"open");
@@ -180,34 +183,34 @@ fn during_a_drain_the_endpoint_answers_on_with_503_for_health() {
     assert_eq!((health.status, health.body.as_str()), (503, "draining\n"));
     let page = metrics(&daemon);
     assert_eq!(page.value("echod_connections_open"), 1.0);
-    // Who asks does not put off the end: neither who is served nor who has yet to finish its request.
-    let _asking: Vec<Client> = (0..16).map(|_| Client::connect(endpoint(&daemon))).collect();
+    // Requests do not delay the end of the drain, complete or not.
+    let _requesting: Vec<Client> = (0..16).map(|_| Client::connect(endpoint(&daemon))).collect();
     drop(peer);
     let status = daemon.wait_exit(Duration::from_secs(4));
     assert!(status.success(), "{status}");
 }
 
 #[test]
-fn bytes_that_come_after_our_fin_are_counted_as_discarded() {
+fn bytes_after_our_fin_are_counted_as_discarded() {
     let mut daemon = Daemon::start(&["--drain-timeout=30s", METRICS]);
     let peer = daemon.connect();
     peer.echo(b"open");
     daemon.signal(Signal::TERM);
     peer.expect_fin();
     peer.send(&[7; 1000]);
-    wait_until("they are dropped", || metrics(&daemon).value("echod_discarded_bytes_total") == 1000.0);
+    wait_until("they are discarded", || metrics(&daemon).value("echod_discarded_bytes_total") == 1000.0);
     drop(peer);
     assert!(daemon.wait_exit(TIMEOUT).success());
 }
 
 #[test]
-fn an_idle_daemon_with_an_endpoint_sleeps() {
+fn idle_daemon_with_endpoint_sleeps() {
     let daemon = Daemon::start(&[METRICS]);
     daemon.connect().echo(&pattern(1, 100));
     metrics(&daemon);
-    let turns = metrics(&daemon).value("echod_turns_total");
+    let before = metrics(&daemon).value("echod_turns_total");
     let cpu = daemon.cpu_time_during(Duration::from_secs(2));
     assert!(cpu <= Duration::from_millis(10), "{cpu:?} of CPU while nothing happens");
-    let turned = metrics(&daemon).value("echod_turns_total") - turns;
-    assert!(turned < 20.0, "{turned} turns while nothing happens");
+    let iterations = metrics(&daemon).value("echod_turns_total") - before;
+    assert!(iterations < 20.0, "{iterations} iterations while nothing happens");
 }

@@ -1,7 +1,6 @@
-//! What operators rely on, tested from outside: the sections "Service manager" and "Metrics" of the contract, and how
-//! the log reads in the journal.
+//! Black-box tests of what operators rely on: service manager, metrics, and the log in the journal.
 //!
-//! Some tests want a tool that not every machine has. They say so and are skipped; with `ECHOD_REQUIRE_TOOLS=1` in the
+//! Some tests need a tool that not every machine has. They are skipped with a message; with `ECHOD_REQUIRE_TOOLS=1` in the
 //! environment, as in CI, they fail instead.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 

@@ -1,4 +1,4 @@
-//! The page of metrics: its names, its figures, its format.
+//! The page of metrics: names, values, and format.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::support::{Daemon, Signal, TIMEOUT, eventually, pattern, wait_until};
 const METRICS: &str = "--metrics=127.0.0.1:0";
 
 #[test]
-fn every_name_of_the_contract_is_there_from_the_start() {
+fn every_series_of_the_contract_is_present_at_start() {
     let daemon = Daemon::start(&[METRICS]);
     let page = metrics(&daemon);
     for series in [
@@ -19,6 +19,8 @@ fn every_name_of_the_contract_is_there_from_the_start() {
         "echod_sent_bytes_total",
         "echod_discarded_bytes_total",
         "echod_stalled_connections",
+        "echod_buffered_bytes",
+        "echod_budget_exhausted_total",
         "echod_accept_errors_total",
         "echod_accept_paused",
         "echod_log_lines_dropped_total",
@@ -28,6 +30,10 @@ fn every_name_of_the_contract_is_there_from_the_start() {
     for reason in ["finished", "one_shot", "drained", "reset", "idle", "cut", "error"] {
         assert_eq!(page.value(&format!("echod_connections_closed_total{{reason=\"{reason}\"}}")), 0.0, "{reason}");
     }
+    for reason in ["limit", "descriptors", "memory", "error"] {
+        assert_eq!(page.value(&format!("echod_accept_pauses_total{{reason=\"{reason}\"}}")), 0.0, "{reason}");
+    }
+    assert!(page.value("echod_connections_max") >= 1.0);
     assert!(page.value("echod_turns_total") >= 1.0);
     page.value("echod_turn_duration_seconds_sum");
     page.value("echod_turn_duration_seconds_count");
@@ -41,12 +47,12 @@ fn every_name_of_the_contract_is_there_from_the_start() {
     let age = now - page.value("process_start_time_seconds");
     assert!((0.0..TIMEOUT.as_secs_f64()).contains(&age), "started {age} s ago");
     assert!(page.value("process_max_fds") >= page.value("process_open_fds"));
-    let told = page.value("process_open_fds");
-    wait_until("so many descriptors are open as were told", || daemon.descriptors().len() as f64 == told);
+    let open_fds = page.value("process_open_fds");
+    wait_until("process_open_fds matches /proc", || daemon.descriptors().len() as f64 == open_fds);
 }
 
 #[test]
-fn what_happens_to_connections_is_counted() {
+fn connections_bytes_and_close_reasons_are_counted() {
     let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
     let closed =
         |reason: &str| metrics(&daemon).value(&format!("echod_connections_closed_total{{reason=\"{reason}\"}}"));
@@ -71,11 +77,11 @@ fn what_happens_to_connections_is_counted() {
 }
 
 #[test]
-fn connections_closed_first_by_us_are_told_apart() {
+fn closes_by_the_server_have_different_reasons() {
     let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS, "--one-shot"]);
     daemon.connect().echo(b"one message");
     let one_shot = "echod_connections_closed_total{reason=\"one_shot\"}";
-    wait_until("it is counted", || metrics(&daemon).value(one_shot) == 1.0);
+    wait_until("the close is counted", || metrics(&daemon).value(one_shot) == 1.0);
 
     let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS, "--idle-timeout=100ms"]);
     daemon.connect().expect_fin();
@@ -89,31 +95,35 @@ fn connections_closed_first_by_us_are_told_apart() {
     first.expect_fin();
     drop(first);
     let drained = "echod_connections_closed_total{reason=\"drained\"}";
-    wait_until("it is counted", || metrics(&daemon).value(drained) == 1.0);
+    wait_until("the close is counted", || metrics(&daemon).value(drained) == 1.0);
 }
 
 #[test]
-fn a_peer_that_does_not_read_shows_as_stalled_until_it_does() {
+fn stalled_peer_is_reported_until_it_reads() {
     let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
     let peer = daemon.connect();
     let sent = peer.send_until_stalled(&pattern(1, 60_000), Duration::from_millis(300), 100 << 20);
     let page = metrics(&daemon);
     assert_eq!(page.value("echod_stalled_connections"), 1.0);
-    assert!(page.value("echod_sent_bytes_total") < page.value("echod_received_bytes_total"));
-    peer.read_exactly(sent).expect("what was sent");
+    let unsent = page.value("echod_received_bytes_total") - page.value("echod_sent_bytes_total");
+    assert!(unsent > 0.0);
+    assert_eq!(page.value("echod_buffered_bytes"), unsent);
+    peer.read_exactly(sent).expect("echo");
     let page = metrics(&daemon);
     assert_eq!(page.value("echod_stalled_connections"), 0.0);
+    assert_eq!(page.value("echod_buffered_bytes"), 0.0);
     assert_eq!(page.value("echod_sent_bytes_total"), sent as f64);
-    assert!(page.value("echod_budget_exhausted_total") > 0.0, "so many bytes are more than a turn's work");
+    assert!(page.value("echod_budget_exhausted_total") > 0.0, "this many bytes exceed the budget of an iteration");
 
     peer.send_until_stalled(&pattern(1, 60_000), Duration::from_millis(300), 100 << 20);
     assert_eq!(metrics(&daemon).value("echod_stalled_connections"), 1.0);
     peer.reset();
-    wait_until("who is gone owes nothing", || metrics(&daemon).value("echod_stalled_connections") == 0.0);
+    wait_until("a reset connection is not stalled", || metrics(&daemon).value("echod_stalled_connections") == 0.0);
+    assert_eq!(metrics(&daemon).value("echod_buffered_bytes"), 0.0);
 }
 
 #[test]
-fn turns_are_counted_and_timed() {
+fn iterations_are_counted_and_timed() {
     let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
     let peer = daemon.connect();
     let before = metrics(&daemon);
@@ -121,18 +131,18 @@ fn turns_are_counted_and_timed() {
         peer.echo(b"ping");
     }
     let after = metrics(&daemon);
-    let moved = |series: &str| after.value(series) - before.value(series);
-    let turns = moved("echod_turns_total");
-    assert!((100.0..150.0).contains(&turns), "{turns} turns for 100 echoes");
-    assert_eq!(moved("echod_turn_duration_seconds_count"), turns);
-    assert!(moved("echod_turn_duration_seconds_sum") > 0.0);
+    let increase = |series: &str| after.value(series) - before.value(series);
+    let iterations = increase("echod_turns_total");
+    assert!((100.0..150.0).contains(&iterations), "{iterations} iterations for 100 echoes");
+    assert_eq!(increase("echod_turn_duration_seconds_count"), iterations);
+    assert!(increase("echod_turn_duration_seconds_sum") > 0.0);
     let bucket = "echod_turn_duration_seconds_bucket{le=\"0.1\"}";
-    assert!(moved(bucket) > 0.0 && moved(bucket) <= turns);
+    assert!(increase(bucket) > 0.0 && increase(bucket) <= iterations);
 }
 
 #[test]
-fn lines_that_nobody_reads_are_counted() {
-    // A pipe whose reader does not read, full from the start: with -vv each event is a line.
+fn dropped_log_lines_are_counted() {
+    // A pipe that is not read fills up soon: with -vv each event is a line.
     let (_reader, writer) = std::io::pipe().unwrap();
     let daemon = Daemon::with(&["--listen=127.0.0.1:0", METRICS, "-vv"]).stderr(writer).start();
     let dropped = eventually("lines are dropped", || {
@@ -142,7 +152,7 @@ fn lines_that_nobody_reads_are_counted() {
     assert!(metrics(&daemon).value("echod_log_lines_dropped_total") > dropped);
 }
 
-/// The reference parser, which also checks what a regular expression would not: types, histograms, escapes.
+/// The reference parser, which also checks types, histograms and escapes.
 const PARSER: &str = "
 import sys
 from prometheus_client.parser import text_string_to_metric_families as parse
@@ -156,7 +166,7 @@ print(len(families), 'families')
 ";
 
 #[test]
-fn a_prometheus_parser_reads_the_page() {
+fn prometheus_parser_accepts_the_page() {
     let python = |code: &str| {
         let mut command = Command::new("python3");
         command.args(["-c", code]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -166,7 +176,7 @@ fn a_prometheus_parser_reads_the_page() {
         return crate::support::skip_missing("prometheus_client for python3 (PyPI)");
     }
     let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
-    daemon.connect().echo(b"a figure that is not 0");
+    daemon.connect().echo(b"some non-zero values");
     let mut parser = python(PARSER).spawn().unwrap();
     std::io::Write::write_all(&mut parser.stdin.take().unwrap(), metrics(&daemon).body.as_bytes()).unwrap();
     let output = parser.wait_with_output().unwrap();
@@ -174,9 +184,9 @@ fn a_prometheus_parser_reads_the_page() {
 }
 
 #[test]
-fn promtool_finds_nothing_to_complain_about() {
+fn promtool_accepts_the_page() {
     if !crate::support::has_program("promtool") {
-        return crate::support::skip("promtool is missing"); // Never required: CI has the parser above.
+        return crate::support::skip("promtool is missing"); // Never required, because CI has the parser above.
     }
     let daemon = Daemon::start(&[METRICS]);
     let mut promtool = Command::new("promtool");
@@ -184,6 +194,6 @@ fn promtool_finds_nothing_to_complain_about() {
     let mut promtool = promtool.spawn().unwrap();
     std::io::Write::write_all(&mut promtool.stdin.take().unwrap(), metrics(&daemon).body.as_bytes()).unwrap();
     let output = promtool.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.is_empty(), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && message.is_empty(), "{message}");
 }

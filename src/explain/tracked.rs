@@ -1,0 +1,326 @@
+//! What is known of one connection, and the lines about it.
+
+use std::mem;
+use std::time::{Duration, Instant};
+
+use crate::event_loop::outcome::CloseReason;
+use crate::explain::diagram::{Arrow, Diagram, MEANING_COLUMNS, Prefix, Priority, Side, quoted};
+use crate::explain::socket_table::{AddressPair, SocketTable, TcpState};
+
+/// The maximum number of reads and writes of one connection that get a line of their own in
+/// [`BULK_INTERVAL`](super::explainer::BULK_INTERVAL). The others are summed up.
+pub(super) const MAX_SINGLE_LINES: u32 = 12;
+
+/// A connection as far as it has been printed.
+#[derive(Debug)]
+pub(super) struct TrackedConnection {
+    pub(super) number: u32,
+    accepted_at: Instant,
+    /// `None`: a Unix socket, or a TCP connection that was already reset.
+    pub(super) pair: Option<AddressPair>,
+    /// The longest segment in bytes; 0 if unknown.
+    mss: usize,
+    pub(super) state: TcpState,
+    received: u64,
+    sent: u64,
+    /// Bytes of the echo that the kernel has not accepted yet.
+    pending: usize,
+    /// The state in the kernel when data was read, for the line of its echo: by then a quick client may be in the next state.
+    state_at_read: Option<TcpState>,
+    /// Reads and writes since `window_start`.
+    lines: u32,
+    window_start: Instant,
+    /// Reads and writes without a line of their own.
+    suppressed: Suppressed,
+}
+
+/// A sum of reads and writes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Suppressed {
+    calls: u64,
+    received: u64,
+    sent: u64,
+}
+
+impl TrackedConnection {
+    pub(super) fn new(number: u32, pair: Option<AddressPair>, mss: usize) -> TrackedConnection {
+        let accepted_at = Instant::now();
+        TrackedConnection {
+            number,
+            accepted_at,
+            pair,
+            mss,
+            state: if pair.is_some() { TcpState::SynReceived } else { TcpState::Established },
+            received: 0,
+            sent: 0,
+            pending: 0,
+            state_at_read: None,
+            lines: 0,
+            window_start: accepted_at,
+            suppressed: Suppressed::default(),
+        }
+    }
+
+    /// Returns the beginning of a line about what happens now.
+    pub(super) fn dated(&self) -> Prefix {
+        Prefix { number: self.number, time: Some(self.accepted_at.elapsed()) }
+    }
+
+    /// Returns the beginning of a line about something inferred whose time is unknown.
+    pub(super) fn undated(&self) -> Prefix {
+        Prefix { number: self.number, time: None }
+    }
+
+    /// Changes the state. Returns the transition as text, empty for a Unix socket.
+    pub(super) fn enter(&mut self, state: TcpState) -> String {
+        let before = mem::replace(&mut self.state, state);
+        if self.pair.is_some() { format!("{before} → {state}") } else { String::new() }
+    }
+
+    /// Asks the kernel for the state, if there is budget to print it.
+    pub(super) fn kernel_state(&self, diagram: &mut Diagram, sockets: &mut SocketTable) -> Option<TcpState> {
+        let pair = self.pair.as_ref()?;
+        if diagram.has_room(Priority::High) { sockets.state(pair) } else { None }
+    }
+
+    // ---- opened ----
+
+    /// Prints the handshake, which the kernel has completed before accept(2) returned.
+    pub(super) fn print_handshake(&mut self, diagram: &mut Diagram, kernel: Option<TcpState>) {
+        let listen = format!("{} → {}", TcpState::Listen, self.state);
+        let established = self.enter(TcpState::Established);
+        for (from, label, meaning, kernel) in [
+            (Side::Client, "SYN", listen.as_str(), ""),
+            (Side::Server, "SYN+ACK", "", ""),
+            (Side::Client, "ACK", &established, &kernel_column(kernel)),
+        ] {
+            let arrow = Arrow { from, inferred: true, label };
+            diagram.arrow(self.undated(), arrow, meaning, kernel, Priority::High);
+        }
+    }
+
+    // ---- data ----
+
+    /// Counts a read or write. Returns whether it is the first one that gets no line of its own.
+    pub(super) fn count_line(&mut self, interval: Duration, diagram: &mut Diagram) -> bool {
+        if self.window_start.elapsed() >= interval {
+            self.print_suppressed(diagram);
+            (self.lines, self.window_start) = (0, Instant::now());
+        }
+        self.lines += 1;
+        self.lines == MAX_SINGLE_LINES + 1
+    }
+
+    /// Returns when the current window of single lines began.
+    pub(super) fn window_start(&self) -> Instant {
+        self.window_start
+    }
+
+    pub(super) fn print_received(&mut self, diagram: &mut Diagram, sockets: &mut SocketTable, bytes: &[u8]) {
+        self.received += bytes.len() as u64;
+        self.print_bytes(diagram, sockets, Side::Client, bytes.len(), Some(bytes));
+    }
+
+    pub(super) fn print_discarded(&mut self, diagram: &mut Diagram, sockets: &mut SocketTable, count: usize) {
+        self.print_bytes(diagram, sockets, Side::Client, count, None);
+    }
+
+    pub(super) fn print_sent(&mut self, diagram: &mut Diagram, sockets: &mut SocketTable, bytes: &[u8]) {
+        self.sent += bytes.len() as u64;
+        self.print_bytes(diagram, sockets, Side::Server, bytes.len(), Some(bytes));
+        let was_pending = self.pending > 0;
+        self.pending = self.pending.saturating_sub(bytes.len());
+        if was_pending && self.pending == 0 {
+            diagram.remark(self.dated(), "window open again: all pending output is sent, reading resumes");
+        }
+    }
+
+    pub(super) fn print_stalled(&mut self, diagram: &mut Diagram, count: usize) {
+        self.pending = count;
+        let text = format!("window closed: the client does not read; {count} bytes are pending,");
+        diagram.remark(self.dated(), &text);
+        diagram.remark(self.undated(), "and we stop reading, so our window closes in turn: backpressure");
+    }
+
+    fn print_bytes(
+        &mut self,
+        diagram: &mut Diagram,
+        sockets: &mut SocketTable,
+        from: Side,
+        count: usize,
+        bytes: Option<&[u8]>,
+    ) {
+        if self.lines > MAX_SINGLE_LINES {
+            self.suppressed.calls += 1;
+            let sum = if from == Side::Client { &mut self.suppressed.received } else { &mut self.suppressed.sent };
+            *sum += count as u64;
+            return;
+        }
+        if !diagram.has_room(Priority::Low) {
+            return diagram.skip_line();
+        }
+        let label = match self.pair {
+            None => format!("{count} bytes"),
+            Some(_) if self.mss > 0 && count > self.mss => {
+                format!("PSH+ACK len {count} ×{}", count.div_ceil(self.mss))
+            }
+            Some(_) => format!("PSH+ACK len {count}"),
+        };
+        let meaning = bytes.map_or_else(|| "read and discarded".into(), |bytes| quoted(bytes, MEANING_COLUMNS));
+        let now = match from {
+            Side::Server if self.state_at_read.is_some() => self.state_at_read.take(),
+            _ => self.kernel_state(diagram, sockets),
+        };
+        self.state_at_read = if from == Side::Client { now } else { None };
+        if self.state == TcpState::FinWait1 && is_fin_acknowledged(now) {
+            self.print_inferred_ack(diagram, TcpState::FinWait2, TcpState::FinWait2);
+        }
+        let arrow = Arrow { from, inferred: false, label: &label };
+        diagram.arrow(self.dated(), arrow, &meaning, &kernel_column(now), Priority::Low);
+    }
+
+    /// Prints the sum of the reads and writes that had no line of their own, if there are any.
+    pub(super) fn print_suppressed(&mut self, diagram: &mut Diagram) {
+        let Suppressed { calls, received, sent } = mem::take(&mut self.suppressed);
+        if calls > 0 {
+            let text = format!("… {calls} more reads and writes ({received} bytes in, {sent} out)");
+            diagram.remark(self.dated(), &text);
+        }
+    }
+
+    // ---- FIN ----
+
+    /// Prints the client's FIN, which read(2) has reported.
+    pub(super) fn print_client_fin(&mut self, diagram: &mut Diagram, sockets: &mut SocketTable) {
+        let arrow = |from, inferred, label| Arrow { from, inferred, label };
+        if self.pair.is_none() {
+            self.state = if self.state == TcpState::Established { TcpState::CloseWait } else { TcpState::Closed };
+            let arrow = arrow(Side::Client, false, "end of file");
+            return diagram.arrow(self.dated(), arrow, "no more data, or closed", "", Priority::High);
+        }
+        let now = self.kernel_state(diagram, sockets);
+        if self.state == TcpState::FinWait1 {
+            // No system call reports the ACK of our FIN, but it came before or with this FIN. (In a simultaneous close, which
+            // RFC 9293 allows, the FINs cross; the two segments drawn here are then one, after CLOSING.)
+            self.print_inferred_ack(diagram, TcpState::FinWait2, TcpState::FinWait2);
+        }
+        let next = if self.state == TcpState::Established { TcpState::CloseWait } else { TcpState::TimeWait };
+        let transition = self.enter(next);
+        let fin = arrow(Side::Client, false, "FIN+ACK");
+        diagram.arrow(self.dated(), fin, &transition, &kernel_column(now), Priority::High);
+        let meaning = if next == TcpState::CloseWait { "or combined with our FIN" } else { "" };
+        diagram.arrow(self.undated(), arrow(Side::Server, true, "ACK"), meaning, "", Priority::High);
+    }
+
+    /// Prints our FIN, right after shutdown(2) or right before the close(2) that sends it.
+    pub(super) fn print_server_fin(&mut self, diagram: &mut Diagram, sockets: &mut SocketTable) {
+        let arrow = |from, label| Arrow { from, inferred: false, label };
+        let by_close = self.state == TcpState::CloseWait;
+        if self.pair.is_none() {
+            self.state = if by_close { TcpState::Closed } else { TcpState::FinWait1 };
+            let meaning = if by_close { "we close as well" } else { "no more data from us" };
+            return diagram.arrow(self.dated(), arrow(Side::Server, "end of file"), meaning, "", Priority::High);
+        }
+        let now = self.kernel_state(diagram, sockets);
+        if now == Some(TcpState::Closed) {
+            // The echo reached a client that had closed without waiting for it.
+            let transition = self.enter(TcpState::Closed);
+            return diagram.arrow(self.dated(), arrow(Side::Client, "RST"), &transition, "gone", Priority::High);
+        }
+        let transition = self.enter(if by_close { TcpState::LastAck } else { TcpState::FinWait1 });
+        // Before close(2), the kernel still reports the previous state.
+        let kernel = if by_close { String::new() } else { kernel_column(now) };
+        diagram.arrow(self.dated(), arrow(Side::Server, "FIN+ACK"), &transition, &kernel, Priority::High);
+        if is_fin_acknowledged(now) && self.state == TcpState::FinWait1 {
+            self.print_inferred_ack(diagram, TcpState::FinWait2, TcpState::FinWait2);
+        }
+    }
+
+    /// Prints the client's ACK of our FIN, inferred from the state in the kernel.
+    pub(super) fn print_inferred_ack(&mut self, diagram: &mut Diagram, next: TcpState, kernel: TcpState) {
+        let transition = self.enter(next);
+        let arrow = Arrow { from: Side::Client, inferred: true, label: "ACK" };
+        diagram.arrow(self.dated(), arrow, &transition, &kernel_column(Some(kernel)), Priority::High);
+    }
+
+    /// Prints the client's FIN, which arrived after our close(2), and the kernel's ACK.
+    pub(super) fn print_inferred_fin(&mut self, diagram: &mut Diagram, next: TcpState, kernel: TcpState) {
+        let transition = self.enter(next);
+        let fin = Arrow { from: Side::Client, inferred: true, label: "FIN+ACK" };
+        diagram.arrow(self.dated(), fin, &transition, &kernel_column(Some(kernel)), Priority::High);
+        let ack = Arrow { from: Side::Server, inferred: true, label: "ACK" };
+        diagram.arrow(self.dated(), ack, "", "", Priority::High);
+    }
+
+    // ---- end ----
+
+    /// Prints what the close(2) that follows sends, or why the connection is closed already.
+    pub(super) fn print_end(&mut self, diagram: &mut Diagram, reason: CloseReason, unread: u32) {
+        if self.pair.is_none() {
+            self.state = TcpState::Closed;
+            return;
+        }
+        let (from, label) = match reason {
+            _ if self.state == TcpState::Closed => return,
+            CloseReason::Reset => (Side::Client, "RST"),
+            CloseReason::Error(_) => {
+                self.state = TcpState::Closed;
+                return;
+            }
+            _ if unread > 0 => {
+                let text = format!("close(2) with {unread} bytes unread sends RST instead of FIN");
+                diagram.remark(self.dated(), &text);
+                (Side::Server, "RST")
+            }
+            CloseReason::Idle | CloseReason::Cut
+                if matches!(self.state, TcpState::Established | TcpState::CloseWait) =>
+            {
+                (Side::Server, "FIN+ACK")
+            }
+            _ => return,
+        };
+        let transition = match (label, self.state) {
+            ("RST", _) => self.enter(TcpState::Closed),
+            (_, TcpState::Established) => self.enter(TcpState::FinWait1),
+            _ => self.enter(TcpState::LastAck),
+        };
+        let kernel = if from == Side::Client { "gone" } else { "" };
+        diagram.arrow(self.dated(), Arrow { from, inferred: false, label }, &transition, kernel, Priority::High);
+    }
+
+    /// Prints that TIME-WAIT is on our side.
+    pub(super) fn print_time_wait(&self, diagram: &mut Diagram) {
+        let text = "TIME-WAIT is ours, because our FIN was first; it lasts 60 s";
+        diagram.remark(self.undated(), text);
+    }
+
+    /// Returns how the connection ended, in one line.
+    pub(super) fn summary(&self, reason: CloseReason) -> String {
+        let why = match reason {
+            CloseReason::Finished if self.state == TcpState::LastAck => "client closed first and keeps TIME-WAIT",
+            CloseReason::Finished => "the client closed first",
+            CloseReason::OneShot => "one message echoed, our FIN was first",
+            CloseReason::Drained => "our FIN was first, then the client's",
+            CloseReason::Reset => "reset by the client",
+            CloseReason::Idle => "no byte moved for --idle-timeout",
+            CloseReason::Cut => "closed forcibly by the server",
+            CloseReason::Error(kind) => &format!("the system reported: {kind}"),
+        };
+        let lost = if self.pending > 0 { format!(", {} lost", self.pending) } else { String::new() };
+        format!("{}: {why}; {} bytes in, {} out{lost}", CloseReason::NAMES[reason.index()], self.received, self.sent)
+    }
+}
+
+/// Returns the text of the last column: the state in the kernel.
+pub(super) fn kernel_column(state: Option<TcpState>) -> String {
+    match state {
+        Some(TcpState::Closed) => "gone".into(),
+        Some(state) => state.to_string(),
+        None => String::new(),
+    }
+}
+
+/// Returns whether this state in the kernel means that our FIN has been acknowledged.
+fn is_fin_acknowledged(state: Option<TcpState>) -> bool {
+    matches!(state, Some(TcpState::FinWait2 | TcpState::TimeWait))
+}
