@@ -1,0 +1,22 @@
+"""The Kubernetes manifest."""
+
+import shutil
+import sys
+
+from .tools import HERE, REQUIRE, TARGET, Skip, run
+
+
+def check_kubernetes():
+    validate = shutil.which("kubernetes-validate")
+    if validate is None:
+        if not REQUIRE:
+            raise Skip("kubernetes-validate is not installed (from PyPI)")
+        venv = TARGET / "packaging-venv"
+        validate = venv / "bin/kubernetes-validate"
+        if not validate.exists():
+            run(sys.executable, "-m", "venv", venv)
+            run(venv / "bin/pip", "install", "--quiet", "--disable-pip-version-check", "kubernetes-validate==1.37.0")
+    # 1.30 is the first version with preStop.sleep.
+    for version in ("1.30", "1.37"):
+        output = run(validate, "--strict", "-k", version, HERE / "kubernetes.yaml")
+        assert "deployment/echod" in output and "service/echod" in output, output
