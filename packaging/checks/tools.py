@@ -111,11 +111,13 @@ def static():
     return TARGET / host / "release/echod"
 
 
-def debian_package():
+def debian_package(revision=1):
     release()
     if subprocess.run(["cargo", "deb", "--version"], capture_output=True).returncode != 0:
         if not REQUIRE:
             raise Skip(f"cargo-deb is not installed: cargo install --locked cargo-deb@{CARGO_DEB}")
         # Unoptimized it builds in half the time and still packs echod in a second.
         cargo("install", "--quiet", "--debug", "--locked", f"cargo-deb@{CARGO_DEB}")
-    return ROOT / cargo("deb", "--quiet", "--no-build").strip().splitlines()[-1]
+    package = TARGET / f"packaging/echod-{revision}.deb"
+    cargo("deb", "--quiet", "--no-build", f"--deb-revision={revision}", f"--output={package}")
+    return package
