@@ -47,5 +47,8 @@ fn assert_committed(file: &str, generated: &[u8]) {
         fs::write(&path, generated).unwrap();
     }
     let committed = fs::read(&path).unwrap_or_default();
-    assert!(committed == generated, "{file} does not match the command line; run ECHOD_BLESS=1 cargo test --test packaging");
+    assert!(
+        committed == generated,
+        "{file} does not match the command line; run ECHOD_BLESS=1 cargo test --test packaging"
+    );
 }

@@ -88,6 +88,23 @@ def inside(function, *arguments):
     return done.stdout.strip()
 
 
+def unpacked(package, program):
+    """Returns the path of a program from a Debian package. The package is unpacked but not installed, because installing
+    it would start a server.
+    """
+    if installed := shutil.which(pathlib.Path(program).name):
+        return installed
+    folder = TARGET / "packaging/debian" / package
+    if not (folder / program).exists():
+        if not REQUIRE:
+            raise Skip(f"{pathlib.Path(program).name} is not installed (Debian package {package})")
+        need("apt-get", "dpkg")
+        folder.mkdir(parents=True, exist_ok=True)
+        run("apt-get", "download", "--quiet", package, cwd=folder)
+        run("dpkg", "--extract", next(folder.glob("*.deb")), folder)
+    return folder / program
+
+
 def cargo(*arguments, **environment):
     need("cargo")
     return run("cargo", *arguments, cwd=ROOT, env=os.environ | environment)

@@ -13,5 +13,6 @@ mod bad_http;
 mod endpoint;
 mod http;
 mod journal;
+mod manual;
 mod metrics;
 mod notify;
