@@ -1,4 +1,4 @@
-"""The manual page and the shell completions."""
+"""The manual page."""
 
 import os
 import re
@@ -18,14 +18,3 @@ def check_manual():
     options = set(re.findall(r"^ +(?:-\w, )?(--[a-z-]+)", run(release(), "--help"), re.M))
     missing = [option for option in options if option not in text]
     assert len(options) > 10 and not missing, missing
-
-
-def check_completions():
-    need("bash", "zsh", "fish")
-    folder = HERE / "completions"
-    script = "COMP_WORDS=(echod --re) COMP_CWORD=1; _echod echod --re echod; echo ${COMPREPLY[@]}"
-    assert run("bash", "-c", f". {folder}/echod.bash; {script}").strip() == "--reuse-port"
-    output = run("fish", "--no-config", "-c", f"source {folder}/echod.fish; complete -C 'echod --re'")
-    assert output.startswith("--reuse-port"), output
-    run("zsh", "-n", folder / "_echod")
-    assert (folder / "_echod").read_text().startswith("#compdef echod\n")
