@@ -7,6 +7,7 @@ from .tools import HERE, REQUIRE, TARGET, Skip, run
 
 
 def check_kubernetes():
+    """The manifest is valid for the oldest version that it supports and for a current one."""
     validate = shutil.which("kubernetes-validate")
     if validate is None:
         if not REQUIRE:
@@ -19,4 +20,5 @@ def check_kubernetes():
     # 1.30 is the first version with preStop.sleep.
     for version in ("1.30", "1.37"):
         output = run(validate, "--strict", "-k", version, HERE / "kubernetes.yaml")
-        assert "deployment/echod" in output and "service/echod" in output, output
+        for kind in ("deployment", "service", "poddisruptionbudget", "networkpolicy"):
+            assert f"{kind}/echod" in output, output

@@ -88,21 +88,21 @@ def inside(function, *arguments):
     return done.stdout.strip()
 
 
-def unpacked(package, program):
-    """Returns the path of a program from a Debian package. The package is unpacked but not installed, because installing
-    it would start a server.
+def unpacked(package, file):
+    """Returns the path of a file from a Debian package. If the package is not installed it is only unpacked, because
+    installing it would start a server.
     """
-    if installed := shutil.which(pathlib.Path(program).name):
+    if (installed := pathlib.Path("/", file)).exists():
         return installed
     folder = TARGET / "packaging/debian" / package
-    if not (folder / program).exists():
+    if not (folder / file).exists():
         if not REQUIRE:
-            raise Skip(f"{pathlib.Path(program).name} is not installed (Debian package {package})")
+            raise Skip(f"Debian's package {package} is not installed")
         need("apt-get", "dpkg")
         folder.mkdir(parents=True, exist_ok=True)
         run("apt-get", "download", "--quiet", package, cwd=folder)
         run("dpkg", "--extract", next(folder.glob("*.deb")), folder)
-    return folder / program
+    return folder / file
 
 
 def cargo(*arguments, **environment):
