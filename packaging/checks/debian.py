@@ -2,15 +2,17 @@
 
 import contextlib
 import os
+import pathlib
 import random
 import re
 import socket
+import tempfile
 import time
 
 from .load import Load
 from .peers import echo, get, metric
 from .system import booted
-from .tools import debian_package, inside, need, need_root, wait_for
+from .tools import ROOT, debian_package, inside, need, need_root, run, wait_for
 
 PORT_7 = ("127.0.0.1", 7)
 METRICS = ("127.0.0.1", 9007)
@@ -26,9 +28,25 @@ def two_cores():
     return sorted(os.sched_getaffinity(0))[:2]
 
 
+def check_symbols():
+    """The binary is stripped and holds no path of this machine; its symbols are in a package of their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        for package in debian_package():
+            run("dpkg", "--extract", package, folder)
+        binary = pathlib.Path(folder, "usr/bin/echod").read_bytes()
+        for path in (ROOT, pathlib.Path(os.environ.get("CARGO_HOME", pathlib.Path.home() / ".cargo"))):
+            assert bytes(path) not in binary, f"{path} is in the binary"
+        assert b".symtab" not in binary
+        # The note section of elf(5): the lengths of name and value, the type NT_GNU_BUILD_ID, name, value.
+        identifier = re.search(rb"\x04\x00{3}\x14\x00{3}\x03\x00{3}GNU\x00(.{20})", binary, re.S)[1].hex()
+        symbols = pathlib.Path(folder, f"usr/lib/debug/.build-id/{identifier[:2]}/{identifier[2:]}.debug").read_bytes()
+        assert b".symtab" in symbols and b".debug_line" in symbols
+    return f"{len(binary) / 1e6:.1f} MB, symbols {len(symbols) / 1e6:.1f} MB"
+
+
 def check_debian():
     """Installs, uses and purges the package."""
-    return in_a_system(inside_debian, debian_package())
+    return in_a_system(inside_debian, debian_package()[0])
 
 
 def inside_debian(package):
@@ -125,7 +143,7 @@ def check_upgrade():
     """Restarts and upgrades the package under load: no connection is refused or reset, and no process keeps running
     the old binary.
     """
-    return in_a_system(inside_upgrade, debian_package(), debian_package(revision=2))
+    return in_a_system(inside_upgrade, debian_package()[0], debian_package(revision=2)[0])
 
 
 def inside_upgrade(package, successor):
@@ -160,7 +178,7 @@ def inside_upgrade(package, successor):
 
 def check_start_failure():
     """A failed start heals: meanwhile the port stays open, and a waiting peer is served in the end."""
-    return in_a_system(inside_start_failure, debian_package())
+    return in_a_system(inside_start_failure, debian_package()[0])
 
 
 def inside_start_failure(package):
@@ -201,7 +219,7 @@ def inside_start_failure(package):
 
 def check_switching():
     """Starting `echod@N` replaces `echod`, and the other way round, also under load."""
-    return in_a_system(inside_switching, debian_package())
+    return in_a_system(inside_switching, debian_package()[0])
 
 
 def inside_switching(package):

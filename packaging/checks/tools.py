@@ -129,12 +129,19 @@ def static():
 
 
 def debian_package(revision=1):
-    release()
+    """Builds the package and its debug symbols with packaging/build-deb. Returns both files."""
+    need("cargo", "dpkg", "objcopy")
     if subprocess.run(["cargo", "deb", "--version"], capture_output=True).returncode != 0:
         if not REQUIRE:
             raise Skip(f"cargo-deb is not installed: cargo install --locked cargo-deb@{CARGO_DEB}")
         # Unoptimized it builds in half the time and still packs echod in a second.
         cargo("install", "--quiet", "--debug", "--locked", f"cargo-deb@{CARGO_DEB}")
-    package = TARGET / f"packaging/echod-{revision}.deb"
-    cargo("deb", "--quiet", "--no-build", f"--deb-revision={revision}", f"--output={package}")
-    return package
+    # cargo-deb deletes the packages that it built before.
+    output = TARGET / "package/debian"
+    run(HERE / "build-deb", "--quiet", f"--deb-revision={revision}")
+    kept = TARGET / f"packaging/revision-{revision}"
+    kept.mkdir(parents=True, exist_ok=True)
+    return [
+        shutil.copy(next(output.glob(f"{name}_*-{revision}_*.{suffix}")), kept / f"{name}.deb")
+        for name, suffix in (("echod", "deb"), ("echod-dbgsym", "ddeb"))
+    ]
