@@ -35,7 +35,9 @@ fn every_package_names_this_version() {
     let version = env!("CARGO_PKG_VERSION");
     let image = format!("echod:{version}");
     assert!(include_str!("../packaging/debian/changelog").starts_with(&format!("echod ({version}-1)")));
-    assert!(include_str!("../packaging/Containerfile").contains(&image));
+    let containerfile = include_str!("../packaging/Containerfile");
+    assert!(containerfile.contains(&image));
+    assert!(containerfile.contains(&format!("image.version=\"{version}\"")));
     assert!(include_str!("../packaging/kubernetes.yaml").contains(&image));
     assert!(include_str!("../packaging/README.md").contains(&format!("echod_{version}-1_")));
 }

@@ -1,5 +1,6 @@
 """The container image."""
 
+import json
 import os
 import pathlib
 import random
@@ -25,39 +26,25 @@ def inside_image(binary):
         context = pathlib.Path(folder, "context")
         context.mkdir()
         shutil.copy(binary, context)
-        run(
-            *buildah,
-            "build",
+        options = (
             "--isolation",
             "chroot",
+            "--format",
+            "docker",
             "--tag",
             "echod:check",
             "--file",
             HERE / "Containerfile",
-            context,
         )
-        image = run(
-            *buildah,
-            "inspect",
-            "--type",
-            "image",
-            "--format",
-            "{{.OCIv1.Config.Entrypoint}} {{.OCIv1.Config.Cmd}}",
-            "echod:check",
-        )
-        words = re.sub(r"[\[\]]", "", image).split()
+        run(*buildah, "build", *options, context)
+        image = json.loads(run(*buildah, "inspect", "--type", "image", "echod:check"))["Docker"]["config"]
+        words = image["Entrypoint"] + image["Cmd"]
+        version = run(binary, "--version").split()[1]
+        assert image["Labels"]["org.opencontainers.image.version"] == version, image["Labels"]
+        assert image["User"] == "65532:65532" and len(image["ExposedPorts"]) == 2, image
         container = run(*buildah, "from", "--pull-never", "--isolation", "chroot", "echod:check").strip()
-        with process(
-            *buildah,
-            "run",
-            "--isolation",
-            "chroot",
-            container,
-            "--",
-            *words,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ):
+        run_in_it = (*buildah, "run", "--isolation", "chroot", container, "--")
+        with process(*run_in_it, *words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
             address = ("127.0.0.1", 9999)
             wait_for("the image to echo", lambda: echo(address, b"from scratch\n"))
             echo(address, random.Random(11).randbytes(4 << 20))
