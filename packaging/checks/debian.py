@@ -101,10 +101,22 @@ def serve(system):
 
     # The options are in a file of their own.
     options = system.root / "etc/default/echod"
-    options.write_text(options.read_text().replace("--max-connections=10000", "--max-connections=77"))
+    correct = options.read_text()
+    options.write_text(correct.replace("--max-connections=10000", "--max-connections=77"))
     system.run("systemctl", "restart", "echod.service")
     journal = system.run("journalctl", "--output=cat", "--unit=echod.service")
     assert "at most 77 connections" in journal, journal
+
+    # Without the metrics echod needs no network of its own: it serves the passed socket.
+    drop_in = system.root / "etc/systemd/system/echod.service.d/network.conf"
+    drop_in.write_text("[Service]\nPrivateNetwork=yes\n")
+    options.write_text(correct.replace("--metrics=127.0.0.1:9007", ""))
+    system.run("systemctl", "daemon-reload")
+    system.run("systemctl", "restart", "echod.service")
+    echo(PORT_7, b"without a network\n")
+    drop_in.unlink()
+    options.write_text(correct)
+    system.run("systemctl", "daemon-reload")
 
 
 def serve_on_two_cores(system):
