@@ -68,7 +68,7 @@ class Load:
 
     def assert_lossless(self):
         """No connection was refused, reset or failed. Returns the counts."""
-        counts = ", ".join(f"{count} {end}" for end, count in self.ends.most_common())
+        counts = ", ".join(f"{count} {end}" for end, count in sorted(self.ends.items()))
         assert self.ends["complete"] and not set(self.ends) - {"complete", "short", "drained"}, counts
         return counts
 
