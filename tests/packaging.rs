@@ -1,7 +1,7 @@
-//! The manual page and the shells' completions, which packages install, come from the definition that makes `--help`.
-//! They are committed, so that a package can be built without running anything. Here they are held to it.
+//! The manual page and the shell completions that packages install match the definition that makes `--help`.
+//! They are committed so that a package can be built without running anything.
 //!
-//! After a change of the command line: `ECHOD_BLESS=1 cargo test --test packaging`, and commit what it wrote.
+//! After a change of the command line: `ECHOD_BLESS=1 cargo test --test packaging`, and commit the files it writes.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -12,7 +12,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 
 #[test]
-fn the_manual_page_has_the_options_of_help() {
+fn manual_page_matches_help_options() {
     let mut options = Vec::new();
     Man::new(echod::daemon::options::command()).render_options_section(&mut options).unwrap();
     let page = include_str!("../packaging/echod.1.in")
@@ -22,7 +22,7 @@ fn the_manual_page_has_the_options_of_help() {
 }
 
 #[test]
-fn the_completions_know_the_options_of_help() {
+fn completions_match_help_options() {
     for (shell, file) in [(Shell::Bash, "echod.bash"), (Shell::Zsh, "_echod"), (Shell::Fish, "echod.fish")] {
         let mut completions = Vec::new();
         clap_complete::generate(shell, &mut echod::daemon::options::command(), "echod", &mut completions);
@@ -31,21 +31,26 @@ fn the_completions_know_the_options_of_help() {
 }
 
 #[test]
-fn every_package_is_of_this_version() {
+fn every_package_names_this_version() {
     let version = env!("CARGO_PKG_VERSION");
     let image = format!("echod:{version}");
     assert!(include_str!("../packaging/debian/changelog").starts_with(&format!("echod ({version}-1)")));
-    assert!(include_str!("../packaging/Containerfile").contains(&image));
+    let containerfile = include_str!("../packaging/Containerfile");
+    assert!(containerfile.contains(&image));
+    assert!(containerfile.contains(&format!("image.version=\"{version}\"")));
     assert!(include_str!("../packaging/kubernetes.yaml").contains(&image));
     assert!(include_str!("../packaging/README.md").contains(&format!("echod_{version}-1_")));
 }
 
-/// Compares a file of the checkout with what was generated, or writes it.
+/// Compares a committed file with the generated text, or writes it with ECHOD_BLESS.
 fn assert_committed(file: &str, generated: &[u8]) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     if env::var_os("ECHOD_BLESS").is_some() {
         fs::write(&path, generated).unwrap();
     }
     let committed = fs::read(&path).unwrap_or_default();
-    assert!(committed == generated, "{file} is behind the command line: ECHOD_BLESS=1 cargo test --test packaging");
+    assert!(
+        committed == generated,
+        "{file} does not match the command line; run ECHOD_BLESS=1 cargo test --test packaging"
+    );
 }

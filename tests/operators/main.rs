@@ -12,5 +12,6 @@ mod bad_http;
 mod endpoint;
 mod http;
 mod journal;
+mod manual;
 mod metrics;
 mod notify;
