@@ -1,11 +1,11 @@
-//! What is measured, and of whom.
+//! The loads that servers are measured under.
 
-/// One load, put on every server in turn.
+/// One load, applied to each server in turn.
 #[derive(Clone)]
 pub struct Scenario {
-    /// What it is called on the command line.
+    /// Its name on the command line.
     pub name: &'static str,
-    /// What it is, over its table.
+    /// Its description, above its table.
     pub title: &'static str,
     /// The load.
     pub work: Work,
@@ -16,27 +16,27 @@ pub struct Scenario {
 /// The kinds of load.
 #[derive(Clone, Copy)]
 pub enum Work {
-    /// Each connection keeps so many messages under way.
+    /// Each connection keeps `in_flight` messages in flight.
     Closed { connections: usize, message: usize, in_flight: u32 },
-    /// Messages are due at a fixed rate, over all connections.
+    /// Messages are due at a fixed rate over all connections.
     Open { connections: usize, message: usize, rate: Rate },
     /// Connect, echo one message, FIN both ways.
     Churn { lanes: usize, message: usize },
-    /// Connections that say nothing.
+    /// Silent connections.
     Idle { connections: usize },
 }
 
-/// How a fixed rate is found.
+/// How the rate of an open loop is chosen.
 #[derive(Clone, Copy)]
 pub enum Rate {
-    /// So many messages per second.
+    /// Messages per second.
     PerSecond(f64),
-    /// This part of what the floor echoes in scenario `fifty` of the same run.
-    OfFloor(f64),
+    /// This part of what bare-epoll echoes in scenario `fifty` of the same run.
+    OfBareEpoll(f64),
 }
 
 impl Scenario {
-    /// All of them, in the order in which they are run and told.
+    /// Returns all scenarios, in the order in which they are run and printed.
     pub fn all() -> Vec<Scenario> {
         let scenario = |name, title, work| Scenario { name, title, work, usual: true };
         let closed = |connections, message, in_flight| Work::Closed { connections, message, in_flight };
@@ -58,16 +58,16 @@ impl Scenario {
             ),
             scenario(
                 "open",
-                "50 connections, 64 bytes, open loop at half of the floor's rate",
-                open(Rate::OfFloor(0.5)),
+                "50 connections, 64 bytes, open loop at half of bare-epoll's rate",
+                open(Rate::OfBareEpoll(0.5)),
             ),
             scenario(
                 "brisk",
-                "50 connections, 64 bytes, open loop at 80 % of the floor's rate",
-                open(Rate::OfFloor(0.8)),
+                "50 connections, 64 bytes, open loop at 80 % of bare-epoll's rate",
+                open(Rate::OfBareEpoll(0.8)),
             ),
             scenario("paced", "50 connections, 64 bytes, open loop", open(Rate::PerSecond(20_000.0))),
-            scenario("idle", "connections that say nothing", Work::Idle { connections: 10_000 }),
+            scenario("idle", "silent connections", Work::Idle { connections: 10_000 }),
         ];
         for scenario in &mut all {
             scenario.usual = !["ten", "two-hundred", "five-thousand", "brisk", "paced"].contains(&scenario.name);
@@ -75,22 +75,22 @@ impl Scenario {
         all
     }
 
-    /// Whether a server has something to show here.
+    /// Returns whether the scenario says anything about a server.
     pub fn is_for(&self, server: &str) -> bool {
         match (self.name, server) {
-            // What polling costs and brings shows against sleeping, and against the floor that never sleeps.
-            ("busy-poll" | "paced", "floor" | "echod" | "connected") => true,
-            ("busy-poll" | "paced", busy) => busy.ends_with("busy"),
-            (_, busy) if busy.ends_with("busy") => false,
-            // It answers one message.
-            (name, "ten-lines") => name == "churn",
-            // More than a thousand threads say nothing that a thousand do not.
+            // Polling is compared with sleeping, and with a loop that never sleeps.
+            ("busy-poll" | "paced", "bare-epoll" | "echod" | "remote") => true,
+            ("busy-poll" | "paced", busy) => busy.contains("busy"),
+            (_, busy) if busy.contains("busy") => false,
+            // It answers only one message.
+            (name, "naive-python") => name == "churn",
+            // More than a thousand threads show nothing that a thousand do not.
             (_, "threads") => self.connections() <= 1000 || matches!(self.work, Work::Idle { .. }),
             _ => true,
         }
     }
 
-    /// How many connections stand at the same time.
+    /// Returns how many connections are open at the same time.
     pub fn connections(&self) -> usize {
         match self.work {
             Work::Closed { connections, .. } | Work::Open { connections, .. } | Work::Idle { connections } => {
@@ -100,7 +100,7 @@ impl Scenario {
         }
     }
 
-    /// The same with no more connections than `most`.
+    /// Returns the same scenario with at most `most` connections.
     pub fn capped(mut self, most: usize) -> Scenario {
         match &mut self.work {
             Work::Closed { connections, .. } | Work::Open { connections, .. } | Work::Idle { connections } => {

@@ -1,4 +1,4 @@
-//! Short connections: connect, say one message, get it back, FIN both ways, and again.
+//! Short connections: connect, send one message, receive it back, FIN both ways, repeat.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
@@ -9,25 +9,27 @@ use mio::{Events, Interest, Poll, Token};
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Socket, Type};
 
-use crate::load::{PATIENCE, Patience, Result, Sample, nanoseconds, new_histogram, verify};
-use crate::pattern::Pattern;
+use super::patience::Patience;
+use super::pattern::verify;
+use super::{PATIENCE, Pattern, Result, Sample, nanoseconds, new_histogram};
 
-/// Our end finishes first, so the closed connection waits here in TIME-WAIT, for a minute, with its port. One address
-/// has 28,000 ports for one server; a second of churn takes as many. All of 127.0.0.0/8 is ours.
+/// Source addresses that the clients use in turn. The generator closes first, so each closed connection keeps its port
+/// in TIME-WAIT for a minute; one address has 28,000 ports per server, and a second of churn can use as many. All of
+/// 127.0.0.0/8 is local.
 const SOURCES: u32 = 64;
 
-/// A place in which one connection follows the other.
+/// A sequence of connections, one at a time.
 struct Lane {
     stream: Option<TcpStream>,
-    /// Number of the connection, which is also the number of its pattern.
+    /// Number of the current connection, which also selects its pattern.
     number: usize,
     began: u64,
     sent: u64,
     received: u64,
 }
 
-/// Keeps `lanes` connections going for `warm_up` and `window`. Counts connections as echoes; a latency is a whole
-/// connection's, from connect(2) to the end of file.
+/// Keeps `lanes` connections open for the time of `warm_up` and `window`. Counts connections as echoes; a latency covers
+/// a whole connection, from connect(2) to end of file.
 pub fn churn<M>(
     address: SocketAddr,
     lanes: usize,
@@ -86,7 +88,7 @@ pub fn churn<M>(
             }
         }
         if patience.is_over(now()) {
-            let lane = lanes.iter().find(|lane| lane.stream.is_some()).expect("a lane is empty only for a moment");
+            let lane = lanes.iter().find(|lane| lane.stream.is_some()).expect("a lane with an open connection");
             let (number, received) = (lane.number, lane.received);
             let silent = PATIENCE.as_secs();
             return Err(format!(
@@ -101,12 +103,12 @@ pub fn churn<M>(
     Ok(Sample { echoes, all_echoes, window, latency, before, after })
 }
 
-/// Begins to connect, on loopback from one of many source addresses.
+/// Starts to connect; on loopback from one of [`SOURCES`] addresses.
 fn connect(address: SocketAddr, number: usize, poll: &Poll, token: Token) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
     socket.set_tcp_nodelay(true)?;
     if let IpAddr::V4(Ipv4Addr::LOCALHOST) = address.ip() {
-        // The port is chosen at connect(2), where only the whole four-tuple has to be free.
+        // Chooses the port at connect(2), where only the whole four-tuple has to be free.
         setsockopt(&socket, IpBindAddressNoPort, &true)?;
         let source = Ipv4Addr::from(u32::from(Ipv4Addr::LOCALHOST) + number as u32 % SOURCES);
         socket.bind(&SocketAddr::from((source, 0)).into())?;
@@ -121,7 +123,7 @@ fn connect(address: SocketAddr, number: usize, poll: &Poll, token: Token) -> io:
 }
 
 impl Lane {
-    /// Goes as far as the kernel lets it. True when the connection has ended, both FINs being through.
+    /// Sends and receives until the kernel would block. Returns true when both FINs have been exchanged.
     fn step(&mut self, pattern: &Pattern, message: u64, buffer: &mut [u8]) -> Result<bool> {
         let Some(stream) = &mut self.stream else { return Ok(false) };
         if let Some(error) = stream.take_error()? {
@@ -145,7 +147,7 @@ impl Lane {
                     verify(pattern, self.number, self.received, self.sent, &buffer[..count])?;
                     self.received += count as u64;
                     if self.received == message {
-                        // Some servers have finished already: then this is the second FIN, and may find nobody.
+                        // If the server has closed already, this is the second FIN, and the connection may be gone.
                         match stream.shutdown(Shutdown::Write) {
                             Err(error) if error.kind() != ErrorKind::NotConnected => return Err(error.into()),
                             _ => {}

@@ -1,22 +1,29 @@
-//! What came out, and the arithmetic on it: medians, spreads, ratios of paired rounds.
+//! What was measured, and the statistics on it.
+//!
+//! - this file: the figures of rounds, servers and scenarios, and ratios of paired rounds
+//! - `spread`: median and range
+
+mod spread;
 
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::load::new_histogram;
+use crate::generator::new_histogram;
 use crate::scenarios::Scenario;
 use crate::server::Cpu;
 
-/// All of one scenario.
+pub use spread::Spread;
+
+/// The results of one scenario.
 pub struct Outcome {
-    /// What was run, as it was run (its connections may have been capped).
+    /// The scenario as it was run: its connections may have been capped.
     pub scenario: Scenario,
-    /// Messages per second that were due, in an open loop.
+    /// Messages per second that were due in an open loop.
     pub rate: Option<f64>,
-    /// How long a round was to be.
+    /// The intended length of a round.
     pub window: Duration,
-    /// One for each server that took part.
+    /// One row per server.
     pub rows: Vec<Row>,
 }
 
@@ -24,15 +31,15 @@ pub struct Outcome {
 pub struct Row {
     /// Its name.
     pub server: String,
-    /// Under load. In churn an echo is a connection.
+    /// Rounds under load. In churn, an echo is a connection.
     pub rounds: Vec<Round>,
-    /// Saying nothing.
+    /// Rounds with idle connections.
     pub idle: Vec<Idle>,
-    /// What was counted in a pass of its own.
+    /// What was counted in a separate pass.
     pub counted: Option<PerEcho>,
 }
 
-/// What one echo takes, counted and not timed.
+/// Costs of one echo that are counted, not timed.
 pub struct PerEcho {
     /// System calls.
     pub calls: f64,
@@ -44,59 +51,33 @@ pub struct PerEcho {
 
 /// One fresh process under load.
 pub struct Round {
-    /// In the window.
+    /// Messages completed in the window.
     pub echoes: u64,
-    /// The window.
+    /// The length of the window.
     pub window: Duration,
-    /// Of messages sent, or due, in the window. In churn of whole connections.
+    /// Latencies of messages sent, or due, in the window. In churn, of whole connections.
     pub latency: Histogram<u64>,
-    /// The server's, in the window. None where its process is not known.
+    /// CPU time of the server in the window. None if its process is unknown.
     pub cpu: Option<Cpu>,
-    /// CPU time of the generator in the window: all of it, where it spins on a core that nobody else wants.
+    /// CPU time of the generator in the window: all of the window, if it spins undisturbed on its own core.
     pub generator: Duration,
 }
 
 /// One fresh process that holds idle connections.
 pub struct Idle {
-    /// How many more than in `base`.
+    /// How many connections were added after `base`.
     pub connections: usize,
-    /// Resident bytes with the first few connections.
+    /// Resident bytes of the server with the first few connections.
     pub base: u64,
-    /// With all, most of which have never said anything.
+    /// With all connections, most of which have never sent a byte.
     pub silent: u64,
-    /// With all, after each has echoed one message.
+    /// With all connections, after each has echoed one message.
     pub echoed: u64,
-    /// CPU time used while nothing happened, and for how long that was.
+    /// CPU time used while nothing happened, and how long that lasted.
     pub asleep: (Duration, Duration),
 }
 
-/// The middle of some rounds, and how far they lie apart.
-#[derive(Clone, Copy)]
-pub struct Spread {
-    /// Half of the rounds are below.
-    pub median: f64,
-    /// The lowest.
-    pub min: f64,
-    /// The highest.
-    pub max: f64,
-}
-
-impl Spread {
-    /// None of nothing.
-    pub fn of(values: impl Iterator<Item = f64>) -> Option<Spread> {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        let middle = values.len() / 2;
-        let median = match values.len() {
-            0 => return None,
-            even if even % 2 == 0 => f64::midpoint(values[middle - 1], values[middle]),
-            _ => values[middle],
-        };
-        Some(Spread { median, min: values[0], max: values[values.len() - 1] })
-    }
-}
-
-/// The part of the time in which something else had the generator's core, over all rounds.
+/// Returns the part of the time during which something else occupied the generator's core, over all rounds.
 pub fn disturbance(outcomes: &[Outcome]) -> Option<f64> {
     let rounds = || outcomes.iter().flat_map(|outcome| &outcome.rows).flat_map(|row| &row.rounds);
     let spun: Duration = rounds().map(|round| round.window).sum();
@@ -105,22 +86,22 @@ pub fn disturbance(outcomes: &[Outcome]) -> Option<f64> {
 }
 
 impl Outcome {
-    /// How many rounds there were.
+    /// Returns the number of rounds.
     pub fn rounds(&self) -> usize {
         self.rows.first().map_or(0, |row| row.rounds.len())
     }
 
-    /// Echoes per server CPU second against the floor's, each round against the floor's round beside it.
-    pub fn against_floor(&self, row: &Row) -> Option<Spread> {
-        self.ratio(row, "floor", |round, floor| Some(floor.cpu_per_echo()? / round.cpu_per_echo()?))
+    /// Echoes per server CPU second as a ratio to bare-epoll's, round by round.
+    pub fn cost_ratio(&self, row: &Row) -> Option<Spread> {
+        self.ratio(row, "bare-epoll", |round, reference| Some(reference.cpu_per_echo()? / round.cpu_per_echo()?))
     }
 
-    /// The median latency against the floor's, in the same way.
-    pub fn p50_against_floor(&self, row: &Row) -> Option<Spread> {
-        self.ratio(row, "floor", |round, floor| Some(round.quantile(0.5)? / floor.quantile(0.5)?))
+    /// The median latency as a ratio to bare-epoll's, likewise.
+    pub fn p50_ratio(&self, row: &Row) -> Option<Spread> {
+        self.ratio(row, "bare-epoll", |round, reference| Some(round.quantile(0.5)? / reference.quantile(0.5)?))
     }
 
-    /// A ratio to another server's, of rounds that ran side by side.
+    /// A ratio to another server, of rounds that ran next to each other.
     pub fn ratio(&self, row: &Row, to: &str, of: impl Fn(&Round, &Round) -> Option<f64>) -> Option<Spread> {
         let other = self.rows.iter().find(|other| other.server == to)?;
         Spread::of(row.rounds.iter().zip(&other.rounds).filter_map(|(round, other)| of(round, other)))
@@ -128,13 +109,13 @@ impl Outcome {
 }
 
 impl Row {
-    /// Median and spread of something over the rounds.
+    /// Median and range of a figure over the rounds.
     pub fn spread(&self, of: impl Fn(&Round) -> Option<f64>) -> Option<Spread> {
         Spread::of(self.rounds.iter().filter_map(of))
     }
 
     /// The part of the CPU time that was spent in user space: by the processor's cycles, or else by the kernel's ticks
-    /// of 10 ms over all rounds, which are coarse, and blind for what begins with the tick.
+    /// of 10 ms over all rounds, which are coarse and miss work that starts on the tick.
     pub fn user_part(&self) -> Option<f64> {
         if let Some(part) = self.counted.as_ref().and_then(|counted| counted.user_part) {
             return Some(part);
@@ -154,7 +135,7 @@ impl Row {
         all
     }
 
-    /// Bytes for one idle connection: never heard of, and after an echo.
+    /// Bytes per idle connection: one that never sent a byte, and one after an echo.
     pub fn bytes_per_connection(&self) -> Option<(Spread, Spread)> {
         let each = |idle: &Idle, resident: u64| (resident as f64 - idle.base as f64) / idle.connections as f64;
         let silent = Spread::of(self.idle.iter().map(|idle| each(idle, idle.silent)))?;
@@ -175,7 +156,7 @@ impl Round {
         (cpu.is_finite() && cpu > 0.0).then_some(cpu)
     }
 
-    /// The latency, in seconds, that this part of the messages stayed below.
+    /// The latency in seconds below which this part of the messages stayed.
     pub fn quantile(&self, part: f64) -> Option<f64> {
         (!self.latency.is_empty()).then(|| self.latency.value_at_quantile(part) as f64 / 1e9)
     }
