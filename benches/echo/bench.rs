@@ -1,219 +1,306 @@
 //! How a scenario is run: rounds, interleaved over the servers.
 
-use std::ffi::OsString;
-use std::io::{self, IsTerminal, Write};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{env, thread};
 
-use crate::generator::{Clients, Pace, Plan, Result, Sample, churn};
-use crate::results::{Idle, Outcome, PerEcho, Round, Row, Spread};
-use crate::scenarios::{Rate, Scenario, Work};
+use crate::choice;
+use crate::generator::bulk::BulkPlan;
+use crate::generator::{Address, Clients, Pace, Plan, Result, Sample, churn};
+use crate::progress::Progress;
+use crate::results::{Idle, MAX_DISTURBANCE, Outcome, PerEcho, Round, Row};
+use crate::scenarios::{Scenario, Work};
 use crate::server::counter::Counter;
-use crate::server::{Cores, Cpu, Origin, Server, Spec, own_cpu};
+use crate::server::{CoreTime, Cores, Cpu, Origin, Server, Spec};
+
+/// How often a disturbed round may be repeated before its result is kept as it is.
+const MAX_REPEATS: u32 = 2;
+
+/// At most this part of a scenario's rounds is repeated: on a machine that is always busy, repeating gains nothing.
+const MAX_REPEATED_PART: f64 = 0.5;
 
 /// Settings of a run.
 pub struct Bench {
     pub cores: Cores,
     pub counter: std::result::Result<Counter, String>,
     pub rounds: u32,
-    pub window: Duration,
-    pub rate: Option<f64>,
+    /// The length of a round, if it was chosen by hand.
+    pub window: Option<Duration>,
+    /// The load before a round, if it was chosen by hand.
+    pub warm_up: Option<Duration>,
+    /// The server that ratios refer to, if it was chosen by hand.
+    pub reference: Option<String>,
+    /// Whether to leave out combinations that take long.
+    pub is_brief: bool,
     pub began: Instant,
 }
 
-/// CPU times, read at both ends of a window.
+/// Times that are read at both ends of a window.
 struct Reading {
-    server: Cpu,
-    generator: Duration,
+    server: Option<Cpu>,
+    core: Option<CoreTime>,
 }
 
 type Measured = Sample<Reading>;
 
+/// The load of a scenario, ready to be applied.
+struct Load {
+    work: Work,
+    warm_up: Duration,
+    window: Duration,
+}
+
 impl Bench {
+    /// Returns the servers that take part in a scenario.
+    pub fn participants<'a>(&self, scenario: &Scenario, servers: &'a [Spec]) -> Vec<&'a Spec> {
+        // The memory of a running server is known only with its process.
+        let has_memory = |server: &Spec| !matches!(server.origin, Origin::Running(_, None));
+        let is_idle = matches!(scenario.work, Work::Idle { .. });
+        let mut chosen: Vec<&Spec> = servers
+            .iter()
+            .filter(|server| scenario.is_for(&server.name, self.is_brief))
+            .filter(|server| !is_idle || has_memory(server))
+            .collect();
+        // Variants of echod are compared with echod; without it they would be all there is.
+        if chosen.iter().all(|server| server.name.starts_with("echod-")) {
+            chosen.clear();
+        }
+        chosen
+    }
+
+    /// Returns how many rounds a scenario has.
+    pub fn rounds(&self, scenario: &Scenario) -> u32 {
+        // Memory repeats almost to the byte.
+        if matches!(scenario.work, Work::Idle { .. }) { self.rounds.div_ceil(5) } else { self.rounds }
+    }
+
+    fn load(&self, scenario: &Scenario) -> Load {
+        let default = if cfg!(debug_assertions) { Duration::from_millis(50) } else { Duration::from_millis(400) };
+        // Beside hundreds of streams, a ping can take 100 ms: a shorter window would hold only a few.
+        let factor = if matches!(scenario.work, Work::BesideBulk { .. }) { 2.5 } else { 1.0 };
+        let window = self.window.unwrap_or_else(|| default.mul_f64(factor));
+        Load { work: scenario.work, warm_up: self.warm_up.unwrap_or(window / 10), window }
+    }
+
     /// Runs all rounds of a scenario. After `until`, no round begins except the first.
     pub fn run(
         &self,
         scenario: Scenario,
         servers: &[Spec],
-        before: &[Outcome],
         until: Option<Instant>,
-    ) -> Result<Outcome> {
-        let rate = match scenario.work {
-            Work::Open { rate, .. } => Some(self.rate(rate, before)?),
-            _ => None,
-        };
-        let participants: Vec<&Spec> = servers
-            .iter()
-            .filter(|server| scenario.is_for(&server.name))
-            // The process of a running server is unknown, and so is its memory.
-            .filter(|server| !matches!((scenario.work, &server.origin), (Work::Idle { .. }, Origin::Running(_))))
-            .collect();
-        let mut rows: Vec<Row> = participants
-            .iter()
-            .map(|server| Row { server: server.name.clone(), rounds: Vec::new(), idle: Vec::new(), counted: None })
-            .collect();
-        // Memory repeats almost to the byte.
-        let rounds = if matches!(scenario.work, Work::Idle { .. }) { self.rounds.div_ceil(5) } else { self.rounds };
+        progress: &mut Progress,
+    ) -> Outcome {
+        let participants = self.participants(&scenario, servers);
+        let load = self.load(&scenario);
+        let mut rows: Vec<Row> = participants.iter().map(|server| Row::new(&server.name)).collect();
+        let is_over = || until.is_some_and(|until| Instant::now() > until);
+        let rounds = self.rounds(&scenario);
+        let mut repeats_left = (f64::from(rounds) * participants.len() as f64 * MAX_REPEATED_PART).ceil() as u32;
         for round in 0..rounds {
-            if round > 0 && until.is_some_and(|until| Instant::now() > until) {
+            if round > 0 && is_over() {
+                progress.skip((rounds - round) as usize * participants.len());
                 break;
             }
-            for position in 0..participants.len() {
-                // Each server is first in some rounds, so that the order affects all of them.
-                let index = (position + round as usize) % participants.len();
+            for (position, index) in order(round as usize, participants.len()).into_iter().enumerate() {
                 let (server, row) = (participants[index], &mut rows[index]);
-                let place = format!("{}, {}, round {} of {rounds}", server.name, scenario.name, round + 1);
-                self.progress(&place);
-                let measured = self.with_server(server, |running| match scenario.work {
-                    Work::Idle { connections } => {
-                        row.idle.push(self.hold(running, connections)?);
-                        Ok(())
+                progress.step(&format!("{}, {}, round {} of {rounds}", scenario.name, server.name, round + 1));
+                if row.failure.is_some() {
+                    continue;
+                }
+                let measured = match load.work {
+                    Work::Idle { connections } => self.hold(server, connections).map(|idle| row.idle.push(idle)),
+                    _ => {
+                        let max_repeats = if is_over() { 0 } else { repeats_left.min(MAX_REPEATS) };
+                        self.round(server, &load, position, max_repeats).map(|round| {
+                            repeats_left -= round.repeats;
+                            row.rounds.push(round);
+                        })
                     }
-                    work => {
-                        let sample = self.load(running, work, rate, self.window / 10, self.window, || Ok(()))?.0;
-                        row.rounds.push(Round {
-                            echoes: sample.echoes,
-                            window: sample.window,
-                            cpu: running.pid().map(|_| sample.after.server.since(sample.before.server)),
-                            generator: sample.after.generator.saturating_sub(sample.before.generator),
-                            latency: sample.latency,
-                        });
-                        Ok(())
-                    }
-                });
-                measured.map_err(|error| format!("{place}: {error}"))?;
+                };
+                if let Err(error) = measured {
+                    let failure = error.to_string();
+                    progress.warn(&format!("{}, {}: {failure}", scenario.name, server.name));
+                    row.failure = Some(failure);
+                }
             }
         }
         if let Ok(counter) = self.counter
-            && !matches!(scenario.work, Work::Idle { .. })
+            && !matches!(load.work, Work::Idle { .. })
         {
             for (server, row) in participants.iter().zip(&mut rows) {
-                let place = format!("{}, {}, counting system calls", server.name, scenario.name);
-                self.progress(&place);
-                let counted = self.with_server(server, |running| self.count(running, scenario.work, rate, counter));
-                row.counted = counted.map_err(|error| format!("{place}: {error}"))?;
+                progress.show(&format!("{}, {}, counting system calls", scenario.name, server.name));
+                if row.failure.is_none() {
+                    match self.count(server, &load, counter) {
+                        Ok(counted) => row.counted = counted,
+                        Err(error) => {
+                            let failure = format!("while counting: {error}");
+                            progress.warn(&format!("{}, {}: {failure}", scenario.name, server.name));
+                            row.failure = Some(failure);
+                        }
+                    }
+                }
             }
         }
-        Ok(Outcome { scenario, rate, window: self.window, rows })
+        let reference = choice::reference(self.reference.as_deref(), &participants);
+        Outcome { scenario, window: load.window, warm_up: load.warm_up, rows, reference }
     }
 
-    /// Returns the rate of an open loop.
-    fn rate(&self, rate: Rate, before: &[Outcome]) -> Result<f64> {
-        let part = match (self.rate, rate) {
-            (Some(rate), _) | (None, Rate::PerSecond(rate)) => return Ok(rate),
-            (None, Rate::OfBareEpoll(part)) => part,
-        };
-        let reference = before
-            .iter()
-            .filter(|outcome| outcome.scenario.name == "fifty")
-            .flat_map(|outcome| &outcome.rows)
-            .find(|row| row.server == "bare-epoll")
-            .and_then(|row| row.spread(|round| Some(round.rate())));
-        let reference = match reference {
-            Some(Spread { median, .. }) => median,
-            None => {
-                self.progress("bare-epoll, to find the rate");
-                let command = vec![env::current_exe()?.into(), OsString::from("--serve"), OsString::from("bare-epoll")];
-                let reference = Spec { name: "bare-epoll".to_owned(), about: "", origin: Origin::Command(command) };
-                let fifty = Work::Closed { connections: 50, message: 64, in_flight: 1 };
-                let sample = self.with_server(&reference, |running| {
-                    Ok(self.load(running, fifty, None, self.window / 10, self.window, || Ok(()))?.0)
-                })?;
-                sample.echoes as f64 / sample.window.as_secs_f64()
+    /// Measures a fresh process; again, at most `max_repeats` times, if something disturbed it.
+    fn round(&self, server: &Spec, load: &Load, position: usize, max_repeats: u32) -> Result<Round> {
+        let mut repeats = 0;
+        loop {
+            let started = self.began.elapsed();
+            let (sample, ()) = self.with_server(server, |running| self.apply(running, load, || Ok(()), |()| Ok(())))?;
+            let cpu = sample.after.server.zip(sample.before.server).map(|(after, before)| after.since(before));
+            let server_lost = sample
+                .after
+                .core
+                .zip(sample.before.core)
+                .zip(cpu)
+                .map(|((after, before), cpu)| after.others_since(before, cpu.total));
+            let round = Round {
+                echoes: sample.echoes,
+                bytes: sample.bytes,
+                window: sample.window,
+                latency: sample.latency,
+                newcomers: sample.newcomers,
+                lateness: sample.lateness,
+                cpu,
+                generator_lost: if self.cores.are_apart() { sample.lost } else { Duration::ZERO },
+                server_lost: server_lost.unwrap_or_default(),
+                started,
+                position,
+                repeats,
+            };
+            if round.disturbance() > MAX_DISTURBANCE && repeats < max_repeats {
+                repeats += 1;
+                continue;
             }
-        };
-        Ok((reference * part).round())
+            let is_empty = match load.work {
+                Work::Stream { .. } => round.bytes == 0,
+                _ => round.latency.is_empty() || round.echoes == 0,
+            };
+            if is_empty {
+                return Err(format!("no message returned in {:?}; use a longer --seconds", load.window).into());
+            }
+            return Ok(round);
+        }
     }
 
     /// Starts a fresh process for `measure`. An error says how the process exited, if it has.
     fn with_server<T>(&self, spec: &Spec, measure: impl FnOnce(&Server) -> Result<T>) -> Result<T> {
         let mut server = Server::start(spec, &self.cores)?;
+        // A server that has never closed a connection may pay for that later: glibc's malloc raises its mmap threshold
+        // when the first large block is freed, which makes asyncio twice as fast.
+        let _ = connect_and_close(&server.address); // A server that fails here fails below, too.
         measure(&server).map_err(|error| match server.exit_status() {
             Some(exit) => format!("{error} ({exit})").into(),
             None => error,
         })
     }
 
-    /// Applies a load to a server. `ready` is called when all clients are connected, before the load starts.
-    fn load<T>(
+    /// Applies a load to a server. `attach` is called when all clients are connected, before the load starts; `detach` when
+    /// it has ended, before the clients close.
+    fn apply<A, D>(
         &self,
         server: &Server,
-        work: Work,
-        rate: Option<f64>,
-        warm_up: Duration,
-        window: Duration,
-        ready: impl FnOnce() -> Result<T>,
-    ) -> Result<(Measured, T)> {
+        load: &Load,
+        attach: impl FnOnce() -> Result<A>,
+        detach: impl FnOnce(A) -> Result<D>,
+    ) -> Result<(Measured, D)> {
         let spin = self.cores.are_apart();
-        let meter = || Reading { server: server.cpu(), generator: own_cpu() };
-        let (connections, message, pace) = match work {
-            Work::Closed { connections, message, in_flight } => (connections, message, Pace::Closed { in_flight }),
-            Work::Open { connections, message, .. } => {
-                (connections, message, Pace::Open { rate: rate.expect("an open loop has a rate") })
+        let meter = || Reading { server: server.cpu(), core: self.cores.server_core_time() };
+        let &Load { work, warm_up, window } = load;
+        let (connections, message) = match work {
+            Work::Closed { connections, message, .. } | Work::Open { connections, message, .. } => {
+                (connections, message)
             }
+            Work::BesideBulk { streams, .. } => (streams, 64),
+            Work::Stream { connections } => (connections, 64),
             Work::Churn { lanes, message } => {
-                let ready = ready()?;
-                return Ok((
-                    churn::churn(server.address, lanes, message as u64, spin, (warm_up, window), meter)?,
-                    ready,
-                ));
+                let attached = attach()?;
+                let sample = churn::churn(&server.address, lanes, message as u64, spin, (warm_up, window), meter)?;
+                return Ok((sample, detach(attached)?));
             }
             Work::Idle { .. } => unreachable!("idle connections are measured by `hold`"),
         };
         let mut clients = Clients::new(message, spin)?;
-        clients.connect(server.address, connections)?;
-        let ready = ready()?;
-        let sample = clients.run(&Plan { pace, warm_up, window }, meter)?;
+        clients.connect(&server.address, connections)?;
+        let attached = attach()?;
+        let sample = match work {
+            Work::Closed { in_flight, .. } => {
+                clients.run(&Plan { pace: Pace::Closed { in_flight }, warm_up, window }, meter)?
+            }
+            Work::Open { rate, .. } => clients.run(&Plan { pace: Pace::Open { rate }, warm_up, window }, meter)?,
+            Work::BesideBulk { message, in_flight, .. } => {
+                let light = Some(server.address.clone());
+                let message = message as u64;
+                clients.run_bulk(&BulkPlan { message, in_flight: Some(in_flight), light, warm_up, window }, meter)?
+            }
+            _ => clients
+                .run_bulk(&BulkPlan { message: 64 * 1024, in_flight: None, light: None, warm_up, window }, meter)?,
+        };
+        let detached = detach(attached)?;
         clients.finish()?;
-        Ok((sample, ready))
+        Ok((sample, detached))
     }
 
     /// Counts system calls and user instructions per echo.
-    fn count(&self, server: &Server, work: Work, rate: Option<f64>, counter: Counter) -> Result<Option<PerEcho>> {
-        let Some(pid) = server.pid() else { return Ok(None) };
-        let (sample, attached) =
-            self.load(server, work, rate, Duration::ZERO, self.window / 2, || counter.attach(pid))?;
-        let count = attached.detach()?;
-        let echoes = sample.all_echoes as f64;
-        Ok(Some(PerEcho {
-            calls: count.calls as f64 / echoes,
-            instructions: count.instructions.map(|instructions| instructions as f64 / echoes),
-            user_part: count.user_part,
-        }))
+    fn count(&self, server: &Spec, load: &Load, counter: Counter) -> Result<Option<PerEcho>> {
+        let load = Load { work: load.work, warm_up: Duration::ZERO, window: load.window / 2 };
+        self.with_server(server, |running| {
+            let pids = running.pids();
+            if pids.is_empty() {
+                return Ok(None);
+            }
+            let (sample, count) =
+                self.apply(running, &load, || counter.attach(&pids), crate::server::counter::Attached::detach)?;
+            let echoes = sample.all_echoes as f64;
+            Ok(Some(PerEcho {
+                calls: count.calls as f64 / echoes,
+                instructions: count.instructions.map(|instructions| instructions as f64 / echoes),
+                user_part: count.user_part,
+            }))
+        })
     }
 
     /// Holds silent connections, and reads the server's memory.
-    fn hold(&self, server: &Server, connections: usize) -> Result<Idle> {
-        let resident = || server.resident().ok_or("cannot read the server's memory from /proc");
-        let mut clients = Clients::new(64, self.cores.are_apart())?;
-        // The first few pay for what exists once: buffers, the allocator, code that runs for the first time.
-        let first = 64.min(connections / 2);
-        clients.connect(server.address, first)?;
-        clients.echo_once()?;
-        let base = resident()?;
-        clients.connect(server.address, connections)?;
-        let silent = resident()?;
-        let (cpu, since) = (server.cpu(), Instant::now());
-        thread::sleep(Duration::from_millis(300)); // Not a wait for an event: the idle time is what is measured.
-        let asleep = (server.cpu().since(cpu).total, since.elapsed());
-        clients.echo_once()?;
-        let echoed = resident()?;
-        clients.finish()?;
-        Ok(Idle { connections: connections - first, base, silent, echoed, asleep })
+    fn hold(&self, server: &Spec, connections: usize) -> Result<Idle> {
+        self.with_server(server, |running| {
+            let resident = || running.resident().ok_or("cannot read the server's memory from /proc");
+            let cpu = || running.cpu().ok_or("cannot read the server's CPU time");
+            let mut clients = Clients::new(64, self.cores.are_apart())?;
+            // The first few pay for what exists once: buffers, the allocator, code that runs for the first time.
+            let first = 64.min(connections / 2);
+            clients.connect(&running.address, first)?;
+            clients.echo_once()?;
+            let base = resident()?;
+            clients.connect(&running.address, connections)?;
+            let silent = resident()?;
+            let (before, since) = (cpu()?, Instant::now());
+            thread::sleep(Duration::from_millis(300)); // Not a wait for an event: the idle time is what is measured.
+            let asleep = (cpu()?.since(before).total, since.elapsed());
+            clients.echo_once()?;
+            let echoed = resident()?;
+            clients.finish()?;
+            Ok(Idle { connections: connections - first, base, silent, echoed, asleep })
+        })
     }
+}
 
-    /// Prints a line of progress on a terminal.
-    fn progress(&self, place: &str) {
-        if io::stderr().is_terminal() {
-            eprint!("\r\x1b[K{:4.0} s  {place}", self.began.elapsed().as_secs_f64());
-            let _ = io::stderr().flush();
-        }
-    }
+/// Opens a connection, echoes one message and closes.
+fn connect_and_close(address: &Address) -> Result<()> {
+    let mut clients = Clients::new(64, false)?;
+    clients.connect(address, 1)?;
+    clients.finish()
+}
 
-    /// Removes the line of progress.
-    pub fn clear_progress(&self) {
-        if io::stderr().is_terminal() {
-            eprint!("\r\x1b[K");
-        }
-    }
+/// Returns the order of the servers in a round: a balanced Latin square, in which each server follows each other server
+/// equally often, so that what one leaves behind (caches, sockets in TIME-WAIT) does not always hit the same next one.
+pub fn order(round: usize, servers: usize) -> Vec<usize> {
+    // 0, 1, n-1, 2, n-2, …, shifted by one server per round (E. J. Williams, 1949).
+    let base =
+        (0..servers).map(|place| if place % 2 == 1 { place.div_ceil(2) } else { (servers - place / 2) % servers });
+    let shifted = base.map(|server| (server + round) % servers);
+    // With an odd number of servers, the square is balanced together with its mirror image.
+    if servers % 2 == 1 && (round / servers.max(1)) % 2 == 1 { shifted.rev().collect() } else { shifted.collect() }
 }

@@ -2,10 +2,10 @@
 //!
 //! Methodology: each server is a separate process on a core of its own (`server`). A generator on another core applies
 //! a load to it and verifies every byte (`generator`). That is a round. Each round has a fresh process, and the servers
-//! alternate, so that a disturbance of the machine affects all of them (`bench`). Reported is the median of the rounds,
-//! with minimum and maximum; ratios are computed between rounds that ran next to each other, then their median is taken
-//! (`results`). System calls are counted in a separate pass (`server::counter`). `report` prints the tables, and writes
-//! every round to `target/bench/results.json`, and pictures.
+//! alternate in a balanced order, so that a disturbance of the machine affects all of them; a disturbed round is repeated
+//! (`bench`). Reported is the median of the rounds with its confidence interval; ratios are computed between rounds that
+//! ran next to each other, then their median is taken (`results`). System calls are counted in a separate pass
+//! (`server::counter`). `report` prints the tables, and writes every round to `target/bench`, after each scenario.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing tables is the purpose of this program")]
 
@@ -14,6 +14,7 @@ mod choice;
 mod generator;
 mod options;
 mod peers;
+mod progress;
 mod report;
 mod results;
 mod scenarios;
@@ -21,30 +22,60 @@ mod server;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::bench::Bench;
 use crate::generator::Result;
 use crate::options::Options;
-use crate::report::{Machine, json, svg, tables};
+use crate::progress::Progress;
+use crate::report::{Machine, files, tables};
 use crate::results::Outcome;
-use crate::server::Cores;
 use crate::server::counter::Counter;
+use crate::server::{Cores, process};
+
+/// The exit status for a wrong option, as for those that clap rejects.
+const WRONG_OPTION: u8 = 2;
+
+/// Descriptors reserved for everything but connections.
+const RESERVE: u64 = 200;
+
+/// Default rounds: the usual scenarios end within three minutes. An unoptimized build (`cargo test --benches`) only shows
+/// that everything works.
+const DEFAULT_ROUNDS: u32 = if cfg!(debug_assertions) { 1 } else { 5 };
+
+/// The time for the scenarios of the default run, divided evenly. On an idle machine they take less.
+const DEFAULT_TIME: Duration = Duration::from_secs(150);
+
+/// The load before each round if there are servers of unknown make, which may compile code at run time.
+const COMMAND_WARM_UP: Duration = Duration::from_millis(300);
 
 fn main() -> ExitCode {
-    // As a peer: the process contains nothing of the benchmark but its code.
-    if let [_, serve, name] = &env::args().collect::<Vec<_>>()[..]
-        && serve == "--serve"
-    {
-        let error = peers::serve(name).map_or_else(|| format!("no peer {name}"), |Err(error)| error.to_string());
-        eprintln!("bench peer {name}: {error}");
-        return ExitCode::FAILURE;
+    let arguments: Vec<_> = env::args_os().collect();
+    match &arguments[..] {
+        // Becomes the server that the arguments name: nothing of the benchmark stays in its process.
+        [_, launch, rest @ ..] if launch == process::LAUNCH => return process::launch(rest),
+        // Becomes a peer: the process contains nothing of the benchmark but its code.
+        [_, serve, name] if serve == "--serve" => return peers::serve_or_fail(&name.to_string_lossy()),
+        _ => {}
     }
-    match Options::parse_arguments().map_err(Into::into).and_then(|options| run(&options)) {
-        Ok(()) => ExitCode::SUCCESS,
+    let options = Options::parse_arguments();
+    let chosen = choice::scenarios(&options).and_then(|scenarios| Ok((scenarios, choice::servers(&options)?)));
+    let (scenarios, (servers, missing)) = match chosen {
+        Ok(chosen) => chosen,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            return ExitCode::from(WRONG_OPTION);
+        }
+    };
+    match run(&options, scenarios, &servers, &missing) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("bench: {error}");
             ExitCode::FAILURE
@@ -52,70 +83,89 @@ fn main() -> ExitCode {
     }
 }
 
-/// Descriptors reserved for everything but connections.
-const RESERVE: u64 = 200;
-
-/// Runs the chosen scenarios on the chosen servers, and reports.
-fn run(options: &Options) -> Result<()> {
+/// Runs the scenarios on the servers, and reports. Returns whether all servers passed.
+fn run(
+    options: &Options,
+    scenarios: Vec<scenarios::Scenario>,
+    servers: &[server::Spec],
+    missing: &[String],
+) -> Result<bool> {
     let began = Instant::now();
-    let scenarios = choice::scenarios(options)?;
-    let (servers, missing) = choice::servers(options)?;
     let bench = Bench {
-        cores: Cores::choose()?,
+        cores: Cores::choose(options.cores)?,
         counter: Counter::find(),
-        rounds: options.rounds.unwrap_or(if options.full { 11 } else { USUAL.0 }),
-        window: options.seconds.unwrap_or(if options.full { Duration::from_secs(1) } else { USUAL.1 }),
-        rate: options.rate,
+        rounds: options.rounds.unwrap_or(if options.full { 11 } else { DEFAULT_ROUNDS }),
+        window: options.seconds.or(options.full.then_some(Duration::from_secs(1))),
+        warm_up: options.warm_up.or((!options.command.is_empty()).then_some(COMMAND_WARM_UP)),
+        reference: options.reference.clone(),
+        is_brief: !options.full && options.peers.is_empty() && options.scenario.is_empty() && options.filter.is_none(),
         began,
     };
+    let machine = Machine::record(bench.cores.describe(), &bench.counter, missing);
+    let output = files::Output::create(&options.output)?;
+    kill_servers_on_signals(output.directory().display().to_string())?;
     // The default run ends within three minutes even on a busy machine: then it has fewer rounds.
     let in_time = !options.full && options.rounds.is_none() && options.seconds.is_none();
-    let share = in_time.then(|| USUAL_TIME / scenarios.len() as u32);
-    let most_connections = raise_descriptor_limit()?.saturating_sub(RESERVE) as usize;
+    let share = in_time.then(|| DEFAULT_TIME / scenarios.len() as u32);
+    let limit = raise_descriptor_limit()?;
+    let max_connections = limit.saturating_sub(RESERVE) as usize;
+    let steps = |scenario| bench.participants(scenario, servers).len() * bench.rounds(scenario) as usize;
+    let mut progress = Progress::new(began, scenarios.len(), scenarios.iter().map(steps).sum());
+
     let mut outcomes: Vec<Outcome> = Vec::new();
     for (scenario, number) in scenarios.into_iter().zip(1..) {
-        let scenario = scenario.capped(most_connections);
+        progress.start_scenario(&scenario.name);
+        let (name, wanted) = (scenario.name.clone(), scenario.connections());
+        let Some(scenario) = scenario.lowered_to(max_connections) else {
+            progress.warn(&format!("{name}: not run: {limit} descriptors leave too few for connections (ulimit -n)"));
+            continue;
+        };
+        if scenario.lowered_from.is_some() {
+            let connections = scenario.connections();
+            progress.warn(&format!(
+                "{name}: {connections} instead of {wanted} connections: {limit} descriptors allow no more (ulimit -n)"
+            ));
+        }
         let until = share.map(|share| began + share * number);
-        let outcome = bench.run(scenario, &servers, &outcomes, until)?;
+        let outcome = bench.run(scenario, servers, until, &mut progress);
         if !outcome.rows.is_empty() {
             outcomes.push(outcome);
+            output.write(&outcomes, servers, &machine)?;
         }
     }
-    bench.clear_progress();
-
-    let machine = Machine::record(
-        bench.cores.describe(),
-        &bench.counter,
-        &missing,
-        bench.cores.are_apart().then(|| results::disturbance(&outcomes)).flatten(),
-    );
-    fs::create_dir_all(&options.output)?;
-    let output = options.output.canonicalize()?;
-    let mut written = vec![("results.json", json::all(&outcomes, &servers, &machine))];
-    written.extend(svg::all(&outcomes, &machine));
-    for (name, contents) in &written {
-        fs::write(output.join(name), contents)?;
+    progress.clear();
+    if outcomes.is_empty() {
+        return Err("nothing was measured: no server takes part in the chosen scenarios".into());
     }
-    let names: Vec<&str> = written.iter().map(|(name, _)| *name).collect();
-    // The files first: the reader of the tables may close the pipe.
     let mut stdout = io::stdout().lock();
-    tables::print(&outcomes, &servers, &machine, &mut stdout)?;
+    tables::print(&outcomes, servers, &machine, &mut stdout)?;
     let seconds = began.elapsed().as_secs();
-    writeln!(stdout, "\n{seconds} s. In {}: {}", output.display(), names.join(", "))?;
-    Ok(())
+    writeln!(stdout, "\n{seconds} s. Results: {}", output.directory().display())?;
+    Ok(outcomes.iter().flat_map(|outcome| &outcome.rows).all(|row| row.failure.is_none()))
 }
 
-/// Default rounds and their length: the usual scenarios end within three minutes. An unoptimized build
-/// (`cargo test --benches`) only shows that everything works.
-const USUAL: (u32, Duration) =
-    if cfg!(debug_assertions) { (1, Duration::from_millis(50)) } else { (5, Duration::from_millis(400)) };
-
-/// The time for the scenarios of the default run, divided evenly. On an idle machine they take less.
-const USUAL_TIME: Duration = Duration::from_secs(160);
+/// On SIGINT, SIGTERM and SIGHUP, kills the servers and exits with the signal's status. Files of finished scenarios stay.
+fn kill_servers_on_signals(directory: String) -> io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            process::kill_all();
+            // The exit status is all that remains if nobody reads the message.
+            let _ = writeln!(io::stderr(), "\nbench: interrupted; finished scenarios are in {directory}");
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
+}
 
 /// Raises the soft limit of descriptors to the hard limit, also for the servers, which inherit it. Returns it.
 fn raise_descriptor_limit() -> io::Result<u64> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
     Ok(maximum.unwrap_or(u64::MAX))
+}
+
+/// Reads a file that may not exist on this kernel.
+fn read_or_empty(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
 }

@@ -1,79 +1,186 @@
 //! The command line.
 
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 
+use crate::generator::Address;
 use crate::peers;
 use crate::scenarios::Scenario;
 
-/// Measures echod and other echo servers on loopback, and verifies every byte.
+/// Measures echod and other echo servers, and verifies every byte.
 #[derive(Parser)]
-#[command(override_usage = "cargo bench -- [OPTIONS]", max_term_width = 100)]
+#[command(
+    override_usage = "cargo bench [FILTER] -- [OPTIONS]",
+    max_term_width = 100,
+    next_line_help = false,
+    disable_version_flag = true
+)]
 pub struct Options {
-    /// Run every scenario, 11 rounds of a second each (about half an hour)
-    #[arg(long)]
-    pub full: bool,
+    /// Only scenarios whose name contains this
+    #[arg(value_name = "FILTER", hide_default_value = true)]
+    pub filter: Option<String>,
     /// Only these scenarios, separated by commas [default: those without an asterisk]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub scenario: Vec<String>,
+    /// Run every scenario, 11 rounds of a second each (about half an hour)
+    #[arg(long)]
+    pub full: bool,
+
     /// Only these peers besides echod, separated by commas; `none` for echod alone
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Servers")]
     pub peers: Vec<String>,
-    /// Fresh processes of each server to measure [default: 5]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub rounds: Option<u32>,
-    /// How long to measure each process [default: 0.4]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    pub seconds: Option<Duration>,
-    /// Messages per second of the open loops, instead of a part of bare-epoll's
-    #[arg(long, value_name = "N")]
-    pub rate: Option<f64>,
-    /// Measure the server running at this address instead of echod; peers only if named
-    #[arg(long, value_name = "ADDRESS", value_parser = resolve)]
-    pub connect: Option<SocketAddr>,
+    /// Also measure any server: a fresh process each round, with {port} or {socket} replaced. Repeatable
+    #[arg(long, value_name = "LABEL=CMD {port}", value_parser = Labeled::parse, help_heading = "Servers")]
+    pub command: Vec<Labeled>,
+    /// Measure the server running at PORT, HOST:PORT, unix:PATH or unix:@NAME instead of echod
+    #[arg(long, value_name = "ADDRESS", value_parser = addresses, help_heading = "Servers")]
+    pub connect: Option<Addresses>,
+    /// The process of that server, for its CPU time, memory and system calls, children included
+    #[arg(long, value_name = "PID", requires = "connect", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Servers")]
+    pub pid: Option<u32>,
     /// Also measure another build of echod, as `other`
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help_heading = "Servers")]
     pub other: Option<PathBuf>,
-    /// Directory for results.json and the pictures
-    #[arg(long, value_name = "DIRECTORY", default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/../bench"), hide_default_value = true)]
+    /// Compute ratios to this server [default: bare-epoll, or else the first]
+    #[arg(long, value_name = "NAME", help_heading = "Servers")]
+    pub reference: Option<String>,
+
+    /// Number of connections, in a scenario of your own if none is named
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Load")]
+    pub connections: Option<u32>,
+    /// Bytes per message
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=16 * 1024 * 1024), help_heading = "Load")]
+    pub message: Option<u32>,
+    /// Messages in flight per connection (closed loop)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Load")]
+    pub in_flight: Option<u32>,
+    /// Messages per second over all connections (open loop)
+    #[arg(long, value_name = "N", value_parser = rate, help_heading = "Load")]
+    pub rate: Option<f64>,
+    /// Bulk streams in beside-bulk [default: 8, 64 and 300]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Load")]
+    pub streams: Option<u32>,
+
+    /// Fresh processes of each server to measure [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Measurement")]
+    pub rounds: Option<u32>,
+    /// How long to measure each process [default: 0.4; beside-bulk: 1]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "Measurement")]
+    pub seconds: Option<Duration>,
+    /// Load before each measurement [default: a tenth of it; 0.3 with --command]
+    #[arg(long, value_name = "SECONDS", value_parser = warm_up, help_heading = "Measurement")]
+    pub warm_up: Option<Duration>,
+    /// Cores to pin to [default: the first and the last]
+    #[arg(long, value_name = "SERVER,GENERATOR", value_parser = cores, help_heading = "Measurement")]
+    pub cores: Option<(usize, usize)>,
+
+    /// Directory for the results [default: target/bench]
+    #[arg(long, value_name = "DIRECTORY", default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/../bench"), hide_default_value = true, help_heading = "Results")]
     pub output: PathBuf,
     /// Passed by `cargo bench` to every benchmark
     #[arg(long, hide = true)]
     pub bench: bool,
 }
 
-fn seconds(text: &str) -> std::result::Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
-    let duration = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
-    if duration < Duration::from_millis(10) { Err("must be at least 0.01".to_owned()) } else { Ok(duration) }
-}
-
-fn resolve(text: &str) -> std::result::Result<SocketAddr, String> {
-    let mut addresses = text.to_socket_addrs().map_err(|error| error.to_string())?;
-    addresses.next().ok_or_else(|| "no address found".to_owned())
-}
-
 impl Options {
     /// Parses this process's arguments. Prints help or an error and exits if that is what they ask for.
-    pub fn parse_arguments() -> Result<Options, clap::Error> {
+    pub fn parse_arguments() -> Options {
         let matches = Options::command().after_help(catalogue()).get_matches();
-        Options::from_arg_matches(&matches)
+        Options::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
     }
+
+    /// Returns whether the load of a scenario is chosen by hand.
+    pub fn chooses_load(&self) -> bool {
+        self.connections.is_some() || self.message.is_some() || self.in_flight.is_some()
+    }
+}
+
+/// A server's command line and its name.
+#[derive(Clone, Debug)]
+pub struct Labeled {
+    pub label: String,
+    pub words: Vec<String>,
+}
+
+/// The longest label that fits into a table.
+const MAX_LABEL_CHARS: usize = 12;
+
+impl Labeled {
+    fn parse(text: &str) -> Result<Labeled, String> {
+        let (label, command) = text.split_once('=').ok_or("expected LABEL=COMMAND")?;
+        let is_allowed = |letter: char| letter.is_alphanumeric() || "-_.+:".contains(letter);
+        if label.is_empty() || !label.chars().all(is_allowed) {
+            return Err(format!("invalid label '{label}': use letters, digits and -_.+:"));
+        }
+        if label.chars().count() > MAX_LABEL_CHARS {
+            return Err(format!("label '{label}' is longer than {MAX_LABEL_CHARS} characters"));
+        }
+        let words = shlex::split(command).ok_or("unbalanced quotes")?;
+        if words.is_empty() {
+            return Err("missing command after the label".to_owned());
+        }
+        if !words.iter().any(|word| word.contains("{port}") || word.contains("{socket}")) {
+            return Err("the command contains neither {port} nor {socket}".to_owned());
+        }
+        Ok(Labeled { label: label.to_owned(), words })
+    }
+}
+
+/// The addresses of one server, in the order in which they are tried.
+#[derive(Clone, Debug)]
+pub struct Addresses(pub Vec<Address>);
+
+fn addresses(text: &str) -> Result<Addresses, String> {
+    Address::parse(text).map(Addresses)
+}
+
+fn number(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if number.is_finite() { Ok(number) } else { Err("not a finite number".to_owned()) }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = number(text)?;
+    if (1.0..=1e7).contains(&rate) { Ok(rate) } else { Err("must be between 1 and 10000000".to_owned()) }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = number(text)?;
+    if (0.01..=3600.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("must be between 0.01 and 3600".to_owned())
+    }
+}
+
+fn warm_up(text: &str) -> Result<Duration, String> {
+    let seconds = number(text)?;
+    if (0.0..=3600.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("must be between 0 and 3600".to_owned())
+    }
+}
+
+fn cores(text: &str) -> Result<(usize, usize), String> {
+    let (server, generator) = text.split_once(',').ok_or("expected two core numbers, e.g. 0,1")?;
+    let core = |text: &str| text.trim().parse().map_err(|_| format!("invalid core number '{text}'"));
+    Ok((core(server)?, core(generator)?))
 }
 
 /// Lists scenarios and peers, for `--help`.
 fn catalogue() -> String {
     let mut text = "Scenarios (* only with --full, or by name):\n".to_owned();
-    for Scenario { name, title, usual, .. } in Scenario::all() {
-        let mark = if usual { ' ' } else { '*' };
-        text += &format!("  {name:14}{mark} {title}\n");
+    for scenario in Scenario::all(None) {
+        let mark = if scenario.is_default { ' ' } else { '*' };
+        text += &format!("  {:16}{mark} {}\n", scenario.name, scenario.title());
     }
     text += "\nPeers:\n";
     for (name, about) in peers::ALL {
-        text += &format!("  {name:14}  {about}\n");
+        text += &format!("  {name:16}  {about}\n");
     }
+    text += "\nExit status: 0; 1 if a server failed or sent a wrong byte; 2 for a wrong option.\n";
     text
 }

@@ -1,14 +1,14 @@
 //! The generator against servers that alter, lose, delay or withhold bytes, and its loops against servers that stall.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use crate::generator::{Clients, PATIENCE, Pace, Pattern, Plan, Sample, churn};
+use crate::generator::{Address, Clients, PATIENCE, Pace, Pattern, Plan, Sample, churn};
 
 /// Serves each connection in a thread until the test process exits. Passes the connection's number to `serve`.
-pub fn serve_with(serve: impl Fn(usize, TcpStream) + Send + Sync + Copy + 'static) -> SocketAddr {
+pub fn serve_with(serve: impl Fn(usize, TcpStream) + Send + Sync + Copy + 'static) -> Address {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     thread::spawn(move || {
@@ -18,7 +18,7 @@ pub fn serve_with(serve: impl Fn(usize, TcpStream) + Send + Sync + Copy + 'stati
             thread::spawn(move || serve(number, stream));
         }
     });
-    address
+    address.into()
 }
 
 /// Echoes until end of file, each part as `change` leaves it. Its first argument is the position of the part.
@@ -39,9 +39,9 @@ const CLOSED: Plan =
     Plan { pace: Pace::Closed { in_flight: 4 }, warm_up: Duration::ZERO, window: Duration::from_millis(50) };
 
 /// Runs four connections from connect to FIN.
-fn run(address: SocketAddr, plan: &Plan, patience: Duration) -> crate::generator::Result<Sample<()>> {
+fn run(address: Address, plan: &Plan, patience: Duration) -> crate::generator::Result<Sample<()>> {
     let mut clients = Clients::new(100, false)?.with_patience(patience);
-    clients.connect(address, 4)?;
+    clients.connect(&address, 4)?;
     let sample = clients.run(plan, || ())?;
     clients.finish()?;
     Ok(sample)
@@ -49,7 +49,7 @@ fn run(address: SocketAddr, plan: &Plan, patience: Duration) -> crate::generator
 
 /// Returns the error message of a run that must fail.
 #[track_caller]
-fn failure(address: SocketAddr) -> String {
+fn failure(address: Address) -> String {
     run(address, &CLOSED, Duration::from_millis(300)).err().expect("the run should fail").to_string()
 }
 
@@ -189,13 +189,13 @@ fn missing_server_fails() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     drop(listener);
-    let failure = failure(address);
+    let failure = failure(address.into());
     assert!(failure.contains("cannot connect: Connection refused"), "{failure}");
 }
 
 /// Runs churn against a server.
-fn churn(address: SocketAddr) -> crate::generator::Result<Sample<()>> {
-    churn::churn(address, 3, 64, false, (Duration::ZERO, Duration::from_millis(50)), || ())
+fn churn(address: Address) -> crate::generator::Result<Sample<()>> {
+    churn::churn(&address, 3, 64, false, (Duration::ZERO, Duration::from_millis(50)), || ())
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn churn_detects_wrong_and_missing_byte() {
 }
 
 /// An honest server that sleeps once, for half a second.
-fn server_with_a_stall() -> SocketAddr {
+fn server_with_a_stall() -> Address {
     serve_with(|_, stream| {
         let mut slept = false;
         echo(stream, |position, _| {

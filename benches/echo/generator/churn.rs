@@ -1,29 +1,24 @@
 //! Short connections: connect, send one message, receive it back, FIN both ways, repeat.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
-use std::time::{Duration, Instant};
+use std::io::{ErrorKind, Read, Write};
+use std::time::Duration;
 
-use mio::net::TcpStream;
-use mio::{Events, Interest, Poll, Token};
-use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
-use socket2::{Domain, Socket, Type};
+use mio::{Events, Poll, Token};
 
+use super::clock::Clock;
 use super::patience::Patience;
 use super::pattern::verify;
-use super::{PATIENCE, Pattern, Result, Sample, nanoseconds, new_histogram};
-
-/// Source addresses that the clients use in turn. The generator closes first, so each closed connection keeps its port
-/// in TIME-WAIT for a minute; one address has 28,000 ports per server, and a second of churn can use as many. All of
-/// 127.0.0.0/8 is local.
-const SOURCES: u32 = 64;
+use super::stream::Stream;
+use super::{Address, PATIENCE, Pattern, Result, Sample, nanoseconds, new_histogram};
 
 /// A sequence of connections, one at a time.
-struct Lane {
-    stream: Option<TcpStream>,
+#[derive(Default)]
+pub(super) struct Lane {
+    stream: Option<Stream>,
     /// Number of the current connection, which also selects its pattern.
     number: usize,
-    began: u64,
+    /// When connect(2) was called.
+    pub(super) began: u64,
     sent: u64,
     received: u64,
 }
@@ -31,7 +26,7 @@ struct Lane {
 /// Keeps `lanes` connections open for the time of `warm_up` and `window`. Counts connections as echoes; a latency covers
 /// a whole connection, from connect(2) to end of file.
 pub fn churn<M>(
-    address: SocketAddr,
+    address: &Address,
     lanes: usize,
     message: u64,
     spin: bool,
@@ -43,43 +38,50 @@ pub fn churn<M>(
     let pattern = Pattern::new();
     let mut buffer = vec![0; 64 * 1024];
     let mut latency = new_histogram();
-    let (mut echoes, mut all_echoes) = (0, 0);
+    let (mut echoes, mut all_echoes, mut bytes) = (0, 0, 0);
     let (mut before, mut after) = (None, None);
 
-    let epoch = Instant::now();
-    let now = || nanoseconds(epoch.elapsed());
+    let clock = Clock::new();
+    let now = || clock.now();
     let (mut opens, mut closes) = (nanoseconds(warm_up), u64::MAX);
     let mut patience = Patience::new(PATIENCE, 0);
     let mut next_number = 0;
-    let mut lanes: Vec<Lane> =
-        (0..lanes).map(|_| Lane { stream: None, number: 0, began: 0, sent: 0, received: 0 }).collect();
+    let mut lanes: Vec<Lane> = (0..lanes).map(|_| Lane::default()).collect();
     loop {
         let time = now();
         if before.is_none() && time >= opens {
             (opens, closes) = (time, time + nanoseconds(window));
+            clock.take_lost();
             before = Some((time, meter()));
-            echoes = 0;
+            (echoes, bytes) = (0, 0);
         } else if after.is_none() && time >= closes {
-            after = Some((time, meter(), echoes));
+            after = Some((time, meter(), echoes, bytes, clock.take_lost()));
+            patience.start_drain(time);
         }
         for (index, lane) in lanes.iter_mut().enumerate() {
-            if lane.stream.is_none() && after.is_none() {
-                let connected = connect(address, next_number, &poll, Token(index));
-                let stream = connected.map_err(|error| format!("connection {next_number}: cannot connect: {error}"))?;
-                *lane = Lane { stream: Some(stream), number: next_number, began: now(), sent: 0, received: 0 };
+            if !lane.is_open() && after.is_none() {
+                // A full backlog is tried again in the next iteration.
+                if !lane.connect(address, next_number, &poll, Token(index), now())? {
+                    break;
+                }
                 next_number += 1;
             }
         }
-        if after.is_some() && lanes.iter().all(|lane| lane.stream.is_none()) {
+        if after.is_some() && !lanes.iter().any(Lane::is_open) {
             break;
         }
         poll.poll(&mut events, Some(if spin { Duration::ZERO } else { Duration::from_millis(1) }))?;
         for event in &events {
             let lane = &mut lanes[event.token().0];
+            let received = lane.received;
             let outcome = lane.step(&pattern, message, &mut buffer);
-            if outcome.map_err(|error| format!("connection {}: {error}", lane.number))? {
+            let is_finished = outcome?;
+            if lane.received > received || is_finished {
+                patience.progress(now());
+                bytes += lane.received - received;
+            }
+            if is_finished {
                 let ended = now();
-                patience.progress(ended);
                 echoes += 1;
                 all_echoes += 1;
                 if before.is_some() && lane.began >= opens {
@@ -87,53 +89,61 @@ pub fn churn<M>(
                 }
             }
         }
-        if patience.is_over(now()) {
-            let lane = lanes.iter().find(|lane| lane.stream.is_some()).expect("a lane with an open connection");
-            let (number, received) = (lane.number, lane.received);
-            let silent = PATIENCE.as_secs();
-            return Err(format!(
-                "connection {number}: {received} of {message} bytes came back, then nothing for {silent} s"
-            )
+        if let Some(reason) = patience.exceeded(now()) {
+            return Err(match lanes.iter().find(|lane| lane.is_open()) {
+                Some(Lane { number, received, .. }) => {
+                    format!("connection {number}: {received} of {message} bytes came back, {reason}")
+                }
+                None => format!("connection {next_number}: cannot connect: the backlog stays full"),
+            }
             .into());
         }
     }
-    let ((opened, before), (closed, after, echoes)) =
+    let ((opened, before), (closed, after, echoes, bytes, lost)) =
         before.zip(after).expect("the loop ends only after the window has closed");
     let window = Duration::from_nanos(closed - opened);
-    Ok(Sample { echoes, all_echoes, window, latency, before, after })
-}
-
-/// Starts to connect; on loopback from one of [`SOURCES`] addresses.
-fn connect(address: SocketAddr, number: usize, poll: &Poll, token: Token) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
-    socket.set_tcp_nodelay(true)?;
-    if let IpAddr::V4(Ipv4Addr::LOCALHOST) = address.ip() {
-        // Chooses the port at connect(2), where only the whole four-tuple has to be free.
-        setsockopt(&socket, IpBindAddressNoPort, &true)?;
-        let source = Ipv4Addr::from(u32::from(Ipv4Addr::LOCALHOST) + number as u32 % SOURCES);
-        socket.bind(&SocketAddr::from((source, 0)).into())?;
-    }
-    match socket.connect(&address.into()) {
-        Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => return Err(error),
-        _ => {}
-    }
-    let mut stream = TcpStream::from_std(socket.into());
-    poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-    Ok(stream)
+    let lateness = new_histogram();
+    Ok(Sample { echoes, all_echoes, bytes, window, latency, lateness, newcomers: None, lost, before, after })
 }
 
 impl Lane {
+    /// Starts to connect. Returns false if the backlog of a Unix socket is full.
+    pub(super) fn connect(
+        &mut self,
+        address: &Address,
+        number: usize,
+        poll: &Poll,
+        token: Token,
+        now: u64,
+    ) -> Result<bool> {
+        let mut stream = match Stream::start_connect(address, number) {
+            Ok(stream) => stream,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(format!("connection {number}: cannot connect: {error}").into()),
+        };
+        stream.register(poll, token)?;
+        *self = Lane { stream: Some(stream), number, began: now, sent: 0, received: 0 };
+        Ok(true)
+    }
+
+    /// Returns whether a connection is open.
+    pub(super) fn is_open(&self) -> bool {
+        self.stream.is_some()
+    }
+
     /// Sends and receives until the kernel would block. Returns true when both FINs have been exchanged.
-    fn step(&mut self, pattern: &Pattern, message: u64, buffer: &mut [u8]) -> Result<bool> {
+    pub(super) fn step(&mut self, pattern: &Pattern, message: u64, buffer: &mut [u8]) -> Result<bool> {
         let Some(stream) = &mut self.stream else { return Ok(false) };
+        let number = self.number;
+        let failed = |error: std::io::Error| format!("connection {number}: {error}");
         if let Some(error) = stream.take_error()? {
-            return Err(error.into());
+            return Err(failed(error).into());
         }
         while self.sent < message {
-            match stream.write(pattern.stretch(self.number, self.sent, message - self.sent)) {
+            match stream.write(pattern.stretch(number, self.sent, message - self.sent)) {
                 Ok(count) => self.sent += count as u64,
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => break,
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(failed(error).into()),
             }
         }
         loop {
@@ -142,14 +152,18 @@ impl Lane {
                     self.stream = None;
                     return Ok(true);
                 }
-                Ok(0) => return Err(format!("closed after {} of {message} bytes", self.received).into()),
+                Ok(0) => {
+                    return Err(
+                        format!("connection {number}: closed after {} of {message} bytes", self.received).into()
+                    );
+                }
                 Ok(count) => {
-                    verify(pattern, self.number, self.received, self.sent, &buffer[..count])?;
+                    verify(pattern, number, self.received, self.sent, &buffer[..count])?;
                     self.received += count as u64;
                     if self.received == message {
                         // If the server has closed already, this is the second FIN, and the connection may be gone.
-                        match stream.shutdown(Shutdown::Write) {
-                            Err(error) if error.kind() != ErrorKind::NotConnected => return Err(error.into()),
+                        match stream.shutdown_write() {
+                            Err(error) if error.kind() != ErrorKind::NotConnected => return Err(failed(error).into()),
                             _ => {}
                         }
                     }
@@ -157,7 +171,7 @@ impl Lane {
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => {
                     return Ok(false);
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(failed(error).into()),
             }
         }
     }

@@ -2,8 +2,10 @@
 //!
 //! - `clients`: long-lived connections under a closed or an open loop
 //! - `churn`: short connections, one after the other
-//! - `pace`: when a message is due
-//! - `patience`: how long a silent server is waited for
+//! - `bulk`: streams limited by backpressure only, and clients with small messages beside them (`light`)
+//! - `address`, `stream`: where a server listens, and a connection to it over TCP or a Unix socket
+//! - `pace`, `clock`, `timer`: when a message is due, the time, and waiting for it
+//! - `patience`: how long a server is waited for
 //! - `pattern`: what the clients send, and the comparison with what they receive
 //!
 //! In a *closed loop* a client sends its next message when an earlier one has returned, so a slow server receives
@@ -15,22 +17,30 @@
 //!
 //! This room uses nothing from the rest of the benchmark.
 
+mod address;
+pub mod bulk;
 pub mod churn;
 mod clients;
+mod clock;
+mod light;
 mod pace;
 mod patience;
 mod pattern;
+mod stream;
+mod timer;
 
 use std::error::Error;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+pub use address::Address;
 pub use clients::Clients;
 pub use pace::{Pace, Plan};
 pub use patience::PATIENCE;
 #[allow(unused_imports, reason = "the tests' dishonest servers need it")]
 pub use pattern::Pattern;
+pub use stream::Stream;
 
 /// Errors are human-readable messages; callers do not inspect them.
 pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -41,11 +51,19 @@ pub struct Sample<M> {
     pub echoes: u64,
     /// All completed messages, including those before and after the window.
     pub all_echoes: u64,
+    /// Bytes that returned within the window.
+    pub bytes: u64,
     /// From the first reading of the meter to the second.
     pub window: Duration,
     /// Nanoseconds from the time a message was sent (open loop: due) until its last byte returned, for messages sent
     /// (due) in the window.
     pub latency: Histogram<u64>,
+    /// Open loop: nanoseconds from the time a message was due until the generator sent it.
+    pub lateness: Histogram<u64>,
+    /// Beside bulk: nanoseconds from connect(2) to end of file of short connections.
+    pub newcomers: Option<Histogram<u64>>,
+    /// Time within the window in which the generator did not run, if it spins.
+    pub lost: Duration,
     /// The meter when the window opened.
     pub before: M,
     /// The meter when the window closed.

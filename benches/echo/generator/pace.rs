@@ -40,11 +40,16 @@ impl Schedule {
         Schedule { start, next: 0, pace }
     }
 
-    /// Returns when the next message was due, if that is before `now`, and counts it as sent.
-    pub fn due_until(&mut self, now: u64) -> Option<u64> {
+    /// Returns when the next message is due.
+    pub fn next_due(&self) -> Option<u64> {
         let Pace::Open { rate } = self.pace else { return None };
         // Computed from the start each time, so that rounding errors do not add up.
-        let due = self.start + (self.next as f64 * 1e9 / rate) as u64;
+        Some(self.start + (self.next as f64 * 1e9 / rate) as u64)
+    }
+
+    /// Returns when the next message was due, if that is before `now`, and counts it as sent.
+    pub fn due_until(&mut self, now: u64) -> Option<u64> {
+        let due = self.next_due()?;
         (due < now).then(|| {
             self.next += 1;
             due

@@ -6,7 +6,7 @@ use std::io;
 use super::{ANY_PORT, announce};
 
 /// Serves each connection in a task with a buffer of its own, `read` and `write_all`, on a current-thread runtime.
-pub fn serve() -> io::Result<Infallible> {
+pub fn serve(buffer_bytes: usize) -> io::Result<Infallible> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
@@ -17,7 +17,7 @@ pub fn serve() -> io::Result<Infallible> {
             let (mut stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
             tokio::spawn(async move {
-                let mut buffer = vec![0; 16 * 1024];
+                let mut buffer = vec![0; buffer_bytes];
                 while let Ok(count @ 1..) = stream.read(&mut buffer).await {
                     if stream.write_all(&buffer[..count]).await.is_err() {
                         break;

@@ -33,3 +33,16 @@ pub fn thousands(number: f64) -> String {
     }
     text
 }
+
+/// Formats a part as a whole percentage.
+pub fn percent(part: f64) -> String {
+    format!("{:.0}%", part * 100.0)
+}
+
+/// Cuts a text that is longer than `columns`, and marks the cut.
+pub fn shortened(text: &str, columns: usize) -> String {
+    if text.chars().count() <= columns {
+        return text.to_owned();
+    }
+    text.chars().take(columns - 1).chain(['…']).collect()
+}

@@ -1,101 +1,146 @@
-//! All results as JSON.
+//! `results.json`: everything, with every round. Units are in the names, or beside the values.
 
-use std::{env, fs};
+use std::env;
 
-use serde_json::{Value, json};
+use hdrhistogram::Histogram;
+use serde_json::{Map, Value, json};
 
-use super::Machine;
-use crate::results::{Outcome, Row, Spread};
-use crate::server::{Origin, Spec};
+use super::machine::{self, Machine};
+use crate::results::{Idle, Outcome, PerEcho, Round, Row, Spread, metrics};
+use crate::scenarios::{Scenario, Work};
+use crate::server::Spec;
 
-/// Returns everything, round by round. Times are in nanoseconds unless the name says otherwise.
-pub fn all(outcomes: &[Outcome], servers: &[Spec], machine: &Machine) -> String {
-    let echod = env!("CARGO_BIN_EXE_echod");
-    let value = json!({
-        "machine": {
-            "processor": machine.processor,
-            "kernel": machine.kernel,
-            "cores": machine.cores,
-            "other_work_on_generators_core_part": machine.disturbance,
-            "system_calls_counted_by": machine.counter.as_ref().ok(),
-            "system_calls_not_counted_because": machine.counter.as_ref().err(),
-        },
-        "echod": {
-            "version": env!("CARGO_PKG_VERSION"),
-            "path": echod,
-            "bytes": fs::metadata(echod).map(|file| file.len()).ok(),
-            "optimized": !cfg!(debug_assertions),
-        },
+/// Raised when a field changes its meaning or disappears; new fields do not raise it.
+const SCHEMA_VERSION: u32 = 2;
+
+/// Returns all results.
+pub fn all(outcomes: &[Outcome], servers: &[Spec], machine: &Machine) -> Value {
+    json!({
+        "schema_version": SCHEMA_VERSION,
+        "started": machine.started,
         "command_line": env::args().skip(1).collect::<Vec<_>>(),
-        "missing": machine.missing,
+        "machine": machine.to_json(),
+        "echod": machine::build(),
+        "missing_servers": machine.missing,
         "servers": servers.iter().map(|server| json!({
             "name": server.name,
             "about": server.about,
-            "command": match &server.origin {
-                Origin::Command(words) => words.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
-                Origin::Running(address) => vec![address.to_string()],
-            },
+            "command": server.origin.describe(),
         })).collect::<Vec<_>>(),
-        "scenarios": outcomes.iter().map(scenario_json).collect::<Vec<_>>(),
-    });
-    format!("{value:#}\n")
+        "scenarios": outcomes.iter().map(scenario).collect::<Vec<_>>(),
+    })
 }
 
-fn scenario_json(outcome: &Outcome) -> Value {
+fn scenario(outcome: &Outcome) -> Value {
+    let (disturbed, rounds, worst) = outcome.disturbed();
     json!({
         "name": outcome.scenario.name,
-        "title": outcome.scenario.title,
-        "connections": outcome.scenario.connections(),
-        "rate_per_second": outcome.rate,
-        "seconds_asked_for": outcome.window.as_secs_f64(),
-        "servers": outcome.rows.iter().map(|row| row_json(outcome, row)).collect::<Vec<_>>(),
+        "title": outcome.scenario.title(),
+        "load": load(&outcome.scenario),
+        "window_s": outcome.window.as_secs_f64(),
+        "warm_up_s": outcome.warm_up.as_secs_f64(),
+        "reference": outcome.reference,
+        "disturbed_rounds": disturbed,
+        "rounds": rounds,
+        "largest_disturbance": worst,
+        "servers": outcome.rows.iter().map(|row| server(outcome, row)).collect::<Vec<_>>(),
     })
 }
 
-fn row_json(outcome: &Outcome, row: &Row) -> Value {
-    let spread = |spread: Option<Spread>| spread.map(|it| json!({"median": it.median, "min": it.min, "max": it.max}));
-    let quantile = |part: f64| spread(row.spread(|round| round.quantile(part).map(|seconds| seconds * 1e9)));
-    if !row.idle.is_empty() {
-        let (silent, echoed) = row.bytes_per_connection().unzip();
-        return json!({
-            "name": row.server,
-            "bytes_per_connection": spread(silent),
-            "bytes_per_connection_after_an_echo": spread(echoed),
-            "rounds": row.idle.iter().map(|idle| json!({
-                "connections": idle.connections,
-                "resident_base": idle.base,
-                "resident_silent": idle.silent,
-                "resident_echoed": idle.echoed,
-                "cpu_while_asleep": idle.asleep.0.as_nanos() as u64,
-                "asleep_for": idle.asleep.1.as_nanos() as u64,
-            })).collect::<Vec<_>>(),
-        });
+fn load(scenario: &Scenario) -> Value {
+    let mut load = match scenario.work {
+        Work::Closed { connections, message, in_flight } => json!({
+            "kind": "closed", "connections": connections, "message_bytes": message, "in_flight": in_flight,
+        }),
+        Work::Open { connections, message, rate } => json!({
+            "kind": "open", "connections": connections, "message_bytes": message, "messages_per_second": rate,
+        }),
+        Work::Churn { lanes, message } => {
+            json!({ "kind": "churn", "connections_at_a_time": lanes, "message_bytes": message })
+        }
+        Work::Idle { connections } => json!({ "kind": "idle", "connections": connections }),
+        Work::BesideBulk { streams, message, in_flight } => json!({
+            "kind": "beside_bulk", "streams": streams, "message_bytes": message, "in_flight": in_flight,
+            "ping_bytes": 64, "ping_pause_ms": [1, 3],
+        }),
+        Work::Stream { connections } => json!({ "kind": "stream", "connections": connections }),
+    };
+    if let Some(wanted) = scenario.lowered_from {
+        load["connections_wanted"] = wanted.into();
     }
-    let all = row.latency();
-    let counted = row.counted.as_ref();
+    load
+}
+
+fn server(outcome: &Outcome, row: &Row) -> Value {
+    let mut figures = Map::new();
+    for metric in metrics::of(outcome.scenario.work) {
+        let mut figure = spread(row.spread(metric.of));
+        if !figure.is_null() {
+            figure["unit"] = metric.unit.name().into();
+        }
+        figures.insert(metric.name.to_owned(), figure);
+    }
+    if let Some((silent, echoed)) = row.bytes_per_connection() {
+        figures.insert("bytes_per_connection".to_owned(), spread(Some(silent)));
+        figures.insert("bytes_per_connection_after_echo".to_owned(), spread(Some(echoed)));
+    }
     json!({
         "name": row.server,
-        "per_second": spread(row.spread(|round| Some(round.rate()))),
-        "cpu_per_echo": spread(row.spread(|round| round.cpu_per_echo().map(|seconds| seconds * 1e9))),
-        "echoes_per_cpu_second_vs_bare_epoll": spread(outcome.cost_ratio(row)),
-        "cycles_in_user_space_part": counted.and_then(|it| it.user_part),
-        "latency": { "p50": quantile(0.5), "p90": quantile(0.9), "p99": quantile(0.99), "p99.9": quantile(0.999) },
-        "p50_vs_bare_epoll": spread(outcome.p50_ratio(row)),
-        "p99_vs_bare_epoll": spread(outcome.ratio(row, "bare-epoll", |it, reference| Some(it.quantile(0.99)? / reference.quantile(0.99)?))),
-        "system_calls_per_echo": counted.map(|it| it.calls),
-        "user_instructions_per_echo": counted.and_then(|it| it.instructions),
-        "latency_by_percentile": all.iter_quantiles(2).map(|step| json!([step.percentile(), step.value_iterated_to()])).collect::<Vec<_>>(),
-        "rounds": row.rounds.iter().map(|round| json!({
-            "echoes": round.echoes,
-            "window": round.window.as_nanos() as u64,
-            "cpu": round.cpu.map(|cpu| cpu.total.as_nanos() as u64),
-            "generator_cpu": round.generator.as_nanos() as u64,
-            "user_ticks": round.cpu.map(|cpu| cpu.user_ticks),
-            "system_ticks": round.cpu.map(|cpu| cpu.system_ticks),
-            "p50": round.latency.value_at_quantile(0.5),
-            "p99": round.latency.value_at_quantile(0.99),
-            "p99.9": round.latency.value_at_quantile(0.999),
-            "max": round.latency.max(),
-        })).collect::<Vec<_>>(),
+        "failure": row.failure,
+        "figures": figures,
+        "work_per_cpu_second_vs_reference": spread(outcome.cost_ratio(row)),
+        "p50_vs_reference": spread(outcome.p50_ratio(row)),
+        "user_part_of_cpu_time": row.user_part(),
+        "system_calls_per_echo": row.counted.as_ref().map(|it| it.calls),
+        "user_instructions_per_echo": row.counted.as_ref().and_then(|it: &PerEcho| it.instructions),
+        "rounds": row.rounds.iter().map(round).collect::<Vec<_>>(),
+        "idle_rounds": row.idle.iter().map(idle).collect::<Vec<_>>(),
     })
+}
+
+fn spread(spread: Option<Spread>) -> Value {
+    spread.map_or(Value::Null, |it| {
+        json!({
+            "median": it.median,
+            "interval": [it.low, it.high],
+            "confidence": it.confidence,
+            "min": it.min,
+            "max": it.max,
+        })
+    })
+}
+
+fn round(round: &Round) -> Value {
+    json!({
+        "started_s": round.started.as_secs_f64(),
+        "position": round.position,
+        "repeats": round.repeats,
+        "window_ns": round.window.as_nanos() as u64,
+        "echoes": round.echoes,
+        "bytes": round.bytes,
+        "server_cpu_ns": round.cpu.map(|cpu| cpu.total.as_nanos() as u64),
+        "server_user_ticks": round.cpu.map(|cpu| cpu.user_ticks),
+        "server_system_ticks": round.cpu.map(|cpu| cpu.system_ticks),
+        "generator_lost_ns": round.generator_lost.as_nanos() as u64,
+        "server_core_lost_ns": round.server_lost.as_nanos() as u64,
+        "latency_histogram_ns": histogram(&round.latency),
+        "newcomer_histogram_ns": round.newcomers.as_ref().map(histogram),
+    })
+}
+
+fn idle(idle: &Idle) -> Value {
+    json!({
+        "connections": idle.connections,
+        "resident_base_bytes": idle.base,
+        "resident_silent_bytes": idle.silent,
+        "resident_echoed_bytes": idle.echoed,
+        "cpu_while_asleep_ns": idle.asleep.0.as_nanos() as u64,
+        "asleep_for_ns": idle.asleep.1.as_nanos() as u64,
+    })
+}
+
+/// Returns pairs of a latency and how often it occurred, rounded to three digits, from which every percentile can be
+/// computed again.
+fn histogram(histogram: &Histogram<u64>) -> Vec<[u64; 2]> {
+    histogram.iter_recorded().map(|step| [step.value_iterated_to(), step.count_at_value()]).collect()
 }

@@ -1,15 +1,17 @@
 //! What the benchmark prints and writes.
 //!
-//! - `format`: numbers as text
-//! - `json`: `results.json`, with every round
-//! - `machine`: what is recorded about the machine
-//! - `svg`: the pictures
 //! - `tables`: the tables on standard output
+//! - `files`: the files in the output directory, written after each scenario
+//! - `json`: `results.json`, with every round
+//! - `machine`: what is recorded about the machine and the build
+//! - `svg`: the pictures
+//! - `format`: numbers as text
 
+pub mod files;
 mod format;
-pub mod json;
+mod json;
 mod machine;
-pub mod svg;
+mod svg;
 pub mod tables;
 
 pub use machine::Machine;

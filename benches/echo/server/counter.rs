@@ -44,14 +44,14 @@ impl Counter {
 
     fn try_out(self) -> Result<()> {
         let mut sleeper = Command::new("sleep").arg("60").spawn()?;
-        let counted = self.attach(sleeper.id()).and_then(Attached::detach);
+        let counted = self.attach(&[sleeper.id()]).and_then(Attached::detach);
         sleeper.kill()?;
         sleeper.wait()?;
         counted.map(drop)
     }
 
-    /// Starts to count. When it returns, everything that the process does from now on is counted.
-    pub fn attach(self, pid: u32) -> Result<Attached> {
+    /// Starts to count. When it returns, everything that the processes do from now on is counted.
+    pub fn attach(self, pids: &[u32]) -> Result<Attached> {
         let mut command = match self {
             Counter::Perf => {
                 let mut perf = Command::new("perf");
@@ -66,7 +66,8 @@ impl Counter {
                 strace
             }
         };
-        command.arg("-p").arg(pid.to_string());
+        let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+        command.arg("-p").arg(pids.join(","));
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).env("LC_ALL", "C");
         let mut attached = Attached { counter: self, child: child.spawn()?, output: String::new() };
         match self {

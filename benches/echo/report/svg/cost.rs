@@ -30,14 +30,14 @@ pub fn draw(outcomes: &[Outcome], machine: &Machine) -> Option<String> {
     for (index, outcome) in panels.iter().enumerate() {
         let left = MARGIN + (index % 2) as f64 * (panel_width + 36.0);
         let top = 112.0 + (index / 2) as f64 * panel_height;
-        page.text((left, top), "panel", short_title(outcome));
+        page.text((left, top), "panel", &short_title(outcome));
         let bars = outcome.rows.iter().filter_map(|row| {
             let spread = cpu(row)?;
             Some(Bar { name: &row.server, spread, user: row.user_part().unwrap_or(0.0), label: time(spread.median) })
         });
         page.bars((left, top + 14.0), panel_width, &bars.collect::<Vec<_>>());
     }
-    page.foot(machine, "bars are medians");
+    page.foot(machine, super::sum_of_disturbed(&panels), "bars are medians");
     Some(page.finish())
 }
 
@@ -46,14 +46,12 @@ fn cpu(row: &Row) -> Option<Spread> {
 }
 
 /// A title that fits above a panel.
-fn short_title(outcome: &Outcome) -> &'static str {
-    match outcome.scenario.name {
-        "ping-pong" => "1 connection",
-        "fifty" => "50 connections",
-        "thousand" => "1000 connections",
-        "pipelined" => "50 connections, 16 messages in flight",
-        "bulk" => "4 connections, 64 KiB messages",
-        "churn" => "connect, echo, close: one connection",
-        _ => outcome.scenario.title,
+fn short_title(outcome: &Outcome) -> String {
+    match outcome.scenario.name.as_str() {
+        "pipelined" => "50 connections, 16 messages in flight".to_owned(),
+        "bulk" => "4 connections, 64 KiB messages".to_owned(),
+        "churn" => "connect, echo, close: one connection".to_owned(),
+        _ if outcome.scenario.connections() == 1 => "1 connection".to_owned(),
+        _ => format!("{} connections", outcome.scenario.connections()),
     }
 }

@@ -4,14 +4,13 @@ use super::axis::{decade_part, log_ticks, tick_time};
 use super::page::{MARGIN, Page, WIDTH};
 use super::style::class;
 use crate::report::Machine;
-use crate::report::format::thousands;
 use crate::results::Outcome;
 use crate::scenarios::Work;
 
 /// Draws the open loop, or else the heaviest closed loop that was run.
 pub fn draw(outcomes: &[Outcome], machine: &Machine) -> Option<String> {
     let named = |name| outcomes.iter().find(|outcome| outcome.scenario.name == name);
-    let outcome = ["open", "brisk", "paced", "fifty", "thousand", "ping-pong"].into_iter().find_map(named)?;
+    let outcome = ["open", "brisk", "custom", "fifty", "thousand", "ping-pong"].into_iter().find_map(named)?;
     // Up to the percentile beyond which a round has ten messages: what is rarer is chance.
     let fewest = outcome.rows.iter().flat_map(|row| &row.rounds).map(|round| round.latency.len()).min()?;
     let nines = (fewest as f64 / 10.0).log10().clamp(1.0, 5.0);
@@ -36,8 +35,7 @@ pub fn draw(outcomes: &[Outcome], machine: &Machine) -> Option<String> {
         Work::Open { .. } => "Latency by percentile, open loop",
         _ => "Latency by percentile, closed loop",
     };
-    let rate = outcome.rate.map(|rate| format!(", {} a second", thousands(rate))).unwrap_or_default();
-    let load = format!("{}{rate}.", capital(outcome.scenario.title));
+    let load = format!("{}.", capital(&outcome.scenario.title()));
     let from = match outcome.scenario.work {
         Work::Open { .. } => "Counted from the time at which a message was due. Lower is better.",
         _ => "A stall delays one message for each connection only. Lower is better.",
@@ -69,7 +67,7 @@ pub fn draw(outcomes: &[Outcome], machine: &Machine) -> Option<String> {
     }
     let ends = curves.iter().filter_map(|(name, curve)| Some((*name, y(*curve.last()?))));
     page.end_labels(right + 8.0, (top, bottom), ends);
-    page.foot(machine, &format!("each percentile the median of {} rounds", outcome.rounds()));
+    page.foot(machine, outcome.disturbed(), &format!("each percentile the median of {} rounds", outcome.rounds()));
     Some(page.finish())
 }
 

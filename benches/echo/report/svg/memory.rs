@@ -49,6 +49,6 @@ pub fn draw(outcomes: &[Outcome], machine: &Machine) -> Option<String> {
         }
         page.text((x(silent.max(*echoed)) + 13.0, middle + 4.5), &format!("value {}", emphasis(name)), &label);
     }
-    page.foot(machine, "exact to a few bytes");
+    page.foot(machine, (0, 0, 0.0), "exact to a few bytes");
     Some(page.finish())
 }

@@ -16,6 +16,12 @@ mod throughput;
 use crate::report::Machine;
 use crate::results::Outcome;
 
+/// Returns how many rounds of several scenarios were disturbed, how many there were, and the largest disturbance.
+fn sum_of_disturbed(outcomes: &[&Outcome]) -> (usize, usize, f64) {
+    let each = outcomes.iter().map(|outcome| outcome.disturbed());
+    each.fold((0, 0, 0.0), |sum, next| (sum.0 + next.0, sum.1 + next.1, sum.2.max(next.2)))
+}
+
 /// Returns names and contents of the pictures for which there are results.
 pub fn all(outcomes: &[Outcome], machine: &Machine) -> Vec<(&'static str, String)> {
     let pictures = [

@@ -40,11 +40,9 @@ impl Page {
         self.text((MARGIN, 70.0), "subtitle", subtitle);
     }
 
-    pub fn foot(&mut self, machine: &Machine, how: &str) {
-        let how = match machine.disturbance {
-            Some(part) if part > 0.05 => &format!("disturbed: other work took {:.0} % of a core", part * 100.0),
-            _ => how,
-        };
+    /// Names the machine at the bottom, and how the figures were formed or how disturbed they are.
+    pub fn foot(&mut self, machine: &Machine, (disturbed, rounds, _): (usize, usize, f64), how: &str) {
+        let how = if disturbed * 10 > rounds { &format!("{disturbed} of {rounds} rounds disturbed") } else { how };
         let line = format!("{}, {}, loopback, {}; {how}.", machine.processor, machine.kernel, machine.cores);
         self.text((MARGIN, self.height - 18.0), "foot", &line);
     }

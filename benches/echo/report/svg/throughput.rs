@@ -64,6 +64,6 @@ pub fn draw(outcomes: &[Outcome], machine: &Machine) -> Option<String> {
         ends.extend(points.last().map(|(_, spread)| (*name, y(spread.median))));
     }
     page.end_labels(right + 8.0, (top, bottom), ends.into_iter());
-    page.foot(machine, "medians; the generator's core is as busy as the server's");
+    page.foot(machine, super::sum_of_disturbed(&ladder), "medians; the generator's core is as busy as the server's");
     Some(page.finish())
 }
