@@ -48,11 +48,12 @@ pub fn print(outcomes: &[Outcome], servers: &[Spec], machine: &Machine, out: &mu
 }
 
 const NOTES: &str = "\
-Medians over rounds, each with a fresh process. CPU: the server's, all threads and its children. util: the part of one
-core that it used. user: the part of its CPU time in user space, by the kernel's 10 ms ticks or the processor's
-cycles; a dash if there are fewer than 100 ticks. vs: work per server CPU second, as a ratio to the named server,
-round by round, with the interval of the median. calls, instr: system calls and user instructions per echo.
-Peers are compiled with panic=unwind, echod with panic=abort; all with the same optimization.";
+Medians over rounds, each with a fresh process. CPU: the server's, all threads and its children.
+util: the part of one core that it used. user: the part of its CPU time in user space, by the
+processor's cycles or the kernel's 10 ms ticks; a dash for fewer than 100 ticks. vs: work per server
+CPU second, as a ratio to the named server round by round, with the interval of the median. calls,
+instr: system calls and user instructions per echo. Peers are compiled with panic=unwind, echod with
+panic=abort; all with the same optimization.";
 
 /// Prints name and load at the left, rounds and confidence at the right.
 fn print_title(outcome: &Outcome, out: &mut impl Write) -> io::Result<()> {

@@ -21,6 +21,8 @@ use crate::generator::{Address, Result, Stream};
 
 pub use cores::{CoreTime, Cores};
 pub use cpu::Cpu;
+#[allow(unused_imports, reason = "the tests look for processes that outlive the benchmark")]
+pub use cpu::with_descendants;
 use process::Process;
 
 /// How long a server may take until it accepts: enough for a virtual machine that compiles first.
