@@ -175,13 +175,6 @@ impl Bench {
                 repeats += 1;
                 continue;
             }
-            let is_empty = match load.work {
-                Work::Stream { .. } => round.bytes == 0,
-                _ => round.latency.is_empty() || round.echoes == 0,
-            };
-            if is_empty {
-                return Err(format!("no message returned in {:?}; use a longer --seconds", load.window).into());
-            }
             return Ok(round);
         }
     }

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::baseline::Baseline;
 use crate::generator::{Address, Result, Stream};
 use crate::options::{Addresses, Options};
 use crate::peers;
@@ -108,7 +109,7 @@ fn override_load(scenario: &mut Scenario, options: &Options) -> Result<()> {
 }
 
 /// Returns the servers to measure, and which ones are missing, with the reason. An error is a wrong option.
-pub fn servers(options: &Options) -> Result<(Vec<Spec>, Vec<String>)> {
+pub fn servers(options: &Options, baseline: Option<&Baseline>) -> Result<(Vec<Spec>, Vec<String>)> {
     let peer_names = peers::ALL.map(|(name, _)| name);
     if let Some(wrong) = options.peers.iter().find(|name| *name != "none" && !peer_names.contains(&name.as_str())) {
         return Err(format!("no peer '{wrong}'; there are: {}", peer_names.join(", ")).into());
@@ -123,7 +124,7 @@ pub fn servers(options: &Options) -> Result<(Vec<Spec>, Vec<String>)> {
     let itself = env::current_exe()?;
     for (name, about) in peers::ALL {
         let chosen = match &options.peers[..] {
-            [] => options.connect.is_none(),
+            [] => options.connect.is_none() && baseline.is_none(),
             chosen => chosen.iter().any(|peer| peer == name),
         };
         match peers::python_source(name) {
@@ -135,7 +136,7 @@ pub fn servers(options: &Options) -> Result<(Vec<Spec>, Vec<String>)> {
             None => servers.push(announcing(name, about, &[itself.as_ref(), "--serve".as_ref(), name.as_ref()])),
         }
     }
-    let echod = |name: &str, about, path: &Path, more: &[&str]| {
+    let echod = |name: &str, about: &str, path: &Path, more: &[&str]| {
         let mut command: Vec<&OsStr> = vec![path.as_ref(), "-q".as_ref(), "--listen".as_ref(), "127.0.0.1:0".as_ref()];
         command.extend(more.iter().map(|word| OsStr::new(*word)));
         announcing(name, about, &command)
@@ -157,6 +158,12 @@ pub fn servers(options: &Options) -> Result<(Vec<Spec>, Vec<String>)> {
     }
     if let Some(path) = &options.other {
         ours.push(echod("other", "another build of echod", path, &[]));
+    }
+    if let Some(baseline) = baseline.filter(|_| options.connect.is_none()) {
+        if OWN_NAMES.contains(&baseline.name.as_str()) || peer_names.contains(&baseline.name.as_str()) {
+            return Err(format!("--baseline: '{}' is the name of a server", baseline.name).into());
+        }
+        ours.insert(1, echod(&baseline.name, &baseline.about, &baseline.echod, &[]));
     }
     for command in &options.command {
         let name = command.label.as_str();
@@ -193,9 +200,9 @@ fn accepting(addresses: &[Address]) -> Result<Address> {
     Err(format!("--connect: {}", errors.join("; ")).into())
 }
 
-/// Returns the server that ratios refer to, among those of a scenario.
-pub fn reference(options_reference: Option<&str>, servers: &[&Spec]) -> Option<String> {
-    let wanted = options_reference.unwrap_or("bare-epoll");
+/// Returns the server that ratios refer to: the chosen one, or else bare-epoll, or else the first of a scenario.
+pub fn reference(chosen: Option<&str>, servers: &[&Spec]) -> Option<String> {
+    let wanted = chosen.unwrap_or("bare-epoll");
     let found = servers.iter().find(|server| server.name == wanted).or(servers.first())?;
     Some(found.name.clone())
 }

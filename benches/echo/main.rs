@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing tables is the purpose of this program")]
 
+mod baseline;
 mod bench;
 mod choice;
 mod generator;
@@ -30,17 +31,22 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::baseline::Baseline;
 use crate::bench::Bench;
 use crate::generator::Result;
 use crate::options::Options;
 use crate::progress::Progress;
-use crate::report::{Machine, files, tables};
+use crate::report::{Machine, comparison, files, tables};
 use crate::results::Outcome;
+use crate::scenarios::Scenario;
 use crate::server::counter::Counter;
-use crate::server::{Cores, process};
+use crate::server::{Cores, Spec, process};
 
 /// The exit status for a wrong option, as for those that clap rejects.
 const WRONG_OPTION: u8 = 2;
+
+/// The exit status if this build is slower than the baseline by more than `--fail-slower` allows.
+const SLOWER: u8 = 3;
 
 /// Descriptors reserved for everything but connections.
 const RESERVE: u64 = 200;
@@ -48,6 +54,9 @@ const RESERVE: u64 = 200;
 /// Default rounds: the usual scenarios end within three minutes. An unoptimized build (`cargo test --benches`) only shows
 /// that everything works.
 const DEFAULT_ROUNDS: u32 = if cfg!(debug_assertions) { 1 } else { 5 };
+
+/// Rounds of a full run, and of a comparison of builds, whose intervals need more of them.
+const FULL_ROUNDS: u32 = 11;
 
 /// The time for the scenarios of the default run, divided evenly. On an idle machine they take less.
 const DEFAULT_TIME: Duration = Duration::from_secs(150);
@@ -65,17 +74,15 @@ fn main() -> ExitCode {
         _ => {}
     }
     let options = Options::parse_arguments();
-    let chosen = choice::scenarios(&options).and_then(|scenarios| Ok((scenarios, choice::servers(&options)?)));
-    let (scenarios, (servers, missing)) = match chosen {
-        Ok(chosen) => chosen,
+    let plan = match Plan::of(&options) {
+        Ok(plan) => plan,
         Err(error) => {
             eprintln!("bench: {error}");
             return ExitCode::from(WRONG_OPTION);
         }
     };
-    match run(&options, scenarios, &servers, &missing) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+    match run(&options, plan) {
+        Ok(status) => status,
         Err(error) => {
             eprintln!("bench: {error}");
             ExitCode::FAILURE
@@ -83,25 +90,39 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the scenarios on the servers, and reports. Returns whether all servers passed.
-fn run(
-    options: &Options,
-    scenarios: Vec<scenarios::Scenario>,
-    servers: &[server::Spec],
-    missing: &[String],
-) -> Result<bool> {
+/// What is run. An error is a wrong option.
+struct Plan {
+    scenarios: Vec<Scenario>,
+    servers: Vec<Spec>,
+    /// Servers that could not be measured, and why.
+    missing: Vec<String>,
+    baseline: Option<Baseline>,
+}
+
+impl Plan {
+    fn of(options: &Options) -> Result<Plan> {
+        let scenarios = choice::scenarios(options)?;
+        let load = |name: &String| Baseline::load(&options.output, name);
+        let baseline = options.baseline.as_ref().map(load).transpose()?;
+        let (servers, missing) = choice::servers(options, baseline.as_ref())?;
+        Ok(Plan { scenarios, servers, missing, baseline })
+    }
+}
+
+/// Runs the scenarios on the servers, and reports. Returns the exit status.
+fn run(options: &Options, Plan { scenarios, servers, missing, baseline }: Plan) -> Result<ExitCode> {
     let began = Instant::now();
     let bench = Bench {
         cores: Cores::choose(options.cores)?,
         counter: Counter::find(),
-        rounds: options.rounds.unwrap_or(if options.full { 11 } else { DEFAULT_ROUNDS }),
+        rounds: options.rounds.unwrap_or(if options.full || baseline.is_some() { FULL_ROUNDS } else { DEFAULT_ROUNDS }),
         window: options.seconds.or(options.full.then_some(Duration::from_secs(1))),
         warm_up: options.warm_up.or((!options.command.is_empty()).then_some(COMMAND_WARM_UP)),
         reference: options.reference.clone(),
         is_brief: !options.full && options.peers.is_empty() && options.scenario.is_empty() && options.filter.is_none(),
         began,
     };
-    let machine = Machine::record(bench.cores.describe(), &bench.counter, missing);
+    let machine = Machine::record(bench.cores.describe(), &bench.counter, &missing);
     let output = files::Output::create(&options.output)?;
     kill_servers_on_signals(output.directory().display().to_string())?;
     // The default run ends within three minutes even on a busy machine: then it has fewer rounds.
@@ -109,7 +130,7 @@ fn run(
     let share = in_time.then(|| DEFAULT_TIME / scenarios.len() as u32);
     let limit = raise_descriptor_limit()?;
     let max_connections = limit.saturating_sub(RESERVE) as usize;
-    let steps = |scenario| bench.participants(scenario, servers).len() * bench.rounds(scenario) as usize;
+    let steps = |scenario| bench.participants(scenario, &servers).len() * bench.rounds(scenario) as usize;
     let mut progress = Progress::new(began, scenarios.len(), scenarios.iter().map(steps).sum());
 
     let mut outcomes: Vec<Outcome> = Vec::new();
@@ -127,10 +148,10 @@ fn run(
             ));
         }
         let until = share.map(|share| began + share * number);
-        let outcome = bench.run(scenario, servers, until, &mut progress);
+        let outcome = bench.run(scenario, &servers, until, &mut progress);
         if !outcome.rows.is_empty() {
             outcomes.push(outcome);
-            output.write(&outcomes, servers, &machine)?;
+            output.write(&outcomes, &servers, &machine)?;
         }
     }
     progress.clear();
@@ -138,10 +159,29 @@ fn run(
         return Err("nothing was measured: no server takes part in the chosen scenarios".into());
     }
     let mut stdout = io::stdout().lock();
-    tables::print(&outcomes, servers, &machine, &mut stdout)?;
+    tables::print(&outcomes, &servers, &machine, &mut stdout)?;
+    let comparisons = baseline.as_ref().map(|baseline| baseline::compare(&outcomes, baseline)).unwrap_or_default();
+    if let Some(Baseline { name, .. }) = &baseline {
+        comparison::print(&comparisons, name, &mut stdout)?;
+    }
+    if let Some(name) = &options.save_baseline {
+        baseline::save(output.directory(), name).map_err(|error| format!("cannot save baseline '{name}': {error}"))?;
+        writeln!(stdout, "\nsaved as baseline '{name}'")?;
+    }
     let seconds = began.elapsed().as_secs();
     writeln!(stdout, "\n{seconds} s. Results: {}", output.directory().display())?;
-    Ok(outcomes.iter().flat_map(|outcome| &outcome.rows).all(|row| row.failure.is_none()))
+    let has_failed = outcomes.iter().flat_map(|outcome| &outcome.rows).any(|row| row.failure.is_some());
+    let is_slower = options.fail_slower.is_some_and(|percent| {
+        let is_worse = |it: &baseline::Comparison| {
+            it.change.is_some_and(|change| change.is_worse_by(percent / 100.0, it.metric.lower_is_better))
+        };
+        comparisons.iter().any(is_worse)
+    });
+    Ok(match (has_failed, is_slower) {
+        (true, _) => ExitCode::FAILURE,
+        (false, true) => ExitCode::from(SLOWER),
+        (false, false) => ExitCode::SUCCESS,
+    })
 }
 
 /// On SIGINT, SIGTERM and SIGHUP, kills the servers and exits with the signal's status. Files of finished scenarios stay.

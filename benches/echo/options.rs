@@ -76,6 +76,16 @@ pub struct Options {
     #[arg(long, value_name = "SERVER,GENERATOR", value_parser = cores, help_heading = "Measurement")]
     pub cores: Option<(usize, usize)>,
 
+    /// Save this build of echod and its results for later comparison
+    #[arg(long, value_name = "NAME", value_parser = label, help_heading = "Comparison of builds")]
+    pub save_baseline: Option<String>,
+    /// Compare with a saved build, side by side; 11 rounds and no peers unless chosen
+    #[arg(long, value_name = "NAME", value_parser = label, help_heading = "Comparison of builds")]
+    pub baseline: Option<String>,
+    /// Exit with status 3 if a figure is certainly worse by more than this
+    #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "baseline", help_heading = "Comparison of builds")]
+    pub fail_slower: Option<f64>,
+
     /// Directory for the results [default: target/bench]
     #[arg(long, value_name = "DIRECTORY", default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/../bench"), hide_default_value = true, help_heading = "Results")]
     pub output: PathBuf,
@@ -110,13 +120,6 @@ const MAX_LABEL_CHARS: usize = 12;
 impl Labeled {
     fn parse(text: &str) -> Result<Labeled, String> {
         let (label, command) = text.split_once('=').ok_or("expected LABEL=COMMAND")?;
-        let is_allowed = |letter: char| letter.is_alphanumeric() || "-_.+:".contains(letter);
-        if label.is_empty() || !label.chars().all(is_allowed) {
-            return Err(format!("invalid label '{label}': use letters, digits and -_.+:"));
-        }
-        if label.chars().count() > MAX_LABEL_CHARS {
-            return Err(format!("label '{label}' is longer than {MAX_LABEL_CHARS} characters"));
-        }
         let words = shlex::split(command).ok_or("unbalanced quotes")?;
         if words.is_empty() {
             return Err("missing command after the label".to_owned());
@@ -124,8 +127,20 @@ impl Labeled {
         if !words.iter().any(|word| word.contains("{port}") || word.contains("{socket}")) {
             return Err("the command contains neither {port} nor {socket}".to_owned());
         }
-        Ok(Labeled { label: label.to_owned(), words })
+        Ok(Labeled { label: self::label(label)?, words })
     }
+}
+
+/// Parses a name that fits into a table, a file name and a style sheet.
+fn label(text: &str) -> Result<String, String> {
+    let is_allowed = |letter: char| letter.is_alphanumeric() || "-_.+".contains(letter);
+    if text.is_empty() || text.starts_with('.') || !text.chars().all(is_allowed) {
+        return Err(format!("invalid name '{text}': use letters, digits and -_.+"));
+    }
+    if text.chars().count() > MAX_LABEL_CHARS {
+        return Err(format!("'{text}' is longer than {MAX_LABEL_CHARS} characters"));
+    }
+    Ok(text.to_owned())
 }
 
 /// The addresses of one server, in the order in which they are tried.
@@ -144,6 +159,11 @@ fn number(text: &str) -> Result<f64, String> {
 fn rate(text: &str) -> Result<f64, String> {
     let rate = number(text)?;
     if (1.0..=1e7).contains(&rate) { Ok(rate) } else { Err("must be between 1 and 10000000".to_owned()) }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let percent = number(text)?;
+    if (0.0..=1000.0).contains(&percent) { Ok(percent) } else { Err("must be between 0 and 1000".to_owned()) }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -181,6 +201,7 @@ fn catalogue() -> String {
     for (name, about) in peers::ALL {
         text += &format!("  {name:16}  {about}\n");
     }
-    text += "\nExit status: 0; 1 if a server failed or sent a wrong byte; 2 for a wrong option.\n";
+    text +=
+        "\nExit status: 0; 1 if a server failed or sent a wrong byte; 2 for a wrong option; 3 with --fail-slower.\n";
     text
 }

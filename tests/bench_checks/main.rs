@@ -6,6 +6,8 @@
 
 #![allow(dead_code, unused_imports, reason = "the modules belong to the benchmark, which uses all of them")]
 
+#[path = "../../benches/echo/baseline.rs"]
+mod baseline;
 #[path = "../../benches/echo/bench.rs"]
 mod bench;
 #[path = "../../benches/echo/choice.rs"]

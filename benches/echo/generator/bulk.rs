@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::ops::Range;
 use std::time::Duration;
 
 use mio::{Events, Token};
@@ -14,7 +13,7 @@ use super::light::{NEWCOMER, Newcomers, PINGER, Pinger};
 use super::patience::Patience;
 use super::pattern::verify;
 use super::timer::TIMER;
-use super::{Address, Clients, Result, Sample, nanoseconds, new_histogram};
+use super::{Address, Clients, EXTENSION_NS, Result, Sample, nanoseconds, new_histogram};
 
 /// Bytes per read or write.
 const PIECE: u64 = 64 * 1024;
@@ -80,16 +79,19 @@ impl Clients {
         let (mut before, mut after) = (None, None);
 
         let start = self.clock.now();
-        let mut window = start + nanoseconds(plan.warm_up)..u64::MAX;
+        let (mut window, mut closes) = (start + nanoseconds(plan.warm_up)..u64::MAX, u64::MAX);
         let mut patience = Patience::new(self.patience, start);
         loop {
             let mut now = self.clock.now();
             if before.is_none() && now >= window.start {
-                window = now..now + nanoseconds(plan.window);
+                (window.start, closes) = (now, now + nanoseconds(plan.window));
                 self.clock.take_lost();
                 before = Some((now, meter()));
                 bytes = 0;
-            } else if after.is_none() && now >= window.end {
+            } else if after.is_none() && now >= closes && (bytes == 0 || light.as_ref().is_some_and(lacks_samples)) {
+                closes = now + EXTENSION_NS;
+            } else if after.is_none() && now >= closes {
+                window.end = now;
                 after = Some((now, meter(), bytes, self.clock.take_lost()));
                 patience.start_drain(now);
             }
@@ -100,7 +102,7 @@ impl Clients {
                 }
                 let Some(stream) = queue.pop() else { break };
                 let (received, has_more) =
-                    self.bulk_piece(stream, &mut queue.readiness[stream], plan, now < window.end)?;
+                    self.bulk_piece(stream, &mut queue.readiness[stream], plan, after.is_none())?;
                 if has_more {
                     queue.push(stream);
                 }
@@ -123,7 +125,8 @@ impl Clients {
                 let (sent, received) = (self.clients[client].sent, self.clients[client].received);
                 return Err(format!("connection {client}: {received} of {sent} bytes came back, {reason}").into());
             }
-            let wait = if queue.streams.is_empty() { until_next(&light, now, &window) } else { Duration::ZERO };
+            let wait =
+                if queue.streams.is_empty() { until_next(&light, now, [window.start, closes]) } else { Duration::ZERO };
             self.waiter.wait(&mut self.poll, &mut events, wait)?;
             for event in events.iter().filter(|event| ![TIMER, PINGER, NEWCOMER].contains(&event.token())) {
                 let Token(stream) = event.token();
@@ -190,9 +193,13 @@ impl Clients {
     }
 }
 
+fn lacks_samples((pinger, newcomers): &(Pinger, Newcomers)) -> bool {
+    pinger.latency.is_empty() || newcomers.latency.is_empty()
+}
+
 /// Returns how long nothing is due, if no stream is ready.
-fn until_next(light: &Option<(Pinger, Newcomers)>, now: u64, window: &Range<u64>) -> Duration {
+fn until_next(light: &Option<(Pinger, Newcomers)>, now: u64, ends: [u64; 2]) -> Duration {
     let light = light.iter().flat_map(|(pinger, newcomers)| [pinger.next_at(), newcomers.next_at()]);
-    let next = light.flatten().chain([window.start, window.end]).filter(|at| *at > now).min();
+    let next = light.flatten().chain(ends).filter(|at| *at > now).min();
     Duration::from_nanos(next.map_or(u64::MAX, |next| next - now)).min(Duration::from_millis(100))
 }

@@ -9,7 +9,7 @@ use super::clock::Clock;
 use super::patience::Patience;
 use super::pattern::verify;
 use super::stream::Stream;
-use super::{Address, PATIENCE, Pattern, Result, Sample, nanoseconds, new_histogram};
+use super::{Address, EXTENSION_NS, PATIENCE, Pattern, Result, Sample, nanoseconds, new_histogram};
 
 /// A sequence of connections, one at a time.
 #[derive(Default)]
@@ -54,6 +54,8 @@ pub fn churn<M>(
             clock.take_lost();
             before = Some((time, meter()));
             (echoes, bytes) = (0, 0);
+        } else if after.is_none() && time >= closes && (echoes == 0 || latency.is_empty()) {
+            closes = time + EXTENSION_NS;
         } else if after.is_none() && time >= closes {
             after = Some((time, meter(), echoes, bytes, clock.take_lost()));
             patience.start_drain(time);

@@ -12,7 +12,7 @@ use super::patience::Patience;
 use super::pattern::verify;
 use super::stream::Stream;
 use super::timer::{TIMER, Waiter};
-use super::{Address, PATIENCE, Pace, Pattern, Plan, Result, Sample, nanoseconds, new_histogram};
+use super::{Address, EXTENSION_NS, PATIENCE, Pace, Pattern, Plan, Result, Sample, nanoseconds, new_histogram};
 
 /// How many clients connect before the last of them waits for an echo. Its echo shows that the server has accepted all
 /// earlier ones, so the backlog does not overflow.
@@ -132,7 +132,7 @@ impl Clients {
 
         let start = self.clock.now();
         // The window opens and closes when the loop checks the time, which may be late on a busy machine.
-        let (mut opens, mut closes) = (start + nanoseconds(plan.warm_up), u64::MAX);
+        let (mut opens, mut closes, mut closed) = (start + nanoseconds(plan.warm_up), u64::MAX, u64::MAX);
         let mut patience = Patience::new(self.patience, start);
         let mut schedule = Schedule::new(start, plan.pace);
         if let Pace::Closed { in_flight } = plan.pace {
@@ -147,7 +147,10 @@ impl Clients {
                 self.clock.take_lost();
                 before = Some((now, meter()));
                 (echoes, bytes) = (0, 0);
+            } else if after.is_none() && now >= closes && (echoes == 0 || latency.is_empty()) {
+                closes = now + EXTENSION_NS;
             } else if after.is_none() && now >= closes {
+                closed = now;
                 after = Some((now, meter(), echoes, bytes, self.clock.take_lost()));
                 patience.start_drain(now);
             }
@@ -166,7 +169,7 @@ impl Clients {
                 let client = event.token().0;
                 let now = self.clock.now();
                 let received = self.receive(client, event.is_read_closed(), |stamp| {
-                    if (opens..closes).contains(&stamp) {
+                    if (opens..closed).contains(&stamp) {
                         latency.saturating_record(now.saturating_sub(stamp));
                     }
                 })?;
@@ -176,8 +179,8 @@ impl Clients {
                     all_echoes += u64::from(received.messages);
                     bytes += received.bytes;
                 }
-                let closed_loop = now < closes && matches!(plan.pace, Pace::Closed { .. });
-                self.send(client, if closed_loop { received.messages } else { 0 }, now)?;
+                let sends_again = after.is_none() && matches!(plan.pace, Pace::Closed { .. });
+                self.send(client, if sends_again { received.messages } else { 0 }, now)?;
             }
             self.check(&mut patience)?;
         }

@@ -70,6 +70,10 @@ pub struct Sample<M> {
     pub after: M,
 }
 
+/// How much longer a window stays open if nothing has returned in it, again and again: a slow server gets a figure, and
+/// [`PATIENCE`] limits the wait.
+const EXTENSION_NS: u64 = 1_000_000;
+
 /// Returns an empty histogram of nanoseconds: up to a minute, three significant digits.
 pub fn new_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("these bounds are allowed")

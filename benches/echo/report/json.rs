@@ -93,7 +93,7 @@ fn server(outcome: &Outcome, row: &Row) -> Value {
         "user_part_of_cpu_time": row.user_part(),
         "system_calls_per_echo": row.counted.as_ref().map(|it| it.calls),
         "user_instructions_per_echo": row.counted.as_ref().and_then(|it: &PerEcho| it.instructions),
-        "rounds": row.rounds.iter().map(round).collect::<Vec<_>>(),
+        "rounds": row.rounds.iter().map(|it| round(it, outcome.scenario.work)).collect::<Vec<_>>(),
         "idle_rounds": row.idle.iter().map(idle).collect::<Vec<_>>(),
     })
 }
@@ -110,10 +110,13 @@ fn spread(spread: Option<Spread>) -> Value {
     })
 }
 
-fn round(round: &Round) -> Value {
+fn round(round: &Round, work: Work) -> Value {
+    let figures =
+        metrics::of(work).iter().filter_map(|metric| Some((metric.name.to_owned(), (metric.of)(round)?.into())));
     json!({
         "started_s": round.started.as_secs_f64(),
         "position": round.position,
+        "figures": Value::Object(figures.collect()),
         "repeats": round.repeats,
         "window_ns": round.window.as_nanos() as u64,
         "echoes": round.echoes,

@@ -1,9 +1,11 @@
 //! What was measured, and the statistics on it.
 //!
 //! - this file: the results of rounds, servers and scenarios, and ratios of paired rounds
+//! - `compare`: the comparison of two builds
 //! - `metrics`: the figures of a round, by name and unit
 //! - `spread`: the median and its interval
 
+pub mod compare;
 pub mod metrics;
 mod spread;
 
