@@ -151,7 +151,7 @@ fn run(options: &Options, Plan { scenarios, servers, missing, baseline }: Plan) 
         let outcome = bench.run(scenario, &servers, until, &mut progress);
         if !outcome.rows.is_empty() {
             outcomes.push(outcome);
-            output.write(&outcomes, &servers, &machine)?;
+            output.write(&outcomes, &servers, &machine, (None, &[]))?;
         }
     }
     progress.clear();
@@ -162,6 +162,7 @@ fn run(options: &Options, Plan { scenarios, servers, missing, baseline }: Plan) 
     tables::print(&outcomes, &servers, &machine, &mut stdout)?;
     let comparisons = baseline.as_ref().map(|baseline| baseline::compare(&outcomes, baseline)).unwrap_or_default();
     if let Some(Baseline { name, .. }) = &baseline {
+        output.write(&outcomes, &servers, &machine, (Some(name), &comparisons))?;
         comparison::print(&comparisons, name, &mut stdout)?;
     }
     if let Some(name) = &options.save_baseline {
@@ -169,7 +170,7 @@ fn run(options: &Options, Plan { scenarios, servers, missing, baseline }: Plan) 
         writeln!(stdout, "\nsaved as baseline '{name}'")?;
     }
     let seconds = began.elapsed().as_secs();
-    writeln!(stdout, "\n{seconds} s. Results: {}", output.directory().display())?;
+    writeln!(stdout, "\n{seconds} s. Results: {}/index.html", output.directory().display())?;
     let has_failed = outcomes.iter().flat_map(|outcome| &outcome.rows).any(|row| row.failure.is_some());
     let is_slower = options.fail_slower.is_some_and(|percent| {
         let is_worse = |it: &baseline::Comparison| {

@@ -169,8 +169,8 @@ impl Scenario {
 /// Formats a number of bytes.
 fn size(bytes: usize) -> String {
     match bytes {
-        _ if bytes >= 1024 * 1024 && bytes % (1024 * 1024) == 0 => format!("{} MiB", bytes / 1024 / 1024),
-        _ if bytes >= 1024 && bytes % 1024 == 0 => format!("{} KiB", bytes / 1024),
+        _ if bytes >= 1024 * 1024 && bytes.is_multiple_of(1024 * 1024) => format!("{} MiB", bytes / 1024 / 1024),
+        _ if bytes >= 1024 && bytes.is_multiple_of(1024) => format!("{} KiB", bytes / 1024),
         _ => format!("{bytes} bytes"),
     }
 }

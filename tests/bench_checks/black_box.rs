@@ -26,8 +26,8 @@ fn executable() -> &'static Path {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let messages = String::from_utf8(output.stdout).expect("cargo prints UTF-8");
         let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let of_bench = messages.filter(|message| message["target"]["name"] == "echo");
-        let path = of_bench.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?))).last();
+        let mut of_bench = messages.filter(|message| message["target"]["name"] == "echo");
+        let path = of_bench.find_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
         path.expect("an executable")
     })
 }
@@ -217,7 +217,7 @@ fn unwritable_output_fails_before_measuring() {
 /// Starts a run that takes half a minute, and returns it with the process of its server.
 fn long_run() -> (Child, Pid, PathBuf) {
     let directory = directory();
-    let child = Command::new(executable())
+    let mut child = Command::new(executable())
         .args(["--peers=none", "--rounds=1", "--seconds=30", "--scenario=ping-pong"])
         .arg(format!("--output={}", directory.display()))
         .stdout(Stdio::null())
@@ -232,7 +232,11 @@ fn long_run() -> (Child, Pid, PathBuf) {
         if let Some(server) = server {
             return (child, Pid::from_raw(server.cast_signed()).expect("a pid"), directory);
         }
-        assert!(Instant::now() < deadline, "the server does not start");
+        if Instant::now() > deadline {
+            child.kill().expect("SIGKILL");
+            child.wait().expect("reaped");
+            panic!("the server does not start");
+        }
         thread::sleep(Duration::from_millis(5)); // Nothing signals the start of a grandchild.
     }
 }
@@ -422,5 +426,65 @@ fn figure_worse_than_allowed_has_status_3() {
         assert_eq!(run.status.code(), Some(status), "{stdout}");
         assert!(stdout.lines().any(|line| line.contains("latency_p50") && line.ends_with(verdict)), "{stdout}");
     }
+    let _ = fs::remove_dir_all(output);
+}
+
+// ---- records ----
+
+#[test]
+fn records_agree_with_each_other() {
+    let output = directory();
+    let run = Command::new(executable())
+        .args([
+            "--rounds=2",
+            "--seconds=0.05",
+            "--peers=bare-epoll",
+            "--scenario=fifty,beside-bulk-8,idle",
+            "--connections",
+        ])
+        .arg("2")
+        .arg(format!("--output={}", output.display()))
+        .output()
+        .expect("the benchmark");
+    assert_eq!(run.status.code(), Some(2), "the names of two of these scenarios state their number of connections");
+    let run = Command::new(executable())
+        .args(["--rounds=2", "--seconds=0.05", "--peers=bare-epoll", "--scenario=fifty,beside-bulk-8,idle"])
+        .arg(format!("--output={}", output.display()))
+        .output()
+        .expect("the benchmark");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let read = |name: &str| fs::read_to_string(output.join(name)).expect(name);
+    let results: Value = serde_json::from_str(&read("results.json")).expect("JSON");
+    assert_eq!(results["schema_version"], 2);
+    let echod = &results["scenarios"][0]["servers"][1];
+    assert_eq!(echod["name"], "echod");
+
+    // The median can be computed again from the histogram of a round.
+    let round = &echod["rounds"][0];
+    let counts: Vec<(f64, u64)> = serde_json::from_value(round["latency_histogram_ns"].clone()).expect("pairs");
+    let total: u64 = counts.iter().map(|(_, count)| count).sum();
+    let mut seen = 0;
+    let (median, _) = counts
+        .iter()
+        .find(|(_, count)| {
+            seen += count;
+            2 * seen >= total
+        })
+        .expect("not empty");
+    let stated = round["figures"]["latency_p50"].as_f64().expect("a number") * 1e9;
+    assert!((median / stated - 1.0).abs() < 0.01, "{median} and {stated}");
+
+    // The CSV has the same figure.
+    let csv = read("results.csv");
+    let line = csv.lines().find(|line| line.starts_with("fifty,echod,1,") && line.contains(",latency_p50,s,"));
+    let value: f64 = line.and_then(|line| line.rsplit(',').next()?.parse().ok()).expect("a line");
+    assert!((value * 1e9 / stated - 1.0).abs() < 1e-9, "{value}");
+    assert!(read("histograms/fifty.echod.hgrm").contains("#[Max     = "));
+
+    let page = read("index.html");
+    for part in ["id=\"fifty\"", "id=\"beside-bulk-8\"", "data:image/svg+xml,", ">newcomer<"] {
+        assert!(page.contains(part), "{part}");
+    }
+    assert!(!page.contains("<script") && !page.contains("src=\"http") && !page.contains("url(http"), "no network");
     let _ = fs::remove_dir_all(output);
 }

@@ -4,6 +4,7 @@
 //! - `black_box`: the program as users start it: its options, its labels, and what it leaves behind
 //! - `statistics`: the arithmetic behind the tables
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "skipped tests say why; the benchmark prints")]
 #![allow(dead_code, unused_imports, reason = "the modules belong to the benchmark, which uses all of them")]
 
 #[path = "../../benches/echo/baseline.rs"]

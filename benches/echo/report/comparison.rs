@@ -13,17 +13,7 @@ pub fn print(comparisons: &[Comparison], baseline: &str, out: &mut impl Write) -
     }
     writeln!(out, "{:16} {:12} {:27} {:>9}  {:^21} verdict", "", "", "", "change", "interval")?;
     for it in comparisons {
-        let percent = |factor: f64| format!("{:+.1} %", (factor - 1.0) * 100.0);
-        let (change, interval) = match it.change {
-            Some(change) => (percent(change.factor), format!("{} … {}", percent(change.low), percent(change.high))),
-            None => ("–".to_owned(), "–".to_owned()),
-        };
-        let verdict = match it.verdict() {
-            Some(Verdict::Faster) => "faster",
-            Some(Verdict::Slower) => "SLOWER",
-            Some(Verdict::NoChange) => "no change",
-            None => "too few",
-        };
+        let (change, interval, verdict) = cells(it);
         let name = it.metric.name;
         writeln!(out, "{:16} {:12} {name:27} {change:>9}  {interval:^21} {verdict}", it.scenario, it.server)?;
     }
@@ -44,4 +34,20 @@ pub fn print(comparisons: &[Comparison], baseline: &str, out: &mut impl Write) -
         )?;
     }
     Ok(())
+}
+
+/// Returns the change, its interval and the verdict as text.
+pub fn cells(comparison: &Comparison) -> (String, String, &'static str) {
+    let percent = |factor: f64| format!("{:+.1} %", (factor - 1.0) * 100.0);
+    let (change, interval) = match comparison.change {
+        Some(change) => (percent(change.factor), format!("{} … {}", percent(change.low), percent(change.high))),
+        None => ("–".to_owned(), "–".to_owned()),
+    };
+    let verdict = match comparison.verdict() {
+        Some(Verdict::Faster) => "faster",
+        Some(Verdict::Slower) => "SLOWER",
+        Some(Verdict::NoChange) => "no change",
+        None => "too few",
+    };
+    (change, interval, verdict)
 }

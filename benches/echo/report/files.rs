@@ -1,10 +1,12 @@
 //! The files in the output directory.
 
+use std::error::Error;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Machine, json, svg};
+use super::{Machine, html, json, records, svg};
+use crate::baseline::Comparison;
 use crate::results::Outcome;
 use crate::server::Spec;
 
@@ -29,18 +31,31 @@ impl Output {
     }
 
     /// Writes all files anew. Each is replaced as a whole, so that an interrupted run leaves none half written.
-    pub fn write(&self, outcomes: &[Outcome], servers: &[Spec], machine: &Machine) -> Result<(), String> {
-        let mut files = vec![("results.json".to_owned(), format!("{:#}\n", json::all(outcomes, servers, machine)))];
-        files.extend(svg::all(outcomes, machine).into_iter().map(|(name, picture)| (name.to_owned(), picture)));
-        for (name, contents) in files {
-            self.replace(&name, &contents).map_err(|error| format!("cannot write {name}: {error}"))?;
+    pub fn write(
+        &self,
+        outcomes: &[Outcome],
+        servers: &[Spec],
+        machine: &Machine,
+        compared: (Option<&str>, &[Comparison]),
+    ) -> Result<(), Box<dyn Error>> {
+        let results = json::all(outcomes, servers, machine);
+        let pictures = svg::all(outcomes, machine);
+        self.replace("results.json", &format!("{results:#}\n"))?;
+        self.replace("results.csv", &records::csv(outcomes)?)?;
+        self.replace("index.html", &html::page(outcomes, servers, machine, &pictures, compared, &results)?)?;
+        for picture in pictures {
+            self.replace(picture.file, &picture.svg)?;
+        }
+        fs::create_dir_all(self.directory.join("histograms"))?;
+        for (name, contents) in records::distributions(outcomes) {
+            self.replace(&format!("histograms/{name}"), &contents)?;
         }
         Ok(())
     }
 
-    fn replace(&self, name: &str, contents: &str) -> io::Result<()> {
-        let (temporary, path) = (self.directory.join(format!(".{name}.new")), self.directory.join(name));
-        fs::write(&temporary, contents)?;
-        fs::rename(temporary, path)
+    fn replace(&self, name: &str, contents: &str) -> Result<(), String> {
+        let (temporary, path) = (self.directory.join(".new"), self.directory.join(name));
+        let written = fs::write(&temporary, contents).and_then(|()| fs::rename(temporary, &path));
+        written.map_err(|error| format!("cannot write {}: {error}", path.display()))
     }
 }

@@ -5,9 +5,12 @@ use crate::report::Machine;
 use crate::report::format::time;
 use crate::results::{Outcome, Row, Spread};
 
+/// The scenarios with a panel.
+pub const SCENARIOS: [&str; 7] = ["ping-pong", "fifty", "thousand", "custom", "pipelined", "bulk", "churn"];
+
 /// Draws a panel of bars per scenario.
 pub fn draw(outcomes: &[Outcome], machine: &Machine) -> Option<String> {
-    let panels: Vec<&Outcome> = ["ping-pong", "fifty", "thousand", "pipelined", "bulk", "churn"]
+    let panels: Vec<&Outcome> = SCENARIOS
         .into_iter()
         .filter_map(|name| outcomes.iter().find(|outcome| outcome.scenario.name == name))
         .filter(|outcome| outcome.rows.iter().any(|row| cpu(row).is_some()))

@@ -7,10 +7,14 @@ use crate::report::Machine;
 use crate::results::Outcome;
 use crate::scenarios::Work;
 
-/// Draws the open loop, or else the heaviest closed loop that was run.
-pub fn draw(outcomes: &[Outcome], machine: &Machine) -> Option<String> {
+/// Returns the scenario to draw: the open loop, or else the heaviest closed loop that was run.
+pub fn scenario(outcomes: &[Outcome]) -> Option<&Outcome> {
     let named = |name| outcomes.iter().find(|outcome| outcome.scenario.name == name);
-    let outcome = ["open", "brisk", "custom", "fifty", "thousand", "ping-pong"].into_iter().find_map(named)?;
+    ["open", "brisk", "custom", "fifty", "thousand", "ping-pong"].into_iter().find_map(named)
+}
+
+/// Draws a curve per server.
+pub fn draw(outcome: &Outcome, machine: &Machine) -> Option<String> {
     // Up to the percentile beyond which a round has ten messages: what is rarer is chance.
     let fewest = outcome.rows.iter().flat_map(|row| &row.rounds).map(|round| round.latency.len()).min()?;
     let nines = (fewest as f64 / 10.0).log10().clamp(1.0, 5.0);

@@ -22,13 +22,34 @@ fn sum_of_disturbed(outcomes: &[&Outcome]) -> (usize, usize, f64) {
     each.fold((0, 0, 0.0), |sum, next| (sum.0 + next.0, sum.1 + next.1, sum.2.max(next.2)))
 }
 
-/// Returns names and contents of the pictures for which there are results.
-pub fn all(outcomes: &[Outcome], machine: &Machine) -> Vec<(&'static str, String)> {
-    let pictures = [
-        ("latency.svg", latency::draw(outcomes, machine)),
-        ("cost.svg", cost::draw(outcomes, machine)),
-        ("throughput.svg", throughput::draw(outcomes, machine)),
-        ("memory.svg", memory::draw(outcomes, machine)),
-    ];
-    pictures.into_iter().filter_map(|(name, picture)| Some((name, picture?))).collect()
+/// A picture.
+pub struct Picture {
+    /// Its file name.
+    pub file: &'static str,
+    /// What it shows, for readers who do not see it.
+    pub title: &'static str,
+    /// The scenario below whose table it belongs.
+    pub scenario: String,
+    pub svg: String,
+}
+
+/// Returns the pictures for which there are results.
+pub fn all(outcomes: &[Outcome], machine: &Machine) -> Vec<Picture> {
+    let last_of = |names: &[&str]| {
+        let found = outcomes.iter().rev().find(|outcome| names.contains(&outcome.scenario.name.as_str()));
+        found.map(|outcome| outcome.scenario.name.clone()).unwrap_or_default()
+    };
+    let mut pictures = Vec::new();
+    let mut add = |file, title, scenario, svg: Option<String>| {
+        pictures.extend(svg.map(|svg| Picture { file, title, scenario, svg }));
+    };
+    if let Some(outcome) = latency::scenario(outcomes) {
+        let svg = latency::draw(outcome, machine);
+        add("latency.svg", "Latency by percentile", outcome.scenario.name.clone(), svg);
+    }
+    add("cost.svg", "CPU time of the server per echo", last_of(&cost::SCENARIOS), cost::draw(outcomes, machine));
+    let throughput = throughput::draw(outcomes, machine);
+    add("throughput.svg", "Echoes per second by connections", last_of(&throughput::SCENARIOS), throughput);
+    add("memory.svg", "Memory per idle connection", last_of(&["idle"]), memory::draw(outcomes, machine));
+    pictures
 }

@@ -31,7 +31,7 @@ struct Scheme {
     quiet: &'static str,
     grid: &'static str,
     axis: &'static str,
-    servers: [(&'static str, &'static str); 8],
+    servers: [(&'static str, &'static str); 10],
 }
 
 const LIGHT: Scheme = Scheme {
@@ -49,6 +49,8 @@ const LIGHT: Scheme = Scheme {
         ("asyncio", "#9a7400"),
         ("naive-python", "#0b7285"),
         ("other", "#c2255c"),
+        ("other-2", "#3b5bdb"),
+        ("other-3", "#5c940d"),
     ],
 };
 
@@ -67,6 +69,8 @@ const DARK: Scheme = Scheme {
         ("asyncio", "#e3c04f"),
         ("naive-python", "#48c9d9"),
         ("other", "#ff7eb0"),
+        ("other-2", "#91a7ff"),
+        ("other-3", "#a9e34b"),
     ],
 };
 
@@ -95,7 +99,10 @@ pub fn class(server: &str) -> &str {
     match server {
         "remote" => "echod",
         known if LIGHT.servers.iter().any(|(name, _)| *name == known) => known,
-        _ => "other",
+        "tokio-64k" => "tokio",
+        "threads-64k" => "threads",
+        // A color for each of some servers of unknown names, always the same.
+        unknown => ["other", "other-2", "other-3"][unknown.bytes().map(usize::from).sum::<usize>() % 3],
     }
 }
 

@@ -7,9 +7,12 @@ use crate::report::Machine;
 use crate::report::format::thousands;
 use crate::results::{Outcome, Spread};
 
+/// The scenarios that differ only in the number of connections.
+pub const SCENARIOS: [&str; 6] = ["ping-pong", "ten", "fifty", "two-hundred", "thousand", "five-thousand"];
+
 /// Draws a curve per server, if at least two numbers of connections were run.
 pub fn draw(outcomes: &[Outcome], machine: &Machine) -> Option<String> {
-    let ladder: Vec<&Outcome> = ["ping-pong", "ten", "fifty", "two-hundred", "thousand", "five-thousand"]
+    let ladder: Vec<&Outcome> = SCENARIOS
         .into_iter()
         .filter_map(|name| outcomes.iter().find(|outcome| outcome.scenario.name == name))
         .collect();
