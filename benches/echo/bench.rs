@@ -74,9 +74,9 @@ impl Bench {
     }
 
     fn load(&self, scenario: &Scenario) -> Load {
-        let default = if cfg!(debug_assertions) { Duration::from_millis(50) } else { Duration::from_millis(400) };
+        let default = if cfg!(debug_assertions) { Duration::from_millis(50) } else { Duration::from_millis(300) };
         // Beside hundreds of streams, a ping can take 100 ms: a shorter window would hold only a few.
-        let factor = if matches!(scenario.work, Work::BesideBulk { .. }) { 2.5 } else { 1.0 };
+        let factor = if matches!(scenario.work, Work::BesideBulk { .. }) { 3.0 } else { 1.0 };
         let window = self.window.unwrap_or_else(|| default.mul_f64(factor));
         Load { work: scenario.work, warm_up: self.warm_up.unwrap_or(window / 10), window }
     }

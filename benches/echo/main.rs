@@ -59,7 +59,7 @@ const DEFAULT_ROUNDS: u32 = if cfg!(debug_assertions) { 1 } else { 5 };
 const FULL_ROUNDS: u32 = 11;
 
 /// The time for the scenarios of the default run, divided evenly. On an idle machine they take less.
-const DEFAULT_TIME: Duration = Duration::from_secs(150);
+const DEFAULT_TIME: Duration = Duration::from_secs(135);
 
 /// The load before each round if there are servers of unknown make, which may compile code at run time.
 const COMMAND_WARM_UP: Duration = Duration::from_millis(300);

@@ -66,7 +66,7 @@ pub struct Options {
     /// Fresh processes of each server to measure [default: 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Measurement")]
     pub rounds: Option<u32>,
-    /// How long to measure each process [default: 0.4; beside-bulk: 1]
+    /// How long to measure each process [default: 0.3; beside-bulk: 0.9]
     #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "Measurement")]
     pub seconds: Option<Duration>,
     /// Load before each measurement [default: a tenth of it; 0.3 with --command]

@@ -126,7 +126,7 @@ impl Scenario {
             "echod-50us" | "echod-0us" | "busy-epoll" => is_about_polling,
             "tokio" | "threads" | "tutorial" | "asyncio" if is_about_polling => false,
             // Their buffers matter only for large messages.
-            "tokio-64k" | "threads-64k" => matches!(self.name.as_str(), "bulk" | "stream"),
+            "tokio-64k" | "threads-64k" => self.name == "bulk",
             // It answers only one message.
             "naive-python" => matches!(self.work, Work::Churn { .. }),
             "threads" | "tutorial" | "asyncio" if is_brief && self.has_name("beside-bulk") => false,

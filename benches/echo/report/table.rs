@@ -154,7 +154,7 @@ fn remarks(outcome: &Outcome) -> Vec<String> {
     }
     let (_, confidence) = skipped_at_each_end(outcome.rounds());
     if confidence < 0.9 && !matches!(outcome.scenario.work, Work::Idle { .. }) {
-        remarks.push(format!("intervals: only {} confidence from {} rounds", percent(confidence), outcome.rounds()));
+        remarks.push(format!("intervals: only {} confidence, rounds: {}", percent(confidence), outcome.rounds()));
     }
     remarks
 }
