@@ -1,5 +1,5 @@
-//! The cost of the connection state machine alone: each socket is a pair of numbers, so there are no system calls and no
-//! copies.
+//! The cost of the connection state machine alone: each socket is a pair of numbers, without
+//! system calls and without copies.
 //!
 //!     cargo bench --bench turn
 

@@ -162,7 +162,7 @@ impl Bench {
                 bytes: sample.bytes,
                 window: sample.window,
                 latency: sample.latency,
-                newcomers: sample.newcomers,
+                new_connections: sample.new_connections,
                 lateness: sample.lateness,
                 cpu,
                 generator_lost: if self.cores.are_apart() { sample.lost } else { Duration::ZERO },

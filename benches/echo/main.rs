@@ -191,7 +191,7 @@ fn kill_servers_on_signals(directory: String) -> io::Result<()> {
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             process::kill_all();
-            // The exit status is all that remains if nobody reads the message.
+            // If the message cannot be written, the exit status remains.
             let _ = writeln!(io::stderr(), "\nbench: interrupted; finished scenarios are in {directory}");
             std::process::exit(128 + signal);
         }

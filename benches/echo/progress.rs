@@ -74,7 +74,7 @@ impl Progress {
         format!("[{scenario}/{scenarios}, {elapsed:.0} s{left}]")
     }
 
-    /// Errors are ignored: a run goes on if nobody reads its progress.
+    /// Ignores errors: a run continues without a reader of its progress.
     fn print(&self, text: &str) {
         let end = if self.is_terminal || text.ends_with('\n') { "" } else { "\n" };
         let _ = write!(io::stderr(), "{text}{end}");

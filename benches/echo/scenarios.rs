@@ -26,7 +26,7 @@ pub enum Work {
     Churn { lanes: usize, message: usize },
     /// Silent connections.
     Idle { connections: usize },
-    /// A pinger and newcomers with small messages, beside bulk streams of a closed loop.
+    /// Small messages and short connections, beside bulk streams of a closed loop.
     BesideBulk { streams: usize, message: usize, in_flight: u32 },
     /// Each connection sends as much as the kernel accepts, and receives at the same time.
     Stream { connections: usize },
@@ -66,9 +66,10 @@ impl Scenario {
             let work = Work::Open { connections: 1, message: 64, rate };
             all.push(Scenario::new(&format!("poll-{rate}"), work, false));
         }
-        for &streams in streams.as_ref().map_or(&STREAMS[..], std::slice::from_ref) {
-            let work = Work::BesideBulk { streams, message: BULK_MESSAGE, in_flight: 4 };
-            all.push(Scenario::new(&format!("beside-bulk-{streams}"), work, streams == 64));
+        for &number in streams.as_ref().map_or(&STREAMS[..], std::slice::from_ref) {
+            let work = Work::BesideBulk { streams: number, message: BULK_MESSAGE, in_flight: 4 };
+            let is_default = number == 64 || streams.is_some();
+            all.push(Scenario::new(&format!("beside-bulk-{number}"), work, is_default));
         }
         all.push(Scenario::new("idle", Work::Idle { connections: 10_000 }, true));
         all

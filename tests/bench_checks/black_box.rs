@@ -198,7 +198,7 @@ fn wrong_options_have_status_2() {
         ("--command mine", "expected LABEL=COMMAND"),
         ("--command mine=server", "neither {port} nor {socket}"),
         ("--command tokio=server:{port}", "already in use"),
-        ("--reference nobody", "no server 'nobody'"),
+        ("--reference missing", "no server 'missing'"),
         ("--scenario fifty --connections 3", "does not go with scenario 'fifty'"),
         ("--connections 3 --rate 5 --in-flight 2", "use only one of them"),
         ("--cores 0", "two core numbers"),
@@ -495,7 +495,7 @@ fn records_agree_with_each_other() {
     assert!(read("histograms/fifty.echod.hgrm").contains("#[Max     = "));
 
     let page = read("index.html");
-    for part in ["id=\"fifty\"", "id=\"beside-bulk-8\"", "data:image/svg+xml,", ">newcomer<"] {
+    for part in ["id=\"fifty\"", "id=\"beside-bulk-8\"", "data:image/svg+xml,", ">new conn<"] {
         assert!(page.contains(part), "{part}");
     }
     assert!(!page.contains("<script") && !page.contains("src=\"http") && !page.contains("url(http"), "no network");

@@ -24,7 +24,11 @@ impl Address {
             let path = path.strip_prefix("//").unwrap_or(path);
             let path = path.strip_prefix('@').map_or_else(|| path.to_owned(), |name| format!("\0{name}"));
             SockAddr::unix(&path).map_err(|error| error.to_string())?;
-            return if path.len() > 1 { Ok(vec![Address::Unix(path.into())]) } else { Err("missing path".to_owned()) };
+            return if matches!(path.as_str(), "" | "\0") {
+                Err("missing path".to_owned())
+            } else {
+                Ok(vec![Address::Unix(path.into())])
+            };
         }
         let text = text.strip_prefix("tcp://").unwrap_or(text);
         let resolved = match text.parse::<u16>() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mio::{Events, Token};
 
-use super::light::{NEWCOMER, Newcomers, PINGER, Pinger};
+use super::light::{CONNECTOR, Connector, PINGER, Pinger};
 use super::patience::Patience;
 use super::pattern::verify;
 use super::timer::TIMER;
@@ -69,7 +69,7 @@ impl Clients {
     pub fn run_bulk<M>(&mut self, plan: &BulkPlan, mut meter: impl FnMut() -> M) -> Result<Sample<M>> {
         let mut events = Events::with_capacity(1024);
         let mut light = match &plan.light {
-            Some(address) => Some((Pinger::connect(address, &self.poll)?, Newcomers::new(address))),
+            Some(address) => Some((Pinger::connect(address, &self.poll)?, Connector::new(address))),
             None => None,
         };
         let all = 0..self.clients.len();
@@ -96,9 +96,9 @@ impl Clients {
                 patience.start_drain(now);
             }
             for _ in 0..PIECES_PER_POLL {
-                if let Some((pinger, newcomers)) = &mut light {
+                if let Some((pinger, connector)) = &mut light {
                     pinger.advance(&self.pattern, now, &window)?;
-                    newcomers.advance(&self.poll, &self.pattern, &mut self.buffer, now, &window)?;
+                    connector.advance(&self.poll, &self.pattern, &mut self.buffer, now, &window)?;
                 }
                 let Some(stream) = queue.pop() else { break };
                 let (received, has_more) =
@@ -116,7 +116,7 @@ impl Clients {
             if after.is_some() && outstanding().is_none() {
                 // The light clients have a limit of their own.
                 patience.progress(now);
-                if !light.as_ref().is_some_and(|(pinger, newcomers)| pinger.is_waiting() || newcomers.is_waiting()) {
+                if !light.as_ref().is_some_and(|(pinger, connector)| pinger.is_waiting() || connector.is_waiting()) {
                     break;
                 }
             }
@@ -128,7 +128,7 @@ impl Clients {
             let wait =
                 if queue.streams.is_empty() { until_next(&light, now, [window.start, closes]) } else { Duration::ZERO };
             self.waiter.wait(&mut self.poll, &mut events, wait)?;
-            for event in events.iter().filter(|event| ![TIMER, PINGER, NEWCOMER].contains(&event.token())) {
+            for event in events.iter().filter(|event| ![TIMER, PINGER, CONNECTOR].contains(&event.token())) {
                 let Token(stream) = event.token();
                 let readiness = &mut queue.readiness[stream];
                 readiness.readable |= event.is_readable() || event.is_read_closed();
@@ -138,7 +138,7 @@ impl Clients {
         }
         let ((opened, before), (closed, after, bytes, lost)) =
             before.zip(after).expect("the loop ends only after the window has closed");
-        let (pings, newcomers) = light.map(|(pinger, newcomers)| (pinger.latency, newcomers.latency)).unzip();
+        let (pings, new_connections) = light.map(|(pinger, connector)| (pinger.latency, connector.latency)).unzip();
         Ok(Sample {
             echoes: bytes / plan.message,
             all_echoes: all_bytes / plan.message,
@@ -146,7 +146,7 @@ impl Clients {
             window: Duration::from_nanos(closed - opened),
             latency: pings.unwrap_or_else(new_histogram),
             lateness: new_histogram(),
-            newcomers,
+            new_connections,
             lost,
             before,
             after,
@@ -193,13 +193,13 @@ impl Clients {
     }
 }
 
-fn lacks_samples((pinger, newcomers): &(Pinger, Newcomers)) -> bool {
-    pinger.latency.is_empty() || newcomers.latency.is_empty()
+fn lacks_samples((pinger, connector): &(Pinger, Connector)) -> bool {
+    pinger.latency.is_empty() || connector.latency.is_empty()
 }
 
 /// Returns how long nothing is due, if no stream is ready.
-fn until_next(light: &Option<(Pinger, Newcomers)>, now: u64, ends: [u64; 2]) -> Duration {
-    let light = light.iter().flat_map(|(pinger, newcomers)| [pinger.next_at(), newcomers.next_at()]);
+fn until_next(light: &Option<(Pinger, Connector)>, now: u64, ends: [u64; 2]) -> Duration {
+    let light = light.iter().flat_map(|(pinger, connector)| [pinger.next_at(), connector.next_at()]);
     let next = light.flatten().chain(ends).filter(|at| *at > now).min();
     Duration::from_nanos(next.map_or(u64::MAX, |next| next - now)).min(Duration::from_millis(100))
 }

@@ -105,7 +105,7 @@ pub fn churn<M>(
         before.zip(after).expect("the loop ends only after the window has closed");
     let window = Duration::from_nanos(closed - opened);
     let lateness = new_histogram();
-    Ok(Sample { echoes, all_echoes, bytes, window, latency, lateness, newcomers: None, lost, before, after })
+    Ok(Sample { echoes, all_echoes, bytes, window, latency, lateness, new_connections: None, lost, before, after })
 }
 
 impl Lane {

@@ -187,7 +187,7 @@ impl Clients {
         let ((opened, before), (closed, after, echoes, bytes, lost)) =
             before.zip(after).expect("the loop ends only after the window has closed");
         let window = Duration::from_nanos(closed - opened);
-        Ok(Sample { echoes, all_echoes, bytes, window, latency, lateness, newcomers: None, lost, before, after })
+        Ok(Sample { echoes, all_echoes, bytes, window, latency, lateness, new_connections: None, lost, before, after })
     }
 
     /// Shuts down the write side of every client, and expects end of file without a byte before it.

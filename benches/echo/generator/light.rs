@@ -1,4 +1,5 @@
-//! Clients with small messages and pauses, beside bulk streams: a pinger and a series of newcomers.
+//! Clients with small messages and pauses, beside bulk streams: a pinger, and a connector that opens short
+//! connections.
 
 use std::io::{ErrorKind, Read, Write};
 use std::ops::Range;
@@ -22,11 +23,11 @@ const MAX_ECHO_NS: u64 = 10_000_000_000;
 
 /// The tokens of these clients. Bulk streams count from 0.
 pub const PINGER: Token = Token(usize::MAX - 1);
-pub const NEWCOMER: Token = Token(usize::MAX - 2);
+pub const CONNECTOR: Token = Token(usize::MAX - 2);
 
 /// Numbers for the patterns of these clients, which no bulk stream has.
 const PINGER_NUMBER: usize = 1_000_003;
-const FIRST_NEWCOMER_NUMBER: usize = 1_000_033;
+const FIRST_CONNECTION_NUMBER: usize = 1_000_033;
 
 /// A client on one connection: sends a message, receives its echo, pauses.
 pub struct Pinger {
@@ -93,8 +94,8 @@ impl Pinger {
     }
 }
 
-/// A series of short connections: connect, echo one message, close, pause.
-pub struct Newcomers {
+/// A client that opens short connections, one at a time: connect, echo one message, close, pause.
+pub struct Connector {
     address: Address,
     lane: Lane,
     next_number: usize,
@@ -104,12 +105,12 @@ pub struct Newcomers {
     pub latency: Histogram<u64>,
 }
 
-impl Newcomers {
-    pub fn new(address: &Address) -> Newcomers {
-        Newcomers {
+impl Connector {
+    pub fn new(address: &Address) -> Connector {
+        Connector {
             address: address.clone(),
             lane: Lane::default(),
-            next_number: FIRST_NEWCOMER_NUMBER,
+            next_number: FIRST_CONNECTION_NUMBER,
             next_at: 0,
             random: fastrand::Rng::with_seed(2),
             latency: new_histogram(),
@@ -128,17 +129,17 @@ impl Newcomers {
         if !self.is_waiting() {
             if (self.next_at..window.end).contains(&now) {
                 // A full backlog of a Unix socket is tried again in the next iteration.
-                if self.lane.connect(&self.address, self.next_number, poll, NEWCOMER, now)? {
+                if self.lane.connect(&self.address, self.next_number, poll, CONNECTOR, now)? {
                     self.next_number += 1;
                 }
             }
-        } else if self.lane.step(pattern, MESSAGE, buffer).map_err(|error| format!("newcomer: {error}"))? {
+        } else if self.lane.step(pattern, MESSAGE, buffer).map_err(|error| format!("new connection: {error}"))? {
             if window.contains(&self.lane.began) {
                 self.latency.saturating_record(now - self.lane.began);
             }
             self.next_at = now + self.random.u64(PAUSE_NS);
         } else if now - self.lane.began > MAX_ECHO_NS {
-            return Err(format!("newcomer: not served within {} s", MAX_ECHO_NS / 1_000_000_000).into());
+            return Err(format!("new connection: not served within {} s", MAX_ECHO_NS / 1_000_000_000).into());
         }
         Ok(())
     }

@@ -61,7 +61,7 @@ pub struct Sample<M> {
     /// Open loop: nanoseconds from the time a message was due until the generator sent it.
     pub lateness: Histogram<u64>,
     /// Beside bulk: nanoseconds from connect(2) to end of file of short connections.
-    pub newcomers: Option<Histogram<u64>>,
+    pub new_connections: Option<Histogram<u64>>,
     /// Time within the window in which the generator did not run, if it spins.
     pub lost: Duration,
     /// The meter when the window opened.

@@ -36,7 +36,7 @@ impl Patience {
         self.drain_until = now + nanoseconds(MAX_DRAIN);
     }
 
-    /// Returns what was waited for in vain, if a limit is exceeded. Must be called in every iteration of the waiting loop.
+    /// Returns what did not happen in time, if a limit is exceeded. Must be called in every iteration of the waiting loop.
     pub fn exceeded(&mut self, now: u64) -> Option<String> {
         self.waited += (now - self.checked_at).min(self.limit / 20);
         self.checked_at = now;

@@ -30,7 +30,7 @@ impl Output {
         &self.directory
     }
 
-    /// Writes all files anew. Each is replaced as a whole, so that an interrupted run leaves none half written.
+    /// Writes all files again. Each is replaced as a whole, so that an interrupted run leaves none half written.
     pub fn write(
         &self,
         outcomes: &[Outcome],
@@ -40,7 +40,7 @@ impl Output {
     ) -> Result<(), Box<dyn Error>> {
         let results = json::all(outcomes, servers, machine);
         let pictures = svg::all(outcomes, machine);
-        self.replace("results.json", &format!("{results:#}\n"))?;
+        self.replace("results.json", &format!("{results}\n"))?;
         self.replace("results.csv", &records::csv(outcomes)?)?;
         self.replace("index.html", &html::page(outcomes, servers, machine, &pictures, compared, &results)?)?;
         for picture in pictures {

@@ -64,9 +64,10 @@ fn comparison_row(comparison: &Comparison) -> Value {
 }
 
 fn scenario(outcome: &Outcome, pictures: &[Picture]) -> Value {
-    let table = Table::of(outcome);
-    let (_, rounds) = table::title(outcome);
+    let mut table = Table::of(outcome);
     let (bar_column, bars) = bars(outcome);
+    table.remove_empty_columns(bar_column);
+    let (_, rounds) = table::title(outcome);
     let rows = table.rows.iter().zip(bars).map(|((name, cells), bar)| {
         json!({ "name": name, "cells": cells, "bar": bar, "is_ours": name == "echod" || name == "remote" })
     });

@@ -127,7 +127,7 @@ fn round(round: &Round, work: Work) -> Value {
         "generator_lost_ns": round.generator_lost.as_nanos() as u64,
         "server_core_lost_ns": round.server_lost.as_nanos() as u64,
         "latency_histogram_ns": histogram(&round.latency),
-        "newcomer_histogram_ns": round.newcomers.as_ref().map(histogram),
+        "new_connection_histogram_ns": round.new_connections.as_ref().map(histogram),
     })
 }
 

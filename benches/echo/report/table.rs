@@ -37,6 +37,19 @@ impl Table {
     }
 }
 
+impl Table {
+    /// Removes the columns after `first` that have no figure in any row.
+    pub fn remove_empty_columns(&mut self, first: usize) {
+        for column in (first + 1..self.headings.len()).rev() {
+            if self.rows.iter().all(|(_, cells)| cells[column] == "–") {
+                self.headings.remove(column);
+                self.widths.remove(column);
+                self.rows.iter_mut().for_each(|(_, cells)| drop(cells.remove(column)));
+            }
+        }
+    }
+}
+
 /// Returns name and load of a scenario, and its rounds.
 pub fn title(outcome: &Outcome) -> (String, String) {
     let rounds = outcome.rounds();
@@ -90,7 +103,9 @@ fn beside_bulk(outcome: &Outcome) -> Vec<Column<'_>> {
         latency("ping p50", 8, 0.5),
         latency("p99", 7, 0.99),
         latency("max", 7, 1.0),
-        column("newcomer", 8, |row| median(row.spread(|round| quantile(round.newcomers.as_ref()?, 0.5))).map(time)),
+        column("new conn", 8, |row| {
+            median(row.spread(|round| quantile(round.new_connections.as_ref()?, 0.5))).map(time)
+        }),
         column("MB/s", 7, |row| median(row.spread(|round| Some(round.byte_rate() / 1e6))).map(thousands)),
         column("MB/CPU s", 8, |row| median(row.spread(|round| Some(round.efficiency()? / 1e6))).map(thousands)),
         utilization(),

@@ -72,8 +72,8 @@ pub struct Round {
     pub window: Duration,
     /// Latencies of messages sent, or due, in the window. In churn, of whole connections. Beside bulk, of pings.
     pub latency: Histogram<u64>,
-    /// Beside bulk: latencies of whole connections of newcomers.
-    pub newcomers: Option<Histogram<u64>>,
+    /// Beside bulk: latencies of short connections, from connect(2) to end of file.
+    pub new_connections: Option<Histogram<u64>>,
     /// Open loop: how late the generator sent messages that were due.
     pub lateness: Histogram<u64>,
     /// CPU time of the server in the window. None if its process is unknown.

@@ -22,7 +22,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Returns None if there are no values.
+    /// Returns None for an empty iterator.
     pub fn of(values: impl Iterator<Item = f64>) -> Option<Spread> {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);

@@ -3,10 +3,11 @@
 //! Counting slows the server down, so it happens in a separate pass whose times are not used.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::process::guarded;
 use crate::generator::Result;
 
 /// What was counted while a load ran.
@@ -43,7 +44,7 @@ impl Counter {
     }
 
     fn try_out(self) -> Result<()> {
-        let mut sleeper = Command::new("sleep").arg("60").spawn()?;
+        let mut sleeper = guarded("sleep")?.arg("60").spawn()?;
         let counted = self.attach(&[sleeper.id()]).and_then(Attached::detach);
         sleeper.kill()?;
         sleeper.wait()?;
@@ -54,14 +55,14 @@ impl Counter {
     pub fn attach(self, pids: &[u32]) -> Result<Attached> {
         let mut command = match self {
             Counter::Perf => {
-                let mut perf = Command::new("perf");
+                let mut perf = guarded("perf")?;
                 perf.args(["stat", "-x", ";", "-e", "raw_syscalls:sys_enter,instructions:u,cycles:u,cycles:k"]);
                 // It starts when it reads `enable` from its standard input, and confirms on its standard output.
                 perf.args(["-D", "-1", "--control", "fd:0,1"]);
                 perf
             }
             Counter::Strace => {
-                let mut strace = Command::new("strace");
+                let mut strace = guarded("strace")?;
                 strace.args(["-f", "-c", "-U", "calls,name"]);
                 strace
             }

@@ -5,8 +5,8 @@
 //! children are killed with it when the benchmark ends normally or by a signal.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
+use std::ffi::{OsStr, OsString};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -54,6 +54,13 @@ pub fn launch(arguments: &[OsString]) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Returns the beginning of a command that is killed when the benchmark dies.
+pub fn guarded(program: impl AsRef<OsStr>) -> io::Result<Command> {
+    let mut command = Command::new(env::current_exe()?);
+    command.args([LAUNCH.to_owned(), std::process::id().to_string()]).arg(program);
+    Ok(command)
+}
+
 /// Kills all servers and their children. For a benchmark that is about to exit.
 pub fn kill_all() {
     for group in GROUPS.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
@@ -73,9 +80,8 @@ impl Process {
     pub fn start(command: &[OsString], cores: &Cores) -> Result<Process> {
         // The child inherits the core of this thread. Set after the start, it could miss threads of the child.
         cores.pin_to_server()?;
-        let child = Command::new(env::current_exe()?)
-            .args([LAUNCH.to_owned(), std::process::id().to_string()])
-            .args(command)
+        let child = guarded(&command[0])?
+            .args(&command[1..])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -134,7 +140,9 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let group = Pid::from_child(&self.child);
-        let _ = kill_process_group(group, Signal::KILL); // It may have exited already; then the error has been reported.
+        // It may have exited already; then the error has been reported. Without a group, it has not been executed yet.
+        let _ = kill_process_group(group, Signal::KILL);
+        let _ = self.child.kill();
         let _ = self.child.wait();
         GROUPS.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| *other != group);
     }
