@@ -70,7 +70,10 @@ pub fn with_descendants(pid: u32) -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     for child in entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
         let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-        if let Some(parent) = fields_after_name(&stat).and_then(|mut fields| fields.nth(1)?.parse().ok()) {
+        // State and parent are the fields 3 and 4. A zombie has no threads left, which perf takes for an error.
+        let Some(mut fields) = fields_after_name(&stat) else { continue };
+        let (state, parent) = (fields.next(), fields.next().and_then(|parent| parent.parse().ok()));
+        if let Some(parent) = parent.filter(|_| state != Some("Z")) {
             children.entry(parent).or_default().push(child);
         }
     }
