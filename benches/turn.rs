@@ -1,5 +1,5 @@
-//! What one turn of a connection costs when the kernel costs nothing: the state machine over a socket that is a pair of
-//! numbers. No system call, no copy; what is left is ours.
+//! The cost of the connection state machine alone: each socket is a pair of numbers, without
+//! system calls and without copies.
 //!
 //!     cargo bench --bench turn
 
@@ -16,22 +16,22 @@ use echod::event_loop::scratch::Scratch;
 use echod::event_loop::tcp_info::SendQueue;
 use echod::event_loop::transport::{Peer, Transport};
 
-/// The read buffer's usual size.
+/// The default size of the read buffer.
 const BUFFER_SIZE: usize = 64 * 1024;
 
 fn main() {
-    // Any word but cargo's own is an option of the other benchmark: `cargo bench -- --scenario fifty`.
+    // Any other argument is meant for the echo benchmark: `cargo bench -- --scenario fifty`.
     if env::args().skip(1).all(|word| word == "--bench") {
         divan::Divan::default().run_benches();
     }
 }
 
-/// A socket of which each call has the outcome that was set.
+/// A socket whose calls have predetermined results.
 #[derive(Clone, Copy)]
 struct Socket {
-    /// What the next read finds; None when the peer has finished.
+    /// How many bytes can be read; None after the FIN of the peer.
     inbox: Option<usize>,
-    /// How much more write takes.
+    /// How many bytes can be written.
     room: usize,
 }
 
@@ -93,7 +93,7 @@ impl Transport for Socket {
     fn reset_on_close(&self) {}
 }
 
-/// Measures the turn that follows from one event, on a fresh connection each time.
+/// Measures how a fresh connection is served after one event.
 fn serve(bencher: Bencher, socket: Socket, readable: Readable, expected: Outcome) {
     let mut scratch = Scratch::new(BUFFER_SIZE, 64 << 20);
     bencher.with_inputs(|| connection(socket)).bench_local_refs(|connection| {
@@ -107,37 +107,37 @@ fn connection(socket: Socket) -> Connection<Socket> {
     Connection::new(socket, Peer::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST), 4711), 1, false, 0)
 }
 
-/// One read, one write, and it waits again: what almost every turn is.
+/// One read and one write, then the connection waits: the common case.
 #[divan::bench]
 fn a_message(bencher: Bencher) {
     serve(bencher, Socket { inbox: Some(64), room: 1000 }, Readable::UntilShort, Outcome::Idle);
 }
 
-/// Beside a FIN or urgent data a short read is not trusted: one read more.
+/// Next to a FIN or urgent data, a short read does not prove an empty queue: one more read.
 #[divan::bench]
 fn a_message_read_until_blocked(bencher: Bencher) {
     serve(bencher, Socket { inbox: Some(64), room: 1000 }, Readable::UntilWouldBlock, Outcome::Idle);
 }
 
-/// An event that was nothing.
+/// An event without data.
 #[divan::bench]
 fn nothing_to_read(bencher: Bencher) {
     serve(bencher, Socket { inbox: Some(0), room: 1000 }, Readable::UntilShort, Outcome::Idle);
 }
 
-/// More than a turn may read.
+/// More data than the budget of one time slice.
 #[divan::bench]
 fn as_much_as_a_turn_reads(bencher: Bencher) {
     serve(bencher, Socket { inbox: Some(usize::MAX), room: usize::MAX }, Readable::UntilShort, Outcome::Requeue);
 }
 
-/// The peer takes nothing: the answer is copied, and reading stops.
+/// The peer does not read: the output is copied, and reading stops.
 #[divan::bench(args = [64, BUFFER_SIZE])]
 fn a_stall(bencher: Bencher, message: usize) {
     serve(bencher, Socket { inbox: Some(message), room: 0 }, Readable::UntilShort, Outcome::Idle);
 }
 
-/// The peer has finished, and so do we.
+/// The peer has sent its FIN, and the connection closes.
 #[divan::bench]
 fn a_fin(bencher: Bencher) {
     serve(

@@ -431,27 +431,27 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         39,
-        "benches/echo/load.rs",
+        "benches/echo/generator/clients.rs",
         "while let Some(due) = schedule.due_until(now.min(closes)) {
-                self.send(schedule.turn(self.clients.len()), 1, due)?;",
+                self.send(schedule.client(self.clients.len()), 1, due)?;",
         "while self.outstanding < self.clients.len() && let Some(_) = schedule.due_until(now.min(closes)) {
-                self.send(schedule.turn(self.clients.len()), 1, now)?;",
-        "an_open_loop_counts_every_message_that_was_due_in_a_stall",
+                self.send(schedule.client(self.clients.len()), 1, now)?;",
+        "open_loop_counts_all_messages_due_in_stall",
     ),
     (
         41,
-        "benches/echo/load.rs",
+        "benches/echo/generator/clients.rs",
         "verify(&self.pattern, client, this.received, this.sent, &self.buffer[..count])?;",
         "",
-        "one_wrong_bit_fails_and_the_message_says_where",
+        "wrong_bit_fails_with_its_position",
     ),
     (
         42,
-        "benches/echo/load.rs",
+        "benches/echo/generator/clients.rs",
         "return Err(format!(\"connection {client}: closed after {received} of {sent} bytes\").into());",
         "let _ = (received, sent);
                     break;",
-        "an_early_end_fails",
+        "early_close_fails",
     ),
     (
         43,

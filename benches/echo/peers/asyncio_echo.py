@@ -1,4 +1,4 @@
-# asyncio as its documentation shows it: streams, one coroutine for each connection.
+# asyncio as in its documentation: streams, one coroutine per connection.
 import asyncio
 
 

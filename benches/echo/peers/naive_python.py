@@ -1,5 +1,5 @@
 # The tutorial's server: one client at a time, one message of at most 1024 bytes, then it closes.
-# Its listen queue is 1 there; here it is 128, or else most clients would wait a second to be heard.
+# The tutorial's backlog is 1. Here it is 128, because most clients would otherwise wait a second for a retransmitted SYN.
 import socket
 
 listener = socket.create_server(("127.0.0.1", 0), backlog=128)

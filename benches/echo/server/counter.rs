@@ -1,12 +1,14 @@
-//! System calls and user instructions of a server, counted from outside in a pass of its own: counting costs time, and
-//! what is timed is not counted.
+//! System calls and user instructions of a server, counted from outside by perf(1) or strace(1).
+//!
+//! Counting slows the server down, so it happens in a separate pass whose times are not used.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::load::Result;
+use super::process::guarded;
+use crate::generator::Result;
 
 /// What was counted while a load ran.
 #[derive(Clone, Copy)]
@@ -19,17 +21,17 @@ pub struct Count {
     pub user_part: Option<f64>,
 }
 
-/// Who counts.
+/// The program that counts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Counter {
     /// perf(1): the raw_syscalls:sys_enter tracepoint and the processor's counter.
     Perf,
-    /// strace(1): slow, but nothing depends on time here.
+    /// strace(1): slow, which does not matter because nothing is timed in this pass.
     Strace,
 }
 
 impl Counter {
-    /// The best one that works here, tried on a process that does nothing; or why there is none.
+    /// Returns the best counter that works on this machine, tried on a sleeping process, or why there is none.
     pub fn find() -> std::result::Result<Counter, String> {
         let mut reasons = Vec::new();
         for (counter, name) in [(Counter::Perf, "perf"), (Counter::Strace, "strace")] {
@@ -42,43 +44,44 @@ impl Counter {
     }
 
     fn try_out(self) -> Result<()> {
-        let mut sleeper = Command::new("sleep").arg("60").spawn()?;
-        let counted = self.attach(sleeper.id()).and_then(Attached::detach);
+        let mut sleeper = guarded("sleep")?.arg("60").spawn()?;
+        let counted = self.attach(&[sleeper.id()]).and_then(Attached::detach);
         sleeper.kill()?;
         sleeper.wait()?;
         counted.map(drop)
     }
 
-    /// Begins to count. When it returns, everything that the process does from now on is counted.
-    pub fn attach(self, pid: u32) -> Result<Attached> {
+    /// Starts to count. When it returns, everything that the processes do from now on is counted.
+    pub fn attach(self, pids: &[u32]) -> Result<Attached> {
         let mut command = match self {
             Counter::Perf => {
-                let mut perf = Command::new("perf");
+                let mut perf = guarded("perf")?;
                 perf.args(["stat", "-x", ";", "-e", "raw_syscalls:sys_enter,instructions:u,cycles:u,cycles:k"]);
-                // It begins when it is told to, over its standard input, and says so on its standard output.
+                // It starts when it reads `enable` from its standard input, and confirms on its standard output.
                 perf.args(["-D", "-1", "--control", "fd:0,1"]);
                 perf
             }
             Counter::Strace => {
-                let mut strace = Command::new("strace");
+                let mut strace = guarded("strace")?;
                 strace.args(["-f", "-c", "-U", "calls,name"]);
                 strace
             }
         };
-        command.arg("-p").arg(pid.to_string());
+        let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+        command.arg("-p").arg(pids.join(","));
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).env("LC_ALL", "C");
-        let mut attached = Attached { counter: self, child: child.spawn()?, said: String::new() };
+        let mut attached = Attached { counter: self, child: child.spawn()?, output: String::new() };
         match self {
-            Counter::Perf => attached.tell("enable\n")?,
+            Counter::Perf => attached.command("enable\n")?,
             // "strace: Process 4711 attached", or why not.
             Counter::Strace => {
-                let stderr = attached.child.stderr.as_mut().expect("it is piped");
+                let stderr = attached.child.stderr.as_mut().expect("a piped stream");
                 let mut byte = [0];
-                while !attached.said.ends_with("attached") {
+                while !attached.output.ends_with("attached") {
                     if stderr.read(&mut byte)? == 0 || byte == *b"\n" {
-                        return Err(std::mem::take(&mut attached.said).into());
+                        return Err(std::mem::take(&mut attached.output).into());
                     }
-                    attached.said.push(byte[0].into());
+                    attached.output.push(byte[0].into());
                 }
             }
         }
@@ -86,23 +89,23 @@ impl Counter {
     }
 }
 
-/// A counter at work.
+/// A running counter.
 pub struct Attached {
     counter: Counter,
     child: Child,
-    said: String,
+    output: String,
 }
 
 impl Attached {
-    /// Ends the count.
+    /// Stops counting.
     pub fn detach(mut self) -> Result<Count> {
         if self.counter == Counter::Perf {
-            self.tell("disable\n")?;
+            self.command("disable\n")?;
         }
         let pid = Pid::from_raw(self.child.id().cast_signed()).expect("a child has a pid");
         kill_process(pid, Signal::INT)?;
         let mut report = String::new();
-        self.child.stderr.as_mut().expect("it is piped").read_to_string(&mut report)?;
+        self.child.stderr.as_mut().expect("a piped stream").read_to_string(&mut report)?;
         self.child.wait()?;
         let count = match self.counter {
             Counter::Perf => read_perf(&report),
@@ -112,15 +115,15 @@ impl Attached {
     }
 
     /// Sends perf a command and waits for its `ack`.
-    fn tell(&mut self, command: &str) -> Result<()> {
-        let stdin = self.child.stdin.as_mut().expect("it is piped");
-        let told = stdin.write_all(command.as_bytes());
+    fn command(&mut self, command: &str) -> Result<()> {
+        let stdin = self.child.stdin.as_mut().expect("a piped stream");
+        let written = stdin.write_all(command.as_bytes());
         let mut answer = String::new();
-        BufReader::new(self.child.stdout.as_mut().expect("it is piped")).read_line(&mut answer)?;
-        if told.is_err() || !answer.contains("ack") {
+        BufReader::new(self.child.stdout.as_mut().expect("a piped stream")).read_line(&mut answer)?;
+        if written.is_err() || !answer.contains("ack") {
             let mut reason = String::new();
-            self.child.stderr.as_mut().expect("it is piped").read_to_string(&mut reason)?;
-            return Err(reason.lines().next().unwrap_or("it ended").to_owned().into());
+            self.child.stderr.as_mut().expect("a piped stream").read_to_string(&mut reason)?;
+            return Err(reason.lines().next().unwrap_or("it exited").to_owned().into());
         }
         Ok(())
     }
@@ -128,12 +131,12 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        let _ = self.child.kill(); // As a rule it has ended.
+        let _ = self.child.kill(); // Usually it has exited already.
         let _ = self.child.wait();
     }
 }
 
-/// Lines of `count;unit;event;…`, where a count may be `<not counted>` (the process slept) or `<not supported>`.
+/// Lines of `count;unit;event;…`. A count may be `<not counted>` (the process slept) or `<not supported>`.
 fn read_perf(report: &str) -> Option<Count> {
     let count = |event: &str| -> Option<u64> {
         match report.lines().find(|line| line.contains(event))?.split(';').next()? {
@@ -146,7 +149,7 @@ fn read_perf(report: &str) -> Option<Count> {
     Some(Count { calls: count("raw_syscalls")?, instructions: count("instructions:u"), user_part })
 }
 
-/// A table of calls and names, and its total. Without a call there is no table, only "Process 4711 detached".
+/// A table of calls and names with a total. Without a single call, strace prints only "Process 4711 detached".
 fn read_strace(report: &str) -> Option<Count> {
     let calls = match report.lines().rev().find(|line| line.trim_end().ends_with("total")) {
         Some(total) => total.split_whitespace().next()?.parse().ok()?,
