@@ -1,12 +1,12 @@
-//! How many instructions echod spends on an echo in user space, counted by callgrind: the same number on a busy
-//! machine as on a quiet one, so a limit can be drawn with it, which no time allows.
+//! The number of instructions that echod executes per echo in user space, as counted by callgrind. Unlike
+//! a duration, this number does not depend on the load of the machine, so the test can enforce a limit.
 //!
 //!     cargo test --release --test instructions -- --nocapture
 //!
-//! Skipped, with the reason, in an unoptimised build and where valgrind(1) is missing; with ECHOD_REQUIRE_TOOLS=1 the
-//! latter fails.
+//! The test is skipped, with a message, in an unoptimized build, and if valgrind(1) is missing; with
+//! `ECHOD_REQUIRE_TOOLS=1` the latter is a failure.
 
-#![allow(clippy::print_stdout, reason = "the table is told")]
+#![allow(clippy::print_stdout, reason = "prints the table of results")]
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -17,35 +17,40 @@ use std::{env, fs, thread};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The most that an echo may cost, with so many connections that have a message at the same time. Limits for those who
-/// change the loop, some percent above what it was when they were drawn; lower them when it falls.
+/// Maximum number of instructions per echo (second value) if as many connections (first value) have a
+/// message at the same time.
+///
+/// The limits guard changes of the loop. They are a few percent above the counts when they were set; lower
+/// them when the counts fall.
 const LIMITS: [(usize, u64); 2] = [(1, 310), (50, 195)];
 
-/// Echoes of the shorter run; the longer one has three times as many. The difference is free of start and end.
+/// Number of echoes in the shorter run; the longer one has three times as many. The difference between
+/// the two does not contain startup and exit.
 const ECHOES: usize = 1000;
 
 #[test]
 fn echo_stays_within_its_instruction_limit() {
     if cfg!(debug_assertions) {
-        println!("skipped: an unoptimised build tells nothing; use --release");
+        println!("skipped: the count of an unoptimized build is meaningless; use --release");
         return;
     }
     if let Err(error) = Command::new("valgrind").arg("--version").stdout(Stdio::null()).status() {
-        assert!(env::var_os("ECHOD_REQUIRE_TOOLS").is_none(), "valgrind: {error}");
-        println!("skipped: valgrind: {error}");
+        let required = env::var_os("ECHOD_REQUIRE_TOOLS").is_some();
+        assert!(!required, "ECHOD_REQUIRE_TOOLS is set, but valgrind cannot be run: {error}");
+        println!("skipped: valgrind cannot be run: {error}");
         return;
     }
     println!("connections  instructions per echo  limit");
     for (connections, limit) in LIMITS {
-        let short = instructions(connections, ECHOES).expect("a run under valgrind");
-        let long = instructions(connections, 3 * ECHOES).expect("a run under valgrind");
-        let each = (long - short) / (2 * ECHOES) as u64;
-        println!("{connections:11}  {each:21}  {limit:5}");
-        assert!(each <= limit, "{each} instructions per echo with {connections} connections");
+        let short = instructions(connections, ECHOES).expect("run echod under valgrind");
+        let long = instructions(connections, 3 * ECHOES).expect("run echod under valgrind");
+        let per_echo = (long - short) / (2 * ECHOES) as u64;
+        println!("{connections:11}  {per_echo:21}  {limit:5}");
+        assert!(per_echo <= limit, "{per_echo} instructions per echo with {connections} connections, limit {limit}");
     }
 }
 
-/// Instructions of a whole run, from start to exit.
+/// Returns the number of instructions of a whole run, from start to exit.
 fn instructions(connections: usize, echoes: usize) -> Result<u64, Box<dyn Error>> {
     let mut child = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
@@ -53,28 +58,31 @@ fn instructions(connections: usize, echoes: usize) -> Result<u64, Box<dyn Error>
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
-    let load = put_load_on(&mut child, connections, echoes);
+    let result = exchange_messages(&mut child, connections, echoes);
     let pid = Pid::from_child(&child);
-    if load.is_err() {
+    if result.is_err() {
         child.kill()?;
     } else {
         kill_process(pid, Signal::TERM)?;
     }
     let output = child.wait_with_output()?;
-    load?;
+    result?;
     let report = String::from_utf8_lossy(&output.stderr);
     let collected = report.lines().find_map(|line| line.split("Collected :").nth(1));
-    Ok(collected.ok_or_else(|| format!("no count in: {report}"))?.trim().parse()?)
+    Ok(collected.ok_or_else(|| format!("no instruction count in the output of valgrind: {report}"))?.trim().parse()?)
 }
 
-/// All connections say a message at once, and again, until there were enough echoes.
-fn put_load_on(child: &mut Child, connections: usize, echoes: usize) -> Result<(), Box<dyn Error>> {
+/// Sends a message on all connections at once and reads the echoes, until there have been `echoes` in all.
+fn exchange_messages(child: &mut Child, connections: usize, echoes: usize) -> Result<(), Box<dyn Error>> {
     let pid = Pid::from_child(child);
     let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().expect("it is piped")).read_line(&mut line)?;
-    let address = line.trim().strip_prefix("listening on tcp://").ok_or("it does not listen")?;
+    BufReader::new(child.stdout.as_mut().expect("stdout should be piped")).read_line(&mut line)?;
+    let address = line
+        .trim()
+        .strip_prefix("listening on tcp://")
+        .ok_or_else(|| format!("expected a `listening on` line, got {line:?}"))?;
     let mut streams = Vec::new();
-    stop(pid)?; // All are accepted in one turn.
+    suspend(pid)?; // All connections are accepted in one iteration.
     for _ in 0..connections {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
@@ -85,10 +93,10 @@ fn put_load_on(child: &mut Child, connections: usize, echoes: usize) -> Result<(
     let message = [b'x'; 64];
     let mut echo = [0; 64];
     for _ in 0..echoes / connections {
-        // Stopped while we send, the server finds all messages in one turn, however fast either of us is. (A stop costs a
-        // turn of its own; with one connection there is nothing to bring together.)
+        // Because the daemon is suspended while we send, it finds all messages in one iteration, however fast either
+        // process is. With one connection this is not necessary, and each suspension costs an additional iteration.
         if connections > 1 {
-            stop(pid)?;
+            suspend(pid)?;
         }
         for stream in &mut streams {
             stream.write_all(&message)?;
@@ -101,13 +109,13 @@ fn put_load_on(child: &mut Child, connections: usize, echoes: usize) -> Result<(
     Ok(())
 }
 
-/// Stops a process, and waits until it stands: proc(5) tells by the letter behind the name.
-fn stop(pid: Pid) -> Result<(), Box<dyn Error>> {
+/// Suspends a process (SIGSTOP), and waits until its state is T in proc_pid_stat(5).
+fn suspend(pid: Pid) -> Result<(), Box<dyn Error>> {
     kill_process(pid, Signal::STOP)?;
     let deadline = Instant::now() + Duration::from_secs(10);
     while !fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))?.contains(") T ") {
         if Instant::now() > deadline {
-            return Err("it does not stop".into());
+            return Err("the daemon should be suspended within 10 s after SIGSTOP".into());
         }
         thread::yield_now();
     }

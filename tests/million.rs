@@ -1,10 +1,12 @@
-//! As many connections as the machine holds, over several processes: each echoes, and the daemons say what they cost.
+//! A very large number of connections, spread over several daemons: all are open at once, each echoes,
+//! and the test prints the memory per connection.
 //!
-//! Not part of a plain `cargo test`: it takes some 8 KB of kernel memory for each connection, at both ends together.
+//! Not part of a plain `cargo test`, because each connection needs about 8 KB of kernel memory for its
+//! two ends together.
 //!
 //!     ECHOD_CONNECTIONS=1000000 cargo test --release --test million -- --ignored --nocapture
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
-#![allow(clippy::print_stdout, reason = "the figures are what it is for")]
+#![allow(clippy::print_stdout, reason = "prints the measured figures")]
 
 #[path = "support/mod.rs"]
 mod support;
@@ -19,38 +21,41 @@ use std::{iter, thread};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{Address, Client, Daemon, pattern};
 
-/// One address takes as many as there are local ports for it, by default 28,232 (ip_local_port_range).
+/// Connections per listening address. The number of local ports limits it: 28,232 by default
+/// (`ip_local_port_range`).
 const PER_ADDRESS: usize = 25_000;
 const ADDRESSES_PER_DAEMON: usize = 8;
-/// Messages under way at once.
+/// Number of messages in flight at once.
 const IN_FLIGHT: usize = 5000;
-/// How long one worker may take for one step. Its peers have limits of their own, for each message.
-const STEP: Duration = Duration::from_secs(300);
-/// What is left of the machine's memory, in KB.
-const RESERVE: usize = 2 << 20;
+/// Maximum duration of one step of a worker. In addition, the timeout of the clients applies to each message.
+const STEP_TIMEOUT: Duration = Duration::from_secs(300);
+/// Memory that must remain available on the machine, in KB.
+const RESERVE_KB: usize = 2 << 20;
 
-/// As many descriptors as we may have.
+/// Raises the limit on file descriptors as far as possible, and returns it.
 fn raise_limit() -> usize {
-    let most = fs::read_to_string("/proc/sys/fs/nr_open").unwrap().trim().parse().unwrap();
-    let all = Rlimit { current: Some(most), maximum: Some(most) };
+    let max = fs::read_to_string("/proc/sys/fs/nr_open").unwrap().trim().parse().unwrap();
+    let all = Rlimit { current: Some(max), maximum: Some(max) };
     if setrlimit(Resource::Nofile, all).is_err() {
         let own = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, Rlimit { current: own.maximum, maximum: own.maximum }).unwrap();
     }
-    getrlimit(Resource::Nofile).current.unwrap_or(most) as usize
+    getrlimit(Resource::Nofile).current.unwrap_or(max) as usize
 }
 
-/// A line of /proc/meminfo, in KB.
+/// Returns a value of `/proc/meminfo`, in KB.
 fn meminfo(name: &str) -> usize {
     let text = fs::read_to_string("/proc/meminfo").unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Connects, then has each connection echo once for each line on stdin, and says when it has done so. A process of its own
-/// for each share of the connections, because descriptors are counted by process.
+/// The worker process: opens its share of the connections, and then, for each line on stdin, sends a
+/// message on every connection and verifies the echo. Prints `done` after each step.
+///
+/// The connections are spread over several processes because the limit on file descriptors is per process.
 #[test]
-#[ignore = "a part of the test below, which starts it"]
+#[ignore = "started by the test below"]
 fn worker() {
     let (Ok(addresses), Ok(count)) = (std::env::var("ECHOD_WORKER"), std::env::var("ECHOD_WORKER_COUNT")) else {
         return;
@@ -72,7 +77,7 @@ fn worker() {
     }
 }
 
-/// A worker, killed when dropped.
+/// A worker process, killed when dropped.
 struct Worker {
     child: Child,
     lines: Receiver<String>,
@@ -99,16 +104,17 @@ impl Worker {
     }
 
     fn wait_until_done(&self) {
-        let end = Instant::now() + STEP;
-        let next = || self.lines.recv_timeout(end.saturating_duration_since(Instant::now()));
-        while next().expect("a worker that does its step in time") != "done" {}
+        let deadline = Instant::now() + STEP_TIMEOUT;
+        let next = || self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        while next().expect("the worker should complete each step within STEP_TIMEOUT") != "done" {}
     }
 
     fn finish(mut self) {
         drop(self.child.stdin.take());
-        let end = iter::repeat_with(|| self.lines.recv_timeout(STEP)).find_map(Result::err);
-        assert_eq!(end, Some(RecvTimeoutError::Disconnected), "a worker that ends in time");
-        assert!(self.child.wait().unwrap().success(), "a worker has failed");
+        let end = iter::repeat_with(|| self.lines.recv_timeout(STEP_TIMEOUT)).find_map(Result::err);
+        assert_eq!(end, Some(RecvTimeoutError::Disconnected), "the worker should exit within STEP_TIMEOUT");
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "the worker should exit with status 0, got: {status}");
     }
 }
 
@@ -123,7 +129,7 @@ impl Drop for Worker {
 #[ignore = "takes gigabytes of kernel memory"]
 fn requested_number_of_connections_is_held_and_echoed() {
     let count: usize = std::env::var("ECHOD_CONNECTIONS").map_or(100_000, |count| count.parse().unwrap());
-    // Each daemon has a worker of its own, with as many connections as the two may have descriptors.
+    // Each daemon has its own worker, with as many connections as their limit on file descriptors allows.
     let share = (raise_limit() - 100).min(PER_ADDRESS * ADDRESSES_PER_DAEMON);
     let start = |number: usize| {
         let listen = |at: usize| format!("--listen=127.1.{number}.{}:0", at + 1);
@@ -137,12 +143,12 @@ fn requested_number_of_connections_is_held_and_echoed() {
     let memory = || daemons.iter().map(Daemon::memory).sum::<usize>();
     let (before, slab, start) = (memory(), meminfo("Slab"), Instant::now());
 
-    // One worker after the other. All at once have fifty times as many messages under way, with ten times the kernel's
-    // memory for them and nearer to its limit (tcp_mem), and are no faster on few cores.
+    // The workers run one after another. All at once they would have fifty times as many messages in flight, need ten
+    // times the kernel memory for them, closer to its limit (tcp_mem), and would not be faster on few cores.
     let mut workers = Vec::new();
     for (number, daemon) in daemons.iter().enumerate() {
-        let left = meminfo("MemAvailable");
-        assert!(left > RESERVE, "{left} KB of memory are left with {} of {count} connections open", number * share);
+        let (available, opened) = (meminfo("MemAvailable"), number * share);
+        assert!(available > RESERVE_KB, "only {available} KB of memory available with {opened} of {count} connections");
         workers.push(Worker::start(daemon, share.min(count - number * share)));
     }
     let opened = start.elapsed();
@@ -150,14 +156,15 @@ fn requested_number_of_connections_is_held_and_echoed() {
     workers.iter_mut().for_each(Worker::echo);
     let echoed = start.elapsed() - opened;
     let open: usize = daemons.iter().map(|daemon| daemon.descriptors().len()).sum();
-    assert!(open >= count, "{open} descriptors for {count} connections");
+    assert!(open >= count, "the daemons should have at least {count} open descriptors, not {open}");
     let user = memory().saturating_sub(before) as f64 / count as f64;
     let kernel = meminfo("Slab").saturating_sub(slab) as f64 * 1024.0 / count as f64;
     workers.into_iter().for_each(Worker::finish);
     let (processes, closed) = (daemons.len(), start.elapsed() - opened - echoed);
     println!(
-        "{count} connections over {processes} processes: {user:.0} bytes of user memory for each, {kernel:.0} of the kernel's at \
-         both ends; opened in {opened:.0?}, echoed twice while all were open in {echoed:.0?}, closed in {closed:.0?}"
+        "{count} connections, {processes} daemons: {user:.0} bytes of user memory per connection, {kernel:.0} bytes of \
+         kernel memory for both ends; opened in {opened:.0?}, echoed twice in {echoed:.0?} while all were open, closed \
+         in {closed:.0?}"
     );
-    assert!(user <= 256.0, "{user} bytes of user memory for each connection");
+    assert!(user <= 256.0, "a connection should use at most 256 bytes of user memory, not {user:.0}");
 }

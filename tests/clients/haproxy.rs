@@ -1,4 +1,5 @@
-//! HAProxy in front of two daemons, with the configuration that we ship (only its addresses are changed).
+//! HAProxy in front of two daemons, with the configuration file from `packaging`; only its addresses are
+//! replaced.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -6,8 +7,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
-use crate::is_there;
-use crate::support::{Address, Client, Daemon, Directory, assert_same, pattern, tcp_socket, wait_until};
+use crate::is_installed;
+use crate::support::{Address, Client, Daemon, Directory, Signal, assert_same, pattern, tcp_socket, wait_until};
 
 /// A running HAProxy. Killed when dropped.
 struct Proxy {
@@ -23,12 +24,14 @@ impl Drop for Proxy {
     }
 }
 
-/// An address that nobody has: on a loopback address of our own, so that nobody takes the port in between.
+/// Returns a free port on a loopback address that nothing else uses, so that the port stays free until
+/// HAProxy binds it.
 fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.77:0").unwrap().local_addr().unwrap()
 }
 
-/// Our configuration, with what it has of addresses replaced: where it listens, and where the servers are.
+/// Returns the configuration from `packaging` with the addresses of this test. Each server is a pair of its
+/// echo address and its metrics address, which HAProxy uses for health checks.
 fn configuration(front: SocketAddr, servers: &[(SocketAddr, SocketAddr)]) -> String {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("packaging/haproxy.cfg");
     let shipped = fs::read_to_string(path).unwrap();
@@ -37,26 +40,27 @@ fn configuration(front: SocketAddr, servers: &[(SocketAddr, SocketAddr)]) -> Str
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         match words[..] {
             ["bind", ..] => lines.push(format!("    bind {front}")),
-            // The log of a test goes nowhere.
+            // The test does not need a log.
             ["log", target, ..] if target.starts_with('/') => {}
             ["server", name, _] => {
-                let (echo, health) = servers.next().expect("as many daemons as servers in the file");
+                let (echo, health) = servers.next().expect("the file should not have more servers than the test");
                 lines.push(format!("    server {name} {echo} addr {} port {}", health.ip(), health.port()));
             }
             _ => lines.push(line.to_owned()),
         }
     }
-    assert!(servers.next().is_none(), "as many servers in the file as daemons");
+    assert!(servers.next().is_none(), "the file should have a server for each daemon of the test");
     lines.push(String::new());
     lines.join("\n")
 }
 
+/// Starts HAProxy with these servers, and waits until it listens.
 fn start(servers: &[&Daemon]) -> Proxy {
     let addresses: Vec<(SocketAddr, SocketAddr)> = servers
         .iter()
         .map(|daemon| match daemon.addresses() {
             [Address::Tcp(echo), Address::Http(health)] => (*echo, *health),
-            other => panic!("{other:?}"),
+            other => panic!("expected an echo address and a metrics address, got {other:?}"),
         })
         .collect();
     let front = free_address();
@@ -64,12 +68,12 @@ fn start(servers: &[&Daemon]) -> Proxy {
     let file = directory.join("haproxy.cfg");
     fs::write(&file, configuration(front, &addresses)).unwrap();
     let check = Command::new("haproxy").args(["-c", "-f"]).arg(&file).output().unwrap();
-    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+    assert!(check.status.success(), "invalid configuration: {}", String::from_utf8_lossy(&check.stderr));
     let mut command = Command::new("haproxy");
     let child = command.args(["-db", "-f"]).arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let proxy = Proxy { child, address: front.into(), _directory: directory };
-    let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
-    wait_until("HAProxy listens", || tcp_socket(front, nobody).is_some());
+    let unspecified = SocketAddr::from(([0, 0, 0, 0], 0)); // The remote address of a listening socket.
+    wait_until("HAProxy listens on its address", || tcp_socket(front, unspecified).is_some());
     proxy
 }
 
@@ -79,7 +83,7 @@ fn daemon() -> Daemon {
 
 #[test]
 fn half_close_through_haproxy_returns_full_echo() {
-    if !is_there("haproxy") {
+    if !is_installed("haproxy") {
         return;
     }
     let servers = [daemon(), daemon()];
@@ -96,16 +100,18 @@ fn half_close_through_haproxy_returns_full_echo() {
         });
     }
     for server in &servers {
-        // A peer that says nothing and finishes may be gone before HAProxy has reached a server; it then resets that one.
+        // A client that sends FIN without data may be gone before HAProxy has connected to a server. HAProxy then
+        // resets the connection to the server.
         let log = server.stderr();
-        let broken = |line: &&str| line.contains("closed: reset") || line.contains("closed: error");
-        assert!(log.lines().filter(broken).all(|line| line.contains(" 0 bytes in")), "{log}");
+        let is_failure = |line: &&str| line.contains("closed: reset") || line.contains("closed: error");
+        let only_empty = log.lines().filter(is_failure).all(|line| line.contains(" 0 bytes in"));
+        assert!(only_empty, "only a connection without data may be reset:\n{log}");
     }
 }
 
 #[test]
 fn long_lived_connections_through_haproxy_close_cleanly() {
-    if !is_there("haproxy") {
+    if !is_installed("haproxy") {
         return;
     }
     let servers = [daemon(), daemon()];
@@ -118,23 +124,25 @@ fn long_lived_connections_through_haproxy_close_cleanly() {
     }
     clients.iter().for_each(Client::send_fin);
     clients.iter().for_each(Client::expect_fin);
-    let ends = |server: &Daemon| server.stderr().matches("closed: finished").count();
-    wait_until("both have had some, and all have finished", || {
-        ends(&servers[0]) >= 5 && ends(&servers[1]) >= 5 && ends(&servers[0]) + ends(&servers[1]) >= 20
+    let finished = |server: &Daemon| server.stderr().matches("closed: finished").count();
+    wait_until("all 20 connections are finished, at least 5 on each server", || {
+        let counts = [finished(&servers[0]), finished(&servers[1])];
+        counts.iter().all(|&count| count >= 5) && counts.iter().sum::<usize>() >= 20
     });
 }
 
 #[test]
 fn haproxy_avoids_draining_daemon_without_losing_bytes() {
-    if !is_there("haproxy") {
+    if !is_installed("haproxy") {
         return;
     }
     let mut servers = [daemon(), daemon()];
     let proxy = start(&[&servers[0], &servers[1]]);
     let old: Vec<Client> = (0..10).map(|_| Client::connect(&proxy.address)).collect();
     old.iter().for_each(|client| client.echo(b"before"));
-    servers[0].signal(crate::support::Signal::TERM);
-    // The listener of the first is closed: `redispatch` takes newcomers to the second until the health check knows.
+    servers[0].signal(Signal::TERM);
+    // The first server has closed its listener. Until the health check notices that, `option redispatch` sends new
+    // connections to the second server.
     for round in 0..10 {
         let client = Client::connect(&proxy.address);
         client.echo(&pattern(round, 1000));

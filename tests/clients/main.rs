@@ -1,7 +1,7 @@
-//! The programs with which people really talk to an echo server, each in a conversation with the daemon.
+//! Tests with the programs that people use as clients of an echo server.
 //!
-//! A program that is not there is a skip with a reason, or, with `ECHOD_REQUIRE_TOOLS=1`, a failure: whoever installs them
-//! (Debian: netcat-openbsd, netcat-traditional, ncat, socat, telnet, curl, python3, haproxy) wants to hear of it.
+//! Missing programs are skipped with a message, or fail with `ECHOD_REQUIRE_TOOLS=1`. The Debian packages
+//! are netcat-openbsd, netcat-traditional, ncat, socat, telnet, curl, python3 and haproxy.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 #[path = "../support/mod.rs"]
@@ -12,35 +12,37 @@ mod haproxy;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Instant;
 
 use support::{Daemon, Directory, TIMEOUT, assert_same, has_program, pattern, skip_missing};
 
-/// More than the kernel's buffers between the two hold: who does not read while it writes, stalls.
-const MUCH: usize = 8 << 20;
+/// Length of a message that does not fit into the kernel's buffers: a program that does not read while it
+/// writes stalls.
+const LONG: usize = 8 << 20;
 
-/// Whether the program is there. If not, this test is skipped, or has failed.
+/// Returns whether the program is installed. If it is not, prints that the test is skipped, or panics
+/// with `ECHOD_REQUIRE_TOOLS=1`.
 #[track_caller]
-pub fn is_there(program: &str) -> bool {
-    let there = has_program(program);
-    if !there {
+pub fn is_installed(program: &str) -> bool {
+    let installed = has_program(program);
+    if !installed {
         skip_missing(program);
     }
-    there
+    installed
 }
 
-/// A program that talks to the daemon over its stdin and stdout. Killed when dropped.
-struct Talker {
+/// A client program that passes its stdin to the daemon, and the echo to its stdout. Killed when dropped.
+struct Program {
     child: Child,
     stdout: Receiver<Vec<u8>>,
-    heard: Vec<u8>,
+    output: Vec<u8>,
 }
 
-impl Talker {
+impl Program {
     #[track_caller]
-    fn start(command: &mut Command) -> Talker {
+    fn start(command: &mut Command) -> Program {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut pipe = child.stdout.take().unwrap();
         let (sender, stdout) = channel();
@@ -52,201 +54,210 @@ impl Talker {
                 }
             }
         });
-        Talker { child, stdout, heard: Vec::new() }
+        Program { child, stdout, output: Vec::new() }
     }
 
-    /// A program that takes address and port as its last arguments.
+    /// Starts a program that expects an IP address and a port as its last arguments.
     #[track_caller]
-    fn to(address: SocketAddr, program: &str, options: &[&str]) -> Talker {
+    fn connect(address: SocketAddr, program: &str, options: &[&str]) -> Program {
         let mut command = Command::new(program);
-        Talker::start(command.args(options).arg(address.ip().to_string()).arg(address.port().to_string()))
+        Program::start(command.args(options).arg(address.ip().to_string()).arg(address.port().to_string()))
     }
 
+    /// Writes to the program's stdin.
     #[track_caller]
-    fn say(&mut self, bytes: &[u8]) {
+    fn write(&mut self, bytes: &[u8]) {
         self.child.stdin.as_mut().unwrap().write_all(bytes).unwrap();
     }
 
-    /// Writes all of it from another thread and then closes the program's stdin, while we listen.
-    fn say_all_and_finish(&mut self, bytes: Vec<u8>) {
+    /// Writes all bytes to the program's stdin from another thread, and then closes it, so that the test can
+    /// read the output meanwhile.
+    fn write_all_and_close(&mut self, bytes: Vec<u8>) {
         let mut stdin = self.child.stdin.take().unwrap();
         thread::spawn(move || stdin.write_all(&bytes));
     }
 
-    /// Closes the program's stdin: Ctrl-D.
-    fn finish(&mut self) {
+    /// Closes the program's stdin, like Ctrl-D in a terminal.
+    fn close_stdin(&mut self) {
         self.child.stdin = None;
     }
 
-    /// Waits until what was heard so far makes `enough` true; `false` if stdout ends before.
+    /// Reads the program's output until `is_enough` returns true for it. Returns false if the program closes
+    /// its stdout first.
     #[track_caller]
-    fn hear_until(&mut self, enough: impl Fn(&[u8]) -> bool) -> bool {
-        let start = Instant::now();
-        while !enough(&self.heard) {
-            let left = TIMEOUT.checked_sub(start.elapsed());
-            let left = left.unwrap_or_else(|| panic!("only {} bytes came", self.heard.len()));
-            match self.stdout.recv_timeout(left) {
-                Ok(bytes) => self.heard.extend_from_slice(&bytes),
-                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return false,
-                Err(error) => panic!("{error} after {} bytes", self.heard.len()),
+    fn read_until(&mut self, is_enough: impl Fn(&[u8]) -> bool) -> bool {
+        let deadline = Instant::now() + TIMEOUT;
+        while !is_enough(&self.output) {
+            match self.stdout.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(bytes) => self.output.extend_from_slice(&bytes),
+                Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("the program should have written more within {TIMEOUT:?} than {} bytes", self.output.len())
+                }
             }
         }
         true
     }
 
-    /// Hears exactly this.
+    /// Asserts that the program writes exactly these bytes next.
     #[track_caller]
-    fn hear(&mut self, expected: &[u8]) {
-        self.hear_until(|heard| heard.len() >= expected.len());
-        assert_same(&self.heard, expected);
-        self.heard.clear();
+    fn expect(&mut self, expected: &[u8]) {
+        self.read_until(|output| output.len() >= expected.len());
+        assert_same(&self.output, expected);
+        self.output.clear();
     }
 
-    /// The program ends by itself, and has said exactly this before.
+    /// Asserts that the program writes exactly these bytes and then exits by itself. Returns its exit status.
     #[track_caller]
-    fn hear_to_the_end(&mut self, expected: &[u8]) -> ExitStatus {
-        self.hear_until(|_| false);
-        assert_same(&self.heard, expected);
+    fn expect_exit(&mut self, expected: &[u8]) -> ExitStatus {
+        self.read_until(|_| false);
+        assert_same(&self.output, expected);
         self.child.wait().unwrap()
     }
 }
 
-impl Drop for Talker {
+impl Drop for Program {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The end of the one connection in the daemon's log.
 #[track_caller]
-fn reason(daemon: &Daemon) -> String {
-    daemon.wait_for_log(|line| line.contains(" closed: "))
+fn assert_success(status: ExitStatus) {
+    assert!(status.success(), "the program should exit with status 0, got: {status}");
 }
 
-/// All bytes through a program that finishes with its input and ends with the daemon's FIN.
+/// Asserts that the daemon's log gives this reason for the close of its only connection.
 #[track_caller]
-fn assert_echoes_all_and_finishes(program: &str, options: &[&str]) {
+fn expect_close_reason(daemon: &Daemon, reason: &str) {
+    let line = daemon.wait_for_log(|line| line.contains(" closed: "));
+    assert!(line.contains(&format!(" closed: {reason}")), "expected the close reason {reason}, got: {line}");
+}
+
+/// Sends a long message through a program that sends FIN at the end of its input, and exits after the
+/// daemon's FIN.
+#[track_caller]
+fn assert_echoes_and_exits(program: &str, options: &[&str]) {
     let daemon = Daemon::start(&["-v"]);
-    let bytes = pattern(1, MUCH);
-    let mut talker = Talker::to(daemon.tcp(), program, options);
-    talker.say_all_and_finish(bytes.clone());
-    let status = talker.hear_to_the_end(&bytes);
-    assert!(status.success(), "{program}: {status}");
-    assert!(reason(&daemon).contains("finished"), "{}", reason(&daemon));
+    let bytes = pattern(1, LONG);
+    let mut process = Program::connect(daemon.tcp(), program, options);
+    process.write_all_and_close(bytes.clone());
+    assert_success(process.expect_exit(&bytes));
+    expect_close_reason(&daemon, "finished");
 }
 
 #[test]
 fn openbsd_nc_echoes_and_exits() {
-    if is_there("nc.openbsd") {
-        assert_echoes_all_and_finishes("nc.openbsd", &["-N"]);
+    if is_installed("nc.openbsd") {
+        assert_echoes_and_exits("nc.openbsd", &["-N"]);
     }
 }
 
 #[test]
 fn openbsd_nc_without_n_waits_for_idle_timeout() {
-    if !is_there("nc.openbsd") {
+    if !is_installed("nc.openbsd") {
         return;
     }
     let daemon = Daemon::start(&["-v", "--idle-timeout", "1s"]);
-    let mut talker = Talker::to(daemon.tcp(), "nc.openbsd", &[]);
-    talker.say(b"hello\n");
-    talker.finish();
-    talker.hear(b"hello\n");
-    // It has nothing more to say, and keeps that to itself. The idle timeout ends the connection, and so the program.
-    assert!(talker.hear_to_the_end(b"").success());
-    assert!(reason(&daemon).contains("idle"), "{}", reason(&daemon));
+    let mut process = Program::connect(daemon.tcp(), "nc.openbsd", &[]);
+    process.write(b"hello\n");
+    process.close_stdin();
+    process.expect(b"hello\n");
+    // Without -N, nc does not send FIN at the end of its input. The idle timeout closes the connection, and nc exits.
+    assert_success(process.expect_exit(b""));
+    expect_close_reason(&daemon, "idle");
 }
 
 #[test]
 fn openbsd_nc_works_over_unix_socket() {
-    if !is_there("nc.openbsd") {
+    if !is_installed("nc.openbsd") {
         return;
     }
     let directory = Directory::new();
     let path = directory.join("echo.sock");
     let _daemon = Daemon::start_unix(&path, &[]);
-    let bytes = pattern(2, MUCH);
-    let mut talker = Talker::start(Command::new("nc.openbsd").arg("-NU").arg(&path));
-    talker.say_all_and_finish(bytes.clone());
-    assert!(talker.hear_to_the_end(&bytes).success());
+    let bytes = pattern(2, LONG);
+    let mut process = Program::start(Command::new("nc.openbsd").arg("-NU").arg(&path));
+    process.write_all_and_close(bytes.clone());
+    assert_success(process.expect_exit(&bytes));
 }
 
 #[test]
 fn traditional_nc_echoes_and_exits() {
-    if !is_there("nc.traditional") {
+    if !is_installed("nc.traditional") {
         return;
     }
-    // It never finishes by itself: with -q it goes, so many seconds after the end of its input.
+    // It never sends FIN by itself; with `-q 1` it exits one second after the end of its input.
     let daemon = Daemon::start(&["-v"]);
-    let mut talker = Talker::to(daemon.tcp(), "nc.traditional", &["-q", "1"]);
+    let mut process = Program::connect(daemon.tcp(), "nc.traditional", &["-q", "1"]);
     let bytes = pattern(3, 100_000);
-    talker.say(&bytes);
-    talker.hear(&bytes);
-    talker.finish();
-    talker.hear_to_the_end(b"");
-    assert!(reason(&daemon).contains("finished"), "{}", reason(&daemon));
+    process.write(&bytes);
+    process.expect(&bytes);
+    process.close_stdin();
+    process.expect_exit(b"");
+    expect_close_reason(&daemon, "finished");
 }
 
 #[test]
 fn ncat_echoes_and_exits() {
-    if is_there("ncat") {
-        assert_echoes_all_and_finishes("ncat", &[]);
+    if is_installed("ncat") {
+        assert_echoes_and_exits("ncat", &[]);
     }
 }
 
 #[test]
 fn socat_echoes_and_exits() {
-    if !is_there("socat") {
+    if !is_installed("socat") {
         return;
     }
-    // Half-close as it comes: -t is how long it listens on after its FIN when nothing comes.
+    // It sends FIN at the end of its input, and then waits for the echo; -t limits how long, in seconds.
     let daemon = Daemon::start(&["-v"]);
-    let bytes = pattern(4, MUCH);
-    let mut talker = Talker::start(Command::new("socat").args(["-t", "30", "-", &format!("TCP:{}", daemon.tcp())]));
-    talker.say_all_and_finish(bytes.clone());
-    assert!(talker.hear_to_the_end(&bytes).success());
-    assert!(reason(&daemon).contains("finished"), "{}", reason(&daemon));
+    let bytes = pattern(4, LONG);
+    let mut process = Program::start(Command::new("socat").args(["-t", "30", "-", &format!("TCP:{}", daemon.tcp())]));
+    process.write_all_and_close(bytes.clone());
+    assert_success(process.expect_exit(&bytes));
+    expect_close_reason(&daemon, "finished");
 }
 
 #[test]
 fn telnet_gets_its_lines_back() {
-    if !is_there("telnet") {
+    if !is_installed("telnet") {
         return;
     }
-    // On another port than 23 it is a plain stream, but for the ends of lines: CR LF on the wire.
+    // On a port other than 23 it sends its input as it is, except that it ends lines with CR LF.
     let daemon = Daemon::start(&["-v"]);
-    let mut talker = Talker::to(daemon.tcp(), "telnet", &["-E"]);
+    let mut process = Program::connect(daemon.tcp(), "telnet", &["-E"]);
     for line in ["hello", "a second line", "and a third"] {
-        talker.say(format!("{line}\n").as_bytes());
-        let is_there = |heard: &[u8]| heard.windows(line.len()).any(|window| window == line.as_bytes());
-        assert!(talker.hear_until(is_there), "{line:?} did not come back");
+        process.write(format!("{line}\n").as_bytes());
+        let contains_line = |output: &[u8]| output.windows(line.len()).any(|window| window == line.as_bytes());
+        assert!(process.read_until(contains_line), "telnet should print the echo of {line:?}");
     }
-    talker.finish();
-    talker.hear_until(|_| false);
-    assert!(reason(&daemon).contains("finished"), "{}", reason(&daemon));
+    process.close_stdin();
+    process.read_until(|_| false);
+    expect_close_reason(&daemon, "finished");
 }
 
 #[test]
 fn curl_telnet_gets_its_lines_back() {
-    if !is_there("curl") {
+    if !is_installed("curl") {
         return;
     }
-    // At the end of its input it only stops sending: it waits for the server to finish. The idle timeout does.
+    // At the end of its input it does not send FIN, but waits for the server's. The idle timeout closes the connection.
     let daemon = Daemon::start(&["-v", "--idle-timeout", "1s"]);
     let url = format!("telnet://{}", daemon.tcp());
-    let mut talker = Talker::start(Command::new("curl").args(["--silent", "--no-buffer", &url]));
+    let mut process = Program::start(Command::new("curl").args(["--silent", "--no-buffer", &url]));
     for line in ["hello\n", "a second line\n", "and a third\n"] {
-        talker.say(line.as_bytes());
-        talker.hear(line.as_bytes());
+        process.write(line.as_bytes());
+        process.expect(line.as_bytes());
     }
-    talker.finish();
-    assert!(talker.hear_to_the_end(b"").success());
-    assert!(reason(&daemon).contains("idle"), "{}", reason(&daemon));
+    process.close_stdin();
+    assert_success(process.expect_exit(b""));
+    expect_close_reason(&daemon, "idle");
 }
 
-/// As a page on socket programming would have it, but for the thread: `sendall` of this much, before the first `recv`, would
-/// wait for itself (the trap T31).
+/// A client like those in socket programming tutorials, except that it sends from a thread: a `sendall` of a
+/// long message before the first `recv` would block itself (trap T31).
 const PYTHON: &str = r#"
 import hashlib, socket, sys, threading
 host, port, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -267,13 +278,13 @@ assert answer == message, (len(answer), len(message))
 
 #[test]
 fn python_socket_gets_full_echo() {
-    if !is_there("python3") {
+    if !is_installed("python3") {
         return;
     }
     let daemon = Daemon::start(&["-v"]);
     let address = daemon.tcp();
-    let arguments = [PYTHON, &address.ip().to_string(), &address.port().to_string(), &MUCH.to_string()];
+    let arguments = [PYTHON, &address.ip().to_string(), &address.port().to_string(), &LONG.to_string()];
     let output = Command::new("python3").arg("-c").args(arguments).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(reason(&daemon).contains("finished"), "{}", reason(&daemon));
+    assert!(output.status.success(), "the Python client failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    expect_close_reason(&daemon, "finished");
 }
