@@ -1,11 +1,12 @@
-//! The page on traps (`src/docs/traps.md`) names what is there: each trap once, with its handling, and with tests that exist.
+//! Checks the page on traps (`src/docs/traps.md`): it has each trap once, with wrong and right code, with its handling, and
+//! with tests that exist.
 //!
-//! And each handling is worth something: taken out, it makes a test fail.
+//! It also checks that each handling is needed: with the handling removed, a test has to fail.
 //!
-//!     cargo test --test traps -- --ignored --nocapture    # takes out each of them, one after the other
+//!     cargo test --test traps -- --ignored --nocapture    # removes each of them, one after the other
 
-#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
-#![allow(clippy::print_stdout, reason = "the long test says how far it is")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::print_stdout, reason = "the long test reports its progress")]
 
 #[path = "support/experiments.rs"]
 mod experiments;
@@ -17,13 +18,17 @@ use experiments::Experiment;
 
 const PAGE: &str = include_str!("../src/docs/traps.md");
 
-/// The sections of the page, each with its number.
+/// The number of the last trap, and the numbers that are unused. A new trap gets the next number.
+const LAST: u32 = 45;
+const UNUSED: [u32; 3] = [34, 35, 36];
+
+/// Returns the sections of the page, each with its number, which is its anchor, too.
 fn traps() -> Vec<(u32, &'static str)> {
-    let sections = PAGE.split("\n**T").skip(1);
-    sections.map(|section| (section.split('.').next().unwrap().parse().unwrap(), section)).collect()
+    let sections = PAGE.split("\n## <a id=\"t").skip(1);
+    sections.map(|section| (section.split('"').next().unwrap().parse().unwrap(), section)).collect()
 }
 
-/// What stands in backquotes.
+/// Returns what stands in backquotes.
 fn spans(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
@@ -32,7 +37,7 @@ fn source(path: &str) -> Option<String> {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).ok()
 }
 
-/// Whether this file has a test of this name: a function behind `#[test]`, with nothing but attributes between.
+/// Returns whether this file has a test of this name: a function after `#[test]`, with only attributes in between.
 fn has_test(source: &str, name: &str) -> bool {
     let mut lines = source.lines().map(str::trim_start);
     let function = format!("fn {name}()");
@@ -45,18 +50,33 @@ fn has_test(source: &str, name: &str) -> bool {
 }
 
 #[test]
-fn each_trap_stands_on_the_page_once_and_says_how_it_is_handled() {
+fn each_trap_is_on_the_page_once_and_handled() {
     let numbers: Vec<u32> = traps().iter().map(|&(number, _)| number).collect();
-    assert_eq!(numbers, (1..=33).chain(37..=45).collect::<Vec<u32>>());
+    assert_eq!(numbers, (1..=LAST).filter(|number| !UNUSED.contains(number)).collect::<Vec<u32>>());
     for (number, section) in traps() {
-        assert!(section.contains("\n- Handled: "), "T{number} does not say how it is handled");
-        let is_tested = section.contains("\n- Tests: `");
+        assert!(section.starts_with(&format!("{number}\"></a>T{number}. ")), "T{number}: heading and anchor differ");
+        assert!(section.contains("\n**Handled:** "), "T{number} does not say how it is handled");
+        let is_tested = section.contains("<details><summary>Tests</summary>\n\n- `");
         assert!(is_tested || section.contains("No test can change it"), "T{number} names no test");
     }
 }
 
+/// The code of a section is a few lines to compare, not a program to study.
 #[test]
-fn every_test_that_the_page_names_exists() {
+fn each_trap_shows_wrong_and_right_code() {
+    for (number, section) in traps() {
+        let block = section.split("\n```").nth(1).unwrap_or_else(|| panic!("T{number} shows no code"));
+        let code = block.split_once('\n').unwrap().1.replace("# wrong", "// wrong").replace("# right", "// right");
+        let (wrong, right) =
+            code.split_once("\n\n// right\n").unwrap_or_else(|| panic!("T{number}: wrong, then right"));
+        assert!(wrong.starts_with("// wrong\n"), "T{number} should begin with the wrong code");
+        let lines = (wrong.lines().count() - 1, right.lines().count());
+        assert!(lines.0 <= 3 && lines.1 <= 4, "T{number} shows {lines:?} lines: three of each are enough");
+    }
+}
+
+#[test]
+fn every_test_on_the_page_exists() {
     let mut missing = Vec::new();
     let mut count = 0;
     for (path, name) in spans(PAGE).filter_map(|span| span.split_once(".rs::")) {
@@ -66,22 +86,22 @@ fn every_test_that_the_page_names_exists() {
             missing.push(format!("{path}::{name}"));
         }
     }
-    assert!(count > 60, "only {count} tests were found on the page: is it read as it is written?");
-    assert!(missing.is_empty(), "named on the page of traps, and not in the tree: {missing:#?}");
+    assert!(count > 60, "found only {count} tests: has the format of the page changed?");
+    assert!(missing.is_empty(), "named on the page, but not in the tree: {missing:#?}");
 }
 
 #[test]
-fn every_file_that_the_page_names_exists() {
+fn every_file_on_the_page_exists() {
     let is_path = |span: &&str| ["src/", "tests/", "benches/"].iter().any(|top| span.starts_with(top));
     for path in spans(PAGE).filter(is_path).filter(|span| !span.contains("::")) {
-        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists(), "{path} is named, and not there");
+        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists(), "{path} is named, but does not exist");
     }
 }
 
-// ---- what each handling is worth ----
+// ---- whether each handling is needed ----
 
-/// Of each trap, its handling or each of its parts: the trap's number, where it is, what is taken out, what is left, and the
-/// test that fails then.
+/// For each trap, its handling or the parts of it: the number of the trap, the file, the code to replace, its replacement, and
+/// the test that then fails.
 const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         1,
@@ -462,13 +482,13 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
 ];
 
-/// Traps with nothing to take out, and why.
-const NOTHING_TO_TAKE_OUT: [(u32, &str); 5] = [
-    (9, "fewer events per wait cost time; epoll hands out in turn what did not fit, so nobody waits for ever"),
-    (32, "it is the client's doing"),
-    (40, "each echo has its own time: there is no mean to print"),
+/// Traps without a handling that could be removed, and why.
+const NOT_REMOVABLE: [(u32, &str); 5] = [
+    (9, "fewer events per wait cost time; epoll returns the rest in rotation, so no connection is starved"),
+    (32, "the client decides"),
+    (40, "each echo is timed, so there is no mean to print"),
     (44, "the tests run what the benchmark measures"),
-    (45, "it is said, not handled"),
+    (45, "it is documented, not handled"),
 ];
 
 fn experiments() -> Vec<Experiment> {
@@ -482,17 +502,17 @@ fn experiments() -> Vec<Experiment> {
 }
 
 #[test]
-fn of_each_trap_something_can_be_taken_out_or_there_is_a_reason() {
+fn of_each_trap_a_handling_can_be_removed() {
     let has_handling = |trap| HANDLINGS.iter().any(|handling| handling.0 == trap);
     for (trap, _) in traps() {
-        let has_reason = NOTHING_TO_TAKE_OUT.iter().any(|reason| reason.0 == trap);
-        assert!(has_handling(trap) != has_reason, "T{trap}");
+        let has_reason = NOT_REMOVABLE.iter().any(|reason| reason.0 == trap);
+        assert!(has_handling(trap) != has_reason, "T{trap} needs an entry in HANDLINGS, or a reason in NOT_REMOVABLE");
     }
     experiments().iter().for_each(Experiment::assert_applicable);
 }
 
 #[test]
-#[ignore = "builds the crate once for each handling: a quarter of an hour"]
-fn without_its_handling_each_trap_makes_a_test_fail() {
-    experiments::assert_all_fail(experiments());
+#[ignore = "builds the crate once per handling: a quarter of an hour"]
+fn removing_a_handling_makes_its_test_fail() {
+    experiments::assert_that_all_fail(experiments());
 }
