@@ -122,12 +122,18 @@ fn length(source: &str) -> usize {
 fn files() -> Vec<(String, Option<String>, String)> {
     let paths = sources_in("src");
     assert!(paths.len() > 25, "only {} files found: run the tests in the project's root", paths.len());
+    // Helpers of the unit tests are not part of the architecture.
+    let is_for_tests = |path: &Path| {
+        let page = path.with_file_name("mod.rs");
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        page.exists() && read(page).contains(&format!("#[cfg(test)]\nmod {name};"))
+    };
     let file = |path: &std::path::PathBuf| {
         let folder = path.parent().filter(|folder| *folder != Path::new("src"));
         let module = folder.and_then(|folder| folder.iter().nth(1)).map(|module| module.to_string_lossy().into_owned());
         (path.display().to_string(), module, read(path))
     };
-    paths.iter().map(file).collect()
+    paths.iter().filter(|path| !is_for_tests(path)).map(file).collect()
 }
 
 #[test]

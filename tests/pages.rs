@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use rustix::process::{Pid, kill_process};
-use support::{Signal, eventually, has_program, skip_for_want_of, wait_until};
+use support::{Signal, eventually, has_program, skip_missing, wait_until};
 
 const ENGLISH: &str = "src/docs/tutorial.md";
 const CHINESE: &str = "src/docs/tutorial.zh.md";
@@ -220,7 +220,7 @@ impl Page {
 
     fn serve(&mut self, command: &str, output: &[String]) {
         let runs = self.server.as_mut().is_some_and(|server| !server.has_exited());
-        assert!(!runs, "{}: the reader should be told to stop the server first: {command}", self.name);
+        assert!(!runs, "{}: tell the reader to stop the server first: {command}", self.name);
         let mut shell = self.shell(&format!("exec {command} 2>&1"));
         let mut child = shell.stdout(Stdio::piped()).spawn().expect("sh");
         let (mut pipe, printed) = (child.stdout.take().expect("stdout of sh"), Arc::new(Mutex::new(String::new())));

@@ -108,28 +108,28 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/event_loop/connection.rs",
         "if count < limit && self.readable == Readable::UntilShort",
         "if count < limit && self.readable != Readable::No",
-        "a_fin_in_the_same_event_as_the_last_bytes_is_not_missed",
+        "fin_with_last_bytes_is_not_missed",
     ),
     (
         1,
         "src/event_loop/readiness.rs",
         "event.is_read_closed() || event.is_priority()",
         "event.is_read_closed()",
-        "what_follows_an_urgent_byte_in_the_same_event_is_not_missed",
+        "bytes_after_urgent_mark_are_not_missed",
     ),
     (
         1,
         "src/event_loop/transport.rs",
         "&& matches!(self, Stream::Tcp(_))",
         "",
-        "descriptors_that_come_with_a_message_hide_nothing_behind_it",
+        "data_after_passed_descriptors_is_not_missed",
     ),
     (
         2,
         "src/event_loop/server.rs",
         "Outcome::Requeue => self.connections.requeue(id),",
         "Outcome::Requeue => {}",
-        "what_is_left_over_when_a_turn_is_used_up_is_served_without_a_new_edge",
+        "leftover_data_is_served_without_a_new_edge",
     ),
     (
         2,
@@ -137,7 +137,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "mem::swap(&mut self.ready, &mut self.round);",
         "mem::swap(&mut self.ready, &mut self.round);
         self.round.truncate(1);",
-        "what_is_left_over_when_a_turn_is_used_up_is_served_without_a_new_edge",
+        "leftover_data_is_served_without_a_new_edge",
     ),
     (
         3,
@@ -146,14 +146,14 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
             if self.must_wait() {",
         "for _ in 0..usize::MAX {
             if self.must_wait() {",
-        "a_peer_without_end_does_not_keep_the_loop",
+        "endless_sender_does_not_monopolize_the_loop",
     ),
     (
         4,
         "src/event_loop/connection.rs",
         "self.readable = self.readable.merge(readable);",
         "if !self.is_stalled() { self.readable = self.readable.merge(readable); }",
-        "what_comes_while_a_connection_is_stalled_with_nothing_unread_is_not_forgotten",
+        "edge_during_stall_is_remembered",
     ),
     (
         5,
@@ -163,7 +163,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
             let _ = self.poll.registry().reregister(&mut it.stream, event.token(), INTEREST);
         }
         self.connections.mark_ready(id, readable, writable);",
-        "an_idle_daemon_sleeps_until_something_is_due",
+        "idle_daemon_sleeps_and_uses_no_cpu",
     ),
     (
         6,
@@ -179,7 +179,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "self.connections.mark_ready(id, readable, writable);",
         "if event.is_write_closed() { return; }
          self.connections.mark_ready(id, readable, writable);",
-        "a_unix_peer_that_only_hangs_up_leaves_no_slot_behind",
+        "peer_hangup_leaks_no_descriptors",
     ),
     (
         8,
@@ -194,21 +194,21 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/event_loop/server.rs",
         "Err(error) if error.kind() == io::ErrorKind::Interrupted => {}",
         "",
-        "an_interrupted_call_is_made_again",
+        "interrupted_calls_are_retried",
     ),
     (
         10,
         "src/event_loop/connection.rs",
         "Err(error) if error.kind() == io::ErrorKind::WouldBlock => {",
         "Err(error) if error.kind() == io::ErrorKind::TimedOut => {",
-        "a_call_that_would_block_for_no_reason_costs_no_byte",
+        "spurious_eagain_loses_no_bytes",
     ),
     (
         11,
         "src/event_loop/outcome.rs",
         "_ => Outcome::Closed(CloseReason::Error(error.kind())),",
         "_ => panic!(\"{error}\"),",
-        "an_error_of_one_connection_ends_no_other",
+        "error_closes_only_its_own_connection",
     ),
     (
         11,
@@ -217,7 +217,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
                 Outcome::Closed(CloseReason::Reset)
             }",
         "",
-        "a_reset_is_told_at_debug",
+        "reset_is_logged_at_debug_level",
     ),
     (
         12,
@@ -231,28 +231,28 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/event_loop/deadlines.rs",
         "self.arm_at(slot, now + timeout + 1);",
         "let _ = (slot, now, timeout);",
-        "a_connection_that_is_half_closed_and_stalled_is_closed",
+        "idle_half_closed_stalled_connection_is_closed",
     ),
     (
         13,
         "src/event_loop/server.rs",
         "} else if self.drain_deadline <= self.clock.ms()",
         "} else if self.drain_deadline == 0",
-        "the_drain_timeout_cuts_the_rest",
+        "drain_timeout_closes_remaining_connections",
     ),
     (
         14,
         "src/event_loop/acceptor.rs",
         "self.next_listener = index + 1;",
         "self.next_listener = index + 1; self.listeners[index].ready = false;",
-        "a_burst_of_connections_in_one_event_is_accepted_to_the_last",
+        "burst_of_connections_in_one_event_is_accepted",
     ),
     (
         15,
         "src/listen/listener.rs",
         "Errno::NETDOWN | Errno::NOPROTOOPT | Errno::HOSTDOWN | Errno::HOSTUNREACH => AcceptError::Aborted,",
         "Errno::NETDOWN | Errno::NOPROTOOPT | Errno::HOSTDOWN | Errno::HOSTUNREACH => AcceptError::Fatal,",
-        "an_error_of_one_newcomer_is_none_of_the_listener",
+        "accept_error_of_one_connection_spares_the_listener",
     ),
     (
         16,
@@ -316,14 +316,14 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/event_loop/acceptor.rs",
         "(self.draining, self.any_ready) = (true, true);",
         "self.listeners.clear();",
-        "connections_that_wait_in_the_listen_queue_at_a_stop_are_served",
+        "pending_connections_are_served_at_shutdown",
     ),
     (
         23,
         "src/listen/listener.rs",
         "rustix::io::ioctl_fionbio(&socket, true)?;",
         "",
-        "an_inherited_listener_does_not_block_and_keeps_its_file",
+        "inherited_listener_is_nonblocking_and_keeps_its_file",
     ),
     (
         24,
@@ -346,14 +346,14 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/listen/socket.rs",
         "socket.set_only_v6(family == Family::Own)?;",
         "socket.set_only_v6(false)?;",
-        "ipv4_and_ipv6_of_one_port_are_two_listeners_side_by_side",
+        "ipv4_and_ipv6_wildcards_share_a_port",
     ),
     (
         25,
         "src/listen/socket.rs",
         "socket.set_only_v6(family == Family::Own)?;",
         "socket.set_only_v6(true)?;",
-        "a_bare_port_is_one_dual_stack_socket_on_every_interface",
+        "bare_port_is_one_dual_stack_socket",
     ),
     (
         25,
@@ -367,7 +367,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/event_loop/connection.rs",
         "State::Discarding { remaining: self.stream.bytes_available().unwrap_or(0) }",
         "State::Discarding { remaining: 0 }",
-        "of_a_longer_message_1024_bytes_come_back_and_then_fin_not_rst",
+        "long_message_is_truncated_and_closed_with_fin",
     ),
     (
         26,
@@ -375,7 +375,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "self.discard(count, scratch, observer);
                             continue;",
         "return Ok(Outcome::Closed(CloseReason::Drained));",
-        "what_comes_after_our_fin_is_discarded_until_the_peers",
+        "data_after_our_fin_is_discarded",
     ),
     (
         27,
@@ -383,14 +383,14 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "self.connections.mark_ready(id, readable, writable);",
         "if event.is_read_closed() && self.connections.get_mut(id).is_some() { drop(self.connections.remove(id)); return; }
          self.connections.mark_ready(id, readable, writable);",
-        "everything_before_the_peers_fin_is_echoed_and_then_comes_our_fin",
+        "data_before_peer_fin_is_echoed_before_ours",
     ),
     (
         28,
         "src/event_loop/server.rs",
         "self.deadlines.arm(id.slot, now);",
         "",
-        "a_connection_that_never_says_anything_is_closed",
+        "silent_connection_is_closed",
     ),
     (
         28,
@@ -398,14 +398,14 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "scratch.traffic.discarded += count as u64;
         self.last_active = scratch.ms;",
         "scratch.traffic.discarded += count as u64;",
-        "a_peer_that_still_sends_in_a_drain_is_not_idle_and_is_cut_at_the_drain_timeout",
+        "sending_peer_outlasts_idle_timeout_during_drain",
     ),
     (
         29,
         "src/event_loop/connection.rs",
         "State::Draining { remaining } => *remaining = remaining.saturating_sub(count as u32),",
         "State::Draining { .. } => {}",
-        "a_peer_that_keeps_sending_cannot_put_its_fin_off",
+        "endless_sender_cannot_delay_its_fin",
     ),
     (
         30,
@@ -419,7 +419,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/event_loop/connection.rs",
         "self.is_stalled() || self.readable == Readable::No",
         "self.readable == Readable::No",
-        "a_peer_that_does_not_read_is_not_read_from_and_blocks_itself",
+        "nonreading_peer_is_not_read_from",
     ),
     (
         33,
@@ -433,14 +433,14 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/listen/unix_file.rs",
         "Some(Errno::CONNREFUSED | Errno::NOENT) => Ok(None),",
         "Some(Errno::CONNREFUSED | Errno::NOENT | Errno::AGAIN) => Ok(None),",
-        "a_live_socket_with_a_full_queue_is_not_taken_for_a_stale_one",
+        "live_socket_with_full_backlog_is_not_stale",
     ),
     (
         37,
         "src/listen/unix_file.rs",
         "(now.dev(), now.ino()) == identity;",
         "(now.dev(), now.ino()) == identity || now.dev() > 0;",
-        "a_file_that_has_taken_the_place_of_ours_is_not_removed",
+        "socket_file_of_another_daemon_is_not_removed",
     ),
     (
         38,
@@ -514,5 +514,5 @@ fn of_each_trap_a_handling_can_be_removed() {
 #[test]
 #[ignore = "builds the crate once per handling: a quarter of an hour"]
 fn removing_a_handling_makes_its_test_fail() {
-    experiments::assert_that_all_fail(experiments());
+    experiments::assert_all_fail(experiments());
 }

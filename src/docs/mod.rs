@@ -3,6 +3,8 @@
 //! They are read in two places. On a code host, their links lead to files, by the definitions at the end of each page. In
 //! this documentation, the first definition of a link counts: those of `links.md`, which lead to items.
 
+#![allow(rustdoc::private_intra_doc_links, reason = "private functions are documented, too: see .cargo/config.toml")]
+
 /// How an event loop on mio is written, from the first call to the real thing.
 ///
 #[doc = include_str!("links.md")]
