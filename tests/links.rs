@@ -7,14 +7,13 @@
 //!     ECHOD_DRAW=1 cargo test --test links
 
 #[path = "support/sources.rs"]
-#[allow(dead_code, reason = "the pages are listed here")]
 mod sources;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use sources::read;
+use sources::{read, sources_in};
 
 /// The pages that rustdoc includes, too.
 const PAGES: [&str; 4] = ["src/docs/tour.md", "src/docs/traps.md", "src/docs/tutorial.md", "src/docs/tutorial.zh.md"];
@@ -181,7 +180,8 @@ fn defines(source: &str, item: &str) -> bool {
     };
     let is_item = |line: &str| {
         let line = line.trim_start();
-        let line = line.strip_prefix("pub ").or_else(|| line.strip_prefix("pub(super) ")).unwrap_or(line);
+        let visibilities = ["pub ", "pub(super) ", "pub(crate) "];
+        let line = visibilities.iter().find_map(|word| line.strip_prefix(word)).unwrap_or(line);
         ["fn ", "const ", "struct ", "enum ", "trait ", "static ", "type "]
             .iter()
             .any(|word| line.strip_prefix(word).is_some_and(starts))
@@ -214,10 +214,54 @@ fn documented(label: &str, target: &str) -> Result<String, String> {
     let path = file.strip_prefix("../").and_then(|path| path.strip_suffix(".rs")).filter(|path| !path.starts_with('.'));
     let path = path.ok_or_else(|| format!("[{label}] leads to {target}, which is not in the documentation"))?;
     let module = path.strip_suffix("/mod").unwrap_or(path).replace('/', "::");
-    match label.strip_prefix('`').and_then(|label| label.strip_suffix('`')) {
-        None => Ok(format!("crate::{module}")),
-        Some(item) if defines(&read(format!("src/{path}.rs")), item) => Ok(format!("crate::{module}::{item}")),
-        Some(item) => Err(format!("src/{path}.rs does not define {item}")),
+    let Some(item) = label.strip_prefix('`').and_then(|label| label.strip_suffix('`')) else {
+        return Ok(format!("crate::{module}"));
+    };
+    let source = read(format!("src/{path}.rs"));
+    if !defines(&source, item) {
+        return Err(format!("src/{path}.rs does not define {item}"));
+    }
+    match (item.split_once("::"), private_page(&source, item)) {
+        // rustdoc does not resolve the path of a private item from another module, but the item has a page.
+        (None, Some(page)) => Ok(format!("../../{}/{page}", path.strip_suffix("/mod").unwrap_or(path))),
+        (None, None) => Ok(format!("crate::{module}::{item}")),
+        // A type may have methods in other files than its own.
+        (Some((owner, _)), _) => Ok(format!("crate::{}::{item}", module_of(owner).unwrap_or(module))),
+    }
+}
+
+/// Returns the name of the page of an item that is private in this source, at the top level.
+fn private_page(source: &str, item: &str) -> Option<String> {
+    let kinds = [("fn ", "fn"), ("const ", "constant"), ("struct ", "struct"), ("enum ", "enum"), ("trait ", "trait")];
+    let ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+    let find = |line: &str| {
+        let line = line.strip_prefix("pub(super) ").or_else(|| line.strip_prefix("pub(crate) ")).unwrap_or(line);
+        let (_, kind) = kinds
+            .iter()
+            .find(|(word, _)| line.strip_prefix(word).and_then(|rest| rest.strip_prefix(item)).is_some_and(ends))?;
+        Some(format!("{kind}.{item}.html"))
+    };
+    source.lines().find_map(find)
+}
+
+/// Returns the module that defines this type, if exactly one does.
+fn module_of(owner: &str) -> Option<String> {
+    let is_definition = |line: &str| {
+        let rest = ["pub struct ", "pub enum ", "pub trait "].iter().find_map(|word| line.strip_prefix(word));
+        let rest = rest.and_then(|rest| rest.strip_prefix(owner));
+        rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
+    };
+    let paths = sources_in("src").into_iter().filter(|path| read(path).lines().any(is_definition));
+    let modules: Vec<String> = paths
+        .map(|path| {
+            let path = path.with_extension("").to_string_lossy().replace('/', "::");
+            let path = path.strip_prefix("src::").unwrap_or(&path).to_owned();
+            path.strip_suffix("::mod").map_or(path.clone(), str::to_owned)
+        })
+        .collect();
+    match modules.as_slice() {
+        [module] => Some(module.clone()),
+        _ => None,
     }
 }
 
@@ -330,6 +374,12 @@ fn definition_of_an_item_is_recognized() {
     assert_eq!(documented("traps", "traps.md#t1"), Ok("crate::docs::traps#t1".into()));
     assert!(documented("`no_such_item`", "../event_loop/server.rs").is_err());
     assert!(documented("x", "../../examples/lines.rs").is_err());
+    assert_eq!(
+        documented("`Address::bind`", "../listen/socket.rs"),
+        Ok("crate::listen::address::Address::bind".into())
+    );
+    assert_eq!(private_page("const MAX: u8 = 1;\nfn f() {}", "MAX"), Some("constant.MAX.html".into()));
+    assert_eq!(private_page("pub fn f() {}\n    fn f() {}", "f"), None);
 }
 
 #[test]

@@ -5,15 +5,11 @@
 
 #![allow(rustdoc::private_intra_doc_links, reason = "private functions are documented, too: see .cargo/config.toml")]
 
-/// How an event loop on mio is written, from the first call to the real thing.
-///
 #[doc = include_str!("links.md")]
 #[doc = include_str!("pictures.md")]
 #[doc = include_str!("tour.md")]
 pub mod tour {}
 
-/// What goes wrong in event loops, how echod handles it, and which test proves it.
-///
 #[doc = include_str!("links.md")]
 #[doc = include_str!("traps.md")]
 pub mod traps {}
@@ -24,7 +20,7 @@ pub mod traps {}
 #[doc = include_str!("tutorial.md")]
 pub mod tutorial {}
 
-/// 重读那篇教程：从服务器内部看 TCP。
+/// 从服务器内部，一步一步看 TCP。
 ///
 #[doc = include_str!("links.md")]
 #[doc = include_str!("tutorial.zh.md")]
