@@ -1,30 +1,13 @@
-// The pages under `docs` are read in two places. On a code host, their links lead to files, by the definitions at the end of
-// each page. In the documentation the first definition of a link counts: those of `links!`, which lead to items.
-#![doc = links!()]
-#![doc = include_str!("docs/pictures.md")]
-#![doc = include_str!("docs/tour.md")]
-#![forbid(unsafe_code)]
+//! A TCP echo server (RFC 862), written to be read: one thread, one hand-written event loop on mio.
+//!
+//! - **[The tour](docs::tour)** is the place to start. In about 40 minutes it leads from the first call of mio to the loop
+//!   in [`event_loop::server`] and the state machine in [`event_loop::connection`].
+//! - [The traps](docs::traps) are what goes wrong in event loops: wrong and right code, and the test that proves it.
+//! - The tutorial shows TCP as the server sees it, [in English](docs::tutorial) and [in Chinese](docs::tutorial_zh).
+//!
+//! [`event_loop`] is the reference. It knows nothing of the modules around it, except for the type of a listening socket.
 
-/// Where the links of the pages lead in the documentation.
-macro_rules! links {
-    () => {
-        "[tutorial]: crate::docs::tutorial\n\
-         [chinese]: crate::docs::tutorial_zh\n\
-         [traps]: crate::docs::traps\n\
-         [acceptor]: crate::event_loop::acceptor\n\
-         [connection]: crate::event_loop::connection\n\
-         [connections]: crate::event_loop::connections\n\
-         [explain]: crate::explain\n\
-         [listener]: crate::listen::listener\n\
-         [socket]: crate::listen::socket\n\
-         [pending]: crate::event_loop::pending\n\
-         [readiness]: crate::event_loop::readiness\n\
-         [server]: crate::event_loop::server\n\
-         [state]: crate::event_loop::state\n\
-         [transport]: crate::event_loop::transport\n\n"
-    };
-}
-use links;
+#![forbid(unsafe_code)]
 
 pub mod daemon;
 pub mod docs;

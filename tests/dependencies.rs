@@ -1,11 +1,11 @@
-//! What the crate is built from: licences, Rust versions, and nothing twice in the binary.
+//! Checks the dependencies: licenses, minimum Rust versions, and no duplicates in the binary.
 //!
-//! Asked of `cargo metadata`, which every machine that builds has. `cargo deny` asks for licences, duplicates and sources
-//! again, by `.cargo/deny.toml` and where `.ci/run` has it, and knows advisories.
+//! The data comes from `cargo metadata`, which is available wherever the crate can be built. `.ci/run` also runs
+//! `cargo deny` (see `.cargo/deny.toml`), which checks licenses, duplicates and sources again, and knows about advisories.
 //!
-//! Of the Rust that we promise (`rust-version`), what the dependencies declare is looked at here. That our own code calls
-//! nothing newer in std is clippy's `incompatible_msrv`, an error under `-D warnings`, though not inside of tests; newer
-//! syntax it does not see. Only a build with that Rust would see everything.
+//! For the minimum Rust version (`rust-version`), only what the dependencies declare is checked here. Clippy's
+//! `incompatible_msrv` rejects newer functions of std in our own code, except in tests, but does not notice newer syntax.
+//! Only a build with that version would notice everything.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,10 +13,11 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// Licences under which code may go into a binary that is under MIT itself.
+/// Licenses under which code may be part of a binary that is itself licensed under MIT.
 const ACCEPTED: [&str; 3] = ["MIT", "Apache-2.0", "Unicode-3.0"];
 
-/// Of what is built here: nobody has downloaded Windows' crates, and we do not run there.
+/// Returns the output of `cargo metadata` for this platform only: crates for Windows are not downloaded, and echod does not
+/// run there.
 fn metadata() -> Value {
     let output = Command::new(env!("CARGO")).arg("-vV").output().unwrap();
     let version = String::from_utf8(output.stdout).unwrap();
@@ -33,51 +34,51 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
 }
 
-/// `(MIT OR Apache-2.0) AND Unicode-3.0`: one of each row must be accepted. Enough of SPDX for what there is: no AND inside
-/// of brackets.
-fn is_accepted(licence: &str) -> bool {
-    let one_of = |row: &str| {
-        let row = row.replace('/', " OR "); // As it was written before SPDX.
-        row.trim_matches(['(', ')', ' ']).split(" OR ").any(|name| ACCEPTED.contains(&name.trim()))
+/// Returns whether a license expression is acceptable: in `(MIT OR Apache-2.0) AND Unicode-3.0`, one alternative of each
+/// group must be accepted. Supports as much of SPDX as is in use: no AND inside parentheses.
+fn is_accepted(license: &str) -> bool {
+    let one_of = |group: &str| {
+        let group = group.replace('/', " OR "); // The notation before SPDX.
+        group.trim_matches(['(', ')', ' ']).split(" OR ").any(|name| ACCEPTED.contains(&name.trim()))
     };
-    !licence.is_empty() && licence.split(" AND ").all(one_of)
+    !license.is_empty() && license.split(" AND ").all(one_of)
 }
 
 #[test]
-fn every_licence_goes_with_ours() {
+fn every_license_is_compatible() {
     assert!(is_accepted("(MIT OR Apache-2.0) AND Unicode-3.0") && is_accepted("Unlicense/MIT"));
     assert!(!is_accepted("GPL-3.0-only") && !is_accepted("MIT AND GPL-3.0-only") && !is_accepted(""));
     let deny = include_str!("../.cargo/deny.toml");
-    assert!(deny.contains(&format!("\nallow = {ACCEPTED:?}\n")), "cargo deny accepts others");
+    assert!(deny.contains(&format!("\nallow = {ACCEPTED:?}\n")), "cargo deny should accept the same licenses");
     let metadata = metadata();
     let packages = metadata["packages"].as_array().unwrap();
-    assert!(packages.len() > 20, "only {} packages", packages.len());
+    assert!(packages.len() > 20, "found only {} packages", packages.len());
     for package in packages {
-        let licence = text(package, "license");
-        assert!(is_accepted(licence), "{} is under {licence:?}", text(package, "name"));
+        let license = text(package, "license");
+        assert!(is_accepted(license), "{} is licensed under {license:?}", text(package, "name"));
     }
 }
 
 #[test]
-fn no_dependency_wants_a_newer_rust_than_we_promise() {
+fn no_dependency_requires_a_newer_rust() {
     let number = |version: &str| -> Vec<u32> { version.split('.').map(|part| part.parse().unwrap()).collect() };
     let metadata = metadata();
     let packages = metadata["packages"].as_array().unwrap();
     let ours = number(env!("CARGO_PKG_RUST_VERSION"));
     for package in packages {
         let Some(theirs) = package["rust_version"].as_str() else { continue };
-        assert!(number(theirs)[..2] <= ours[..2], "{} wants Rust {theirs}", text(package, "name"));
+        assert!(number(theirs)[..2] <= ours[..2], "{} requires Rust {theirs}", text(package, "name"));
     }
 }
 
 #[test]
-fn nothing_is_in_the_binary_twice() {
+fn binary_contains_no_duplicate_crates() {
     let metadata = metadata();
     let nodes: BTreeMap<&str, &Value> =
         metadata["resolve"]["nodes"].as_array().unwrap().iter().map(|node| (text(node, "id"), node)).collect();
     let is_linked = |dependency: &Value| {
         let kinds = dependency["dep_kinds"].as_array().unwrap();
-        // Not for development or building only.
+        // Normal dependencies; those for development or building have a kind.
         kinds.iter().any(|kind| kind["kind"].is_null())
     };
     let mut linked = BTreeSet::new();
@@ -95,9 +96,9 @@ fn nothing_is_in_the_binary_twice() {
             versions.entry(text(package, "name")).or_default().push(text(package, "version"));
         }
     }
-    // What only macros are made of runs in the compiler.
+    // Only used by macros, which run in the compiler.
     versions.remove("syn");
     let twice: Vec<_> = versions.iter().filter(|(_, versions)| versions.len() > 1).collect();
-    assert!(twice.is_empty(), "{twice:?}");
-    assert!(versions.len() > 10, "only {versions:?}");
+    assert!(twice.is_empty(), "linked in several versions: {twice:?}");
+    assert!(versions.len() > 10, "found only {versions:?}");
 }

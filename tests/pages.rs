@@ -1,14 +1,12 @@
-//! The pages under `src/` are run: every command in them, and its output compared with what the page shows.
+//! Runs the pages in `src/docs`: every command in them, and compares its output with what the page shows.
 //!
-//! A block ```` ```console ```` holds commands after `$ ` and what they print. If that begins with `listening on`, the
-//! command is a server, and stays; a block ```` ```text ```` then is what it says next. A line `…` stands for any number of
-//! lines, and at the end of one for its rest. `<!-- Ctrl-C -->` is what it says, to the server. Ports from 9990 to 9999 become free ones; times, ports and
-//! whatever else has five digits or more are not compared.
+//! A block ```` ```console ```` holds commands after `$ ` and their output; a line that ends in `\` continues on the next
+//! one. If the output begins with `listening on`, the command is a server, which keeps running; a block ```` ```text ````
+//! then is what it prints next. A line `…` stands for any number of lines, and at the end of a line for its rest.
+//! `<!-- Ctrl-C -->` stops the server. Ports from 9990 to 9999 are replaced by free ones; times, ports and all other numbers
+//! of five or more digits are not compared.
 
 mod support;
-
-#[path = "support/sources.rs"]
-mod sources;
 
 use std::fs;
 use std::io::Read;
@@ -18,19 +16,19 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use rustix::process::{Pid, kill_process};
-use sources::{read, sources_in};
 use support::{Signal, eventually, has_program, skip_missing, wait_until};
 
 const ENGLISH: &str = "src/docs/tutorial.md";
 const CHINESE: &str = "src/docs/tutorial.zh.md";
+const TOUR: &str = "src/docs/tour.md";
 
 /// What a page consists of, as far as it can be run.
 #[derive(Debug, PartialEq)]
 enum Part {
-    /// A command and what it prints.
+    /// A command and its output.
     Command(String, Vec<String>),
-    /// What the server says next.
-    Says(Vec<String>),
+    /// What the server prints next.
+    Prints(Vec<String>),
     CtrlC,
 }
 
@@ -47,12 +45,15 @@ fn parts(page: &str) -> Vec<Part> {
             _ => continue,
         };
         if line == "```text" {
-            parts.push(Part::Says(block));
+            parts.push(Part::Prints(block));
             continue;
         }
         for line in block {
             match (line.strip_prefix("$ "), parts.last_mut()) {
                 (Some(command), _) => parts.push(Part::Command(command.into(), Vec::new())),
+                (None, Some(Part::Command(command, output))) if output.is_empty() && command.ends_with('\\') => {
+                    *command += &format!("\n{line}");
+                }
                 (None, Some(Part::Command(_, output))) => output.push(line),
                 (None, _) => panic!("a console block begins with output: {line}"),
             }
@@ -61,7 +62,7 @@ fn parts(page: &str) -> Vec<Part> {
     parts
 }
 
-/// The line without what differs from run to run.
+/// Returns the line without what differs from run to run.
 fn masked(line: &str) -> String {
     let mut masked = String::new();
     let mut rest = line.trim_end();
@@ -85,7 +86,7 @@ fn masked(line: &str) -> String {
     masked.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Whether these lines are what the page shows. Returns how many of them that takes.
+/// Returns how many of these lines the page shows, or `None` if it shows something else.
 fn matches(shown: &[String], lines: &[String]) -> Option<usize> {
     match shown.split_first() {
         None => Some(0),
@@ -94,8 +95,8 @@ fn matches(shown: &[String], lines: &[String]) -> Option<usize> {
         }
         Some((line, rest)) => {
             let (first, others) = lines.split_first()?;
-            let same = match masked(line).strip_suffix(" …") {
-                Some(beginning) => masked(first).starts_with(beginning),
+            let same = match masked(line).strip_suffix('…') {
+                Some(beginning) => masked(first).starts_with(beginning.trim_end()),
                 None => masked(line) == masked(first),
             };
             same.then(|| matches(rest, others))?.map(|taken| taken + 1)
@@ -106,41 +107,47 @@ fn matches(shown: &[String], lines: &[String]) -> Option<usize> {
 /// A server of the page. Killed and reaped when dropped.
 struct Server {
     child: Child,
-    said: Arc<Mutex<String>>,
+    printed: Arc<Mutex<String>>,
     /// How many of its lines the page has shown.
     shown: usize,
 }
 
 impl Server {
-    /// Waits until it has said this, whole lines only.
+    /// Waits until the server has printed this. Only whole lines count.
     fn expect(&mut self, page: &Page, shown: &[String]) {
-        let said = || -> Vec<String> {
-            let text = self.said.lock().expect("no panic").clone();
+        let printed = || -> Vec<String> {
+            let text = self.printed.lock().expect("no panic in the reader").clone();
             let end = text.rfind('\n').map_or(0, |end| end + 1);
             text[..end].lines().skip(self.shown).map(|line| page.shown(line)).collect()
         };
         let start = std::time::Instant::now();
         loop {
-            let said = said();
-            if let Some(taken) = matches(shown, &said) {
+            let printed = printed();
+            if let Some(taken) = matches(shown, &printed) {
                 self.shown += taken;
                 return;
             }
             let late = start.elapsed().as_secs() >= 10;
             assert!(
                 !late,
-                "{}: the page shows\n\n{}\n\nbut this was said\n\n{}\n",
+                "{}: the page shows\n\n{}\n\nbut the server printed\n\n{}\n",
                 page.name,
                 shown.join("\n"),
-                said.join("\n")
+                printed.join("\n")
             );
             thread::sleep(std::time::Duration::from_millis(10));
         }
     }
 
-    fn stop(&mut self) {
-        if self.child.try_wait().expect("a child").is_none() {
-            kill_process(Pid::from_child(&self.child), Signal::INT).expect("it runs");
+    fn has_exited(&mut self) -> bool {
+        self.child.try_wait().expect("status of the server").is_some()
+    }
+
+    /// Sends SIGINT, unless the server has ended by itself, and waits for its end.
+    fn ctrl_c(&mut self) {
+        if !self.has_exited() {
+            kill_process(Pid::from_child(&self.child), Signal::INT).expect("running server");
+            wait_until("the server to end after Ctrl-C", || self.has_exited());
         }
     }
 }
@@ -172,24 +179,27 @@ impl Page {
                     page.serve(&command, &output);
                 }
                 Part::Command(command, output) => page.command(&command, &output),
-                Part::Says(lines) => {
-                    let mut server = page.server.take().expect("a server");
-                    server.expect(&page, &lines);
-                    page.server = Some(server);
+                Part::Prints(lines) => {
+                    // Without a server, the block is an illustration.
+                    if let Some(mut server) = page.server.take() {
+                        server.expect(&page, &lines);
+                        page.server = Some(server);
+                    }
                 }
-                Part::CtrlC => page.server.as_mut().expect("a server").stop(),
+                // The server's output has been compared; what follows is the next server's.
+                Part::CtrlC => page.server.take().expect("a server that runs").ctrl_c(),
             }
         }
     }
 
-    /// The command as it is run here: our ports, and the programs that Cargo has built.
+    /// Returns the command as it is run here: with our ports, and the programs that Cargo has built.
     fn shell(&self, command: &str) -> Command {
         let mut line = command.replace("cargo run -q --example conformance --", "conformance");
-        line = line.replace(" nc ", &format!(" {} ", openbsd_nc().expect("asked before")));
+        line = line.replace(" nc ", &format!(" {} ", openbsd_nc().expect("checked before")));
         for digit in 0..10 {
             line = line.replace(&format!("999{digit}"), &(self.ports + digit).to_string());
         }
-        let test = std::env::current_exe().expect("a path");
+        let test = std::env::current_exe().expect("path of the test");
         let built = test.parent().and_then(|deps| deps.parent()).expect("target/PROFILE/deps");
         let path = std::env::var("PATH").unwrap_or_default();
         let mut shell = Command::new("sh");
@@ -199,7 +209,7 @@ impl Page {
         shell
     }
 
-    /// What was printed, with the page's ports.
+    /// Returns a printed line with the ports of the page.
     fn shown(&self, line: &str) -> String {
         let mut line = line.to_owned();
         for digit in 0..10 {
@@ -209,34 +219,39 @@ impl Page {
     }
 
     fn serve(&mut self, command: &str, output: &[String]) {
-        self.server = None; // The one before has gone before this one comes.
+        let runs = self.server.as_mut().is_some_and(|server| !server.has_exited());
+        assert!(!runs, "{}: tell the reader to stop the server first: {command}", self.name);
         let mut shell = self.shell(&format!("exec {command} 2>&1"));
         let mut child = shell.stdout(Stdio::piped()).spawn().expect("sh");
-        let (mut pipe, said) = (child.stdout.take().expect("a pipe"), Arc::new(Mutex::new(String::new())));
-        let collected = Arc::clone(&said);
+        let (mut pipe, printed) = (child.stdout.take().expect("stdout of sh"), Arc::new(Mutex::new(String::new())));
+        let collected = Arc::clone(&printed);
         thread::spawn(move || {
             let mut bytes = Vec::new();
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = pipe.read(&mut buffer) {
                 bytes.extend_from_slice(&buffer[..count]);
-                *collected.lock().expect("no panic") = String::from_utf8_lossy(&bytes).into_owned();
+                *collected.lock().expect("no panic in the page") = String::from_utf8_lossy(&bytes).into_owned();
             }
         });
-        let mut server = Server { child, said, shown: 0 };
+        let mut server = Server { child, printed, shown: 0 };
         server.expect(self, output);
         self.server = Some(server);
     }
 
     fn command(&self, command: &str, output: &[String]) {
         let mut child = self.shell(&format!("exec 2>&1; {command}")).stdout(Stdio::piped()).spawn().expect("sh");
-        wait_until(command, || child.try_wait().expect("a child").is_some());
-        let mut text = Vec::new();
-        child.stdout.take().expect("a pipe").read_to_end(&mut text).expect("text");
-        let lines: Vec<String> = String::from_utf8_lossy(&text).lines().map(|line| self.shown(line)).collect();
+        let mut pipe = child.stdout.take().expect("stdout of sh");
+        let reader = thread::spawn(move || {
+            let mut bytes = Vec::new();
+            pipe.read_to_end(&mut bytes).map(|_| bytes)
+        });
+        wait_until(command, || child.try_wait().expect("status of the command").is_some());
+        let bytes = reader.join().expect("no panic in the reader").expect("output of the command");
+        let lines: Vec<String> = String::from_utf8_lossy(&bytes).lines().map(|line| self.shown(line)).collect();
         let all = matches(output, &lines) == Some(lines.len()) || output.last().is_some_and(|last| last == "…");
         assert!(
             all,
-            "{}: {command}\n\nthe page shows\n\n{}\n\nbut this came\n\n{}\n",
+            "{}: {command}\n\nthe page shows\n\n{}\n\nbut the output is\n\n{}\n",
             self.name,
             output.join("\n"),
             lines.join("\n")
@@ -244,7 +259,7 @@ impl Page {
     }
 }
 
-/// Ten ports in a row, below those that the system gives to clients.
+/// Returns the first of ten free ports in a row, below those that the system assigns to clients.
 fn free_ports() -> u16 {
     let mut random = support::Random::new(
         u64::from(std::process::id()) << 32 | rustix::thread::gettid().as_raw_nonzero().get() as u64,
@@ -255,7 +270,7 @@ fn free_ports() -> u16 {
     })
 }
 
-/// OpenBSD's netcat, by the name that it has here. Another one may stand behind `nc`.
+/// Returns the name of OpenBSD's netcat; `nc` may be another one.
 fn openbsd_nc() -> Option<&'static str> {
     ["nc.openbsd", "nc"].into_iter().find(|name| {
         let help = Command::new(name).arg("-h").output();
@@ -263,9 +278,9 @@ fn openbsd_nc() -> Option<&'static str> {
     })
 }
 
-/// Whether the pages can be run here.
-fn can_run() -> bool {
-    let missing = ["ss", "python3"].into_iter().find(|program| !has_program(program));
+/// Returns whether a page that needs these programs can be run here; otherwise prints what is missing.
+fn can_run(programs: &[&'static str]) -> bool {
+    let missing = programs.iter().copied().find(|program| !has_program(program));
     match missing.or_else(|| openbsd_nc().is_none().then_some("OpenBSD's nc")) {
         Some(missing) => skip_missing(missing),
         None => return true,
@@ -274,86 +289,65 @@ fn can_run() -> bool {
 }
 
 #[test]
-fn the_tutorial_shows_what_happens() {
-    if can_run() {
+fn english_tutorial_output_is_reproduced() {
+    if can_run(&["ss", "python3"]) {
         Page::run(ENGLISH);
     }
 }
 
 #[test]
-fn the_chinese_tutorial_shows_what_happens() {
-    if can_run() {
+fn chinese_tutorial_output_is_reproduced() {
+    if can_run(&["ss", "python3"]) {
         Page::run(CHINESE);
     }
 }
 
 #[test]
-fn both_languages_have_the_same_commands() {
-    let commands = |page: &str| -> Vec<String> {
-        let page = fs::read_to_string(page).expect("a page");
-        let command = |part| if let Part::Command(command, _) = part { Some(command) } else { None };
-        parts(&page).into_iter().filter_map(command).collect()
-    };
-    assert_eq!(commands(ENGLISH), commands(CHINESE));
-    assert!(commands(ENGLISH).len() > 5);
-}
-
-/// Whether this source defines it: a function, a type, a constant, or a variant of an enum.
-fn defines(source: &str, name: &str) -> bool {
-    let name = name.rsplit("::").next().expect("a name");
-    source.lines().map(str::trim_start).any(|line| {
-        let line = line.strip_prefix("pub ").unwrap_or(line);
-        let item = ["fn ", "const ", "struct ", "enum ", "trait "].iter().find_map(|word| line.strip_prefix(word));
-        let rest = item.unwrap_or(line).strip_prefix(name);
-        // A variant stands alone on its line.
-        rest.is_some_and(|rest| match item {
-            Some(_) => !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_'),
-            None => rest == "," || rest == " {" || rest.ends_with("),"),
-        })
-    })
-}
-
-/// What stands in backticks.
-fn spans(text: &str) -> impl Iterator<Item = &str> {
-    text.split('`').skip(1).step_by(2)
-}
-
-#[test]
-fn what_the_pages_name_in_the_code_is_there() {
-    let all: String = sources_in("src").into_iter().map(read).collect();
-    for page in [ENGLISH, CHINESE, "src/docs/tour.md"] {
-        let text = read(page).replace("\n> ", " ");
-        let mut named = 0;
-        // After a quoted file, what is in it. In the last column of a table of the tutorial, something anywhere.
-        for quote in text.lines().filter(|line| line.contains(".rs`][") && spans(line).count() > 1) {
-            let mut source = None;
-            for span in spans(quote) {
-                if span.ends_with(".rs") {
-                    source = Some(read(span));
-                } else {
-                    let there = source.as_ref().is_some_and(|source| defines(source, span));
-                    assert!(there, "{page} names `{span}`, which is not there: {quote}");
-                    named += 1;
-                }
-            }
-        }
-        for row in text.lines().filter(|line| line.starts_with("| ") && page != "src/docs/tour.md") {
-            for span in row.rsplit(" | ").next().map(spans).into_iter().flatten() {
-                assert!(defines(&all, span), "{page} names `{span}`, which is not there: {row}");
-                named += 1;
-            }
-        }
-        assert!(named > 5, "{page} names next to nothing");
+fn tour_output_is_reproduced() {
+    if can_run(&["strace"]) {
+        Page::run(TOUR);
     }
-    assert!(!defines("    pub fn works() {}", "work") && defines("    pub fn work<T>() {}", "Connection::work"));
 }
 
 #[test]
-fn masks_hide_times_and_long_numbers_and_nothing_else() {
+fn both_languages_show_the_same_commands_and_output() {
+    let parts = |page: &str| parts(&fs::read_to_string(page).expect("page"));
+    let (english, chinese) = (parts(ENGLISH), parts(CHINESE));
+    for (english, chinese) in english.iter().zip(&chinese) {
+        assert_eq!(english, chinese);
+    }
+    assert_eq!(english.len(), chinese.len());
+    assert!(english.len() > 20, "only {} parts", english.len());
+}
+
+// ---- the comparison itself ----
+
+#[test]
+fn masks_hide_only_times_and_long_numbers() {
     assert_eq!(masked("#1      0.000185  ── PSH+ACK len 3"), "#1 TIME ── PSH+ACK len 3");
     assert_eq!(masked("client 127.0.0.1:48786, 1024 bytes"), "client 127.0.0.1:NUMBER, 1024 bytes");
-    let lines = |text: &str| -> Vec<String> { text.split(' ').map(str::to_owned).collect() };
-    assert_eq!(matches(&lines("a … d"), &lines("a b c d e")), Some(4));
-    assert_eq!(matches(&lines("a c"), &lines("a b c")), None);
-    assert_eq!(matches(&lines("a b"), &lines("a")), None);
+}
+
+#[test]
+fn ellipsis_matches_lines_or_the_rest_of_one() {
+    let lines = |text: &str| -> Vec<String> { text.split(',').map(str::to_owned).collect() };
+    assert_eq!(matches(&lines("a,…,d"), &lines("a,b,c,d,e")), Some(4));
+    assert_eq!(matches(&lines("a,c"), &lines("a,b,c")), None);
+    assert_eq!(matches(&lines("a,b"), &lines("a")), None);
+    assert_eq!(matches(&lines("a b …,c"), &lines("a b 1 2,c")), Some(2));
+    assert_eq!(matches(&lines("f(7…"), &lines("f(7 8)")), Some(1));
+    assert_eq!(matches(&lines("a c …"), &lines("a b c")), None);
+}
+
+#[test]
+fn command_may_continue_on_the_next_line() {
+    let command = |text: &str, output: &[&str]| Part::Command(text.into(), output.iter().map(|&o| o.into()).collect());
+    let page = "```console\n$ one & \\\n  two\noutput \\\nmore\n$ three\n```\n<!-- Ctrl-C -->\n```text\nprinted\n```\n";
+    let expected = [
+        command("one & \\\n  two", &["output \\", "more"]),
+        command("three", &[]),
+        Part::CtrlC,
+        Part::Prints(vec!["printed".into()]),
+    ];
+    assert_eq!(parts(page), expected);
 }
