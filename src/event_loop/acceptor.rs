@@ -3,11 +3,12 @@
 
 use std::{io, mem};
 
-use log::{debug, info, warn};
+use log::{debug, error, info, warn};
 use mio::Registry;
 
 use crate::event_loop::clock::NEVER;
 use crate::event_loop::counters::PauseReason;
+use crate::event_loop::log_limit::LogLimit;
 use crate::event_loop::token::EventSource;
 use crate::event_loop::transport::{Peer, Stream};
 use crate::listen::listener::{AcceptError, Listener};
@@ -33,12 +34,17 @@ pub struct Acceptor {
     failed: usize,
     /// When the pause ends, in milliseconds; [`NEVER`] while there is none.
     resume_at: u64,
-    /// Whether a pause was logged whose end has not been logged yet.
-    pause_logged: bool,
+    /// Whether accepting has paused, and no backlog has been seen empty since.
+    paused: bool,
     limit_logged: bool,
     /// Whether accepting is paused by the connection limit.
     at_limit: bool,
     draining: bool,
+    /// Why the last listener was dropped.
+    failure: Option<io::Error>,
+    /// Limits for the two log lines that descriptor exhaustion under churn would repeat many times a second.
+    pause_limit: LogLimit,
+    resume_limit: LogLimit,
     /// Failed accepts since startup: aborted connections, and exhausted resources.
     pub errors: u64,
     /// Pauses since startup, indexed by [`PauseReason`]. A renewed pause counts once.
@@ -59,10 +65,13 @@ impl Acceptor {
             budget: 0,
             failed: 0,
             resume_at: NEVER,
-            pause_logged: false,
+            paused: false,
             limit_logged: false,
             at_limit: false,
             draining: false,
+            failure: None,
+            pause_limit: LogLimit::default(),
+            resume_limit: LogLimit::default(),
             errors: 0,
             pauses: [0; PauseReason::COUNT],
         })
@@ -71,12 +80,31 @@ impl Acceptor {
     /// Records an event for a listener. It stays ready until its backlog has been seen empty, so whatever stops accepting
     /// before that (the budget, the connection limit, a pause) needs no further event to continue.
     ///
+    /// A listener that hung up has been shut down by another process that has it, too; it is dropped.
+    ///
     /// Linear in the number of listeners; there are only a handful.
-    pub fn mark_ready(&mut self, index: u32) {
-        if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.index == index) {
-            listener.mark_ready();
+    pub fn mark_ready(&mut self, index: u32, hung_up: bool) {
+        let Some(position) = self.listeners.iter().position(|listener| listener.index == index) else { return };
+        if hung_up {
+            self.drop_listener(position, io::Error::other("it was shut down by another process"));
+        } else {
+            self.listeners[position].mark_ready();
             self.any_ready = true;
         }
+    }
+
+    /// Drops a listener from which nothing can be accepted any more. The others continue.
+    fn drop_listener(&mut self, position: usize, error: io::Error) {
+        let listener = self.listeners.remove(position);
+        error!("cannot accept connections on {} any more: {error}; closing this listener", listener.local());
+        if self.listeners.is_empty() && !self.draining {
+            self.failure = Some(io::Error::new(error.kind(), format!("no listener is left: {error}")));
+        }
+    }
+
+    /// Returns why there is no listener any more, if that is so without a graceful shutdown.
+    pub fn take_failure(&mut self) -> Option<io::Error> {
+        self.failure.take()
     }
 
     /// Returns whether there may be connections to accept now. During a pause there are none, so that a full backlog does not
@@ -100,9 +128,8 @@ impl Acceptor {
         self.is_ready() || self.draining
     }
 
-    /// Accepts the next connection, if there is one and the budget is not used up. Returns an error if the daemon cannot
-    /// continue.
-    pub fn next(&mut self, now: u64) -> io::Result<Option<(Stream, Peer)>> {
+    /// Accepts the next connection, if there is one and the budget is not used up.
+    pub fn next(&mut self, now: u64) -> Option<(Stream, Peer)> {
         while self.budget > 0 && self.resume_at == NEVER {
             let count = self.listeners.len();
             let ready = (0..count).map(|i| (self.next_listener + i) % count).find(|&i| self.listeners[i].ready);
@@ -114,25 +141,27 @@ impl Acceptor {
             match self.listeners[index].accept() {
                 Ok(accepted) => {
                     self.next_listener = index + 1;
-                    return Ok(Some(accepted.into()));
+                    return Some(accepted.into());
                 }
-                Err(error) => self.handle_accept_error(index, error, now)?,
+                Err(error) => self.handle_accept_error(index, error, now),
             }
         }
         if self.draining {
             // A listener is closed once its backlog has been seen empty: close(2) resets the connections in it.
             self.listeners.retain(|listener| listener.ready);
         }
-        Ok(None)
+        None
     }
 
-    fn handle_accept_error(&mut self, index: usize, error: io::Error, now: u64) -> io::Result<()> {
+    fn handle_accept_error(&mut self, index: usize, error: io::Error, now: u64) {
         let class = AcceptError::classify(&error);
         match class {
             AcceptError::WouldBlock => {
                 self.listeners[index].ready = false;
-                if mem::take(&mut self.pause_logged) {
-                    info!("resuming accepts");
+                if mem::take(&mut self.paused)
+                    && let Some(suppressed) = self.resume_limit.check(now)
+                {
+                    info!("resuming accepts{suppressed}");
                 }
             }
             AcceptError::Interrupted | AcceptError::Aborted => {
@@ -147,18 +176,20 @@ impl Acceptor {
                 self.errors += 1;
                 self.pause("accept", &error, now);
             }
-            AcceptError::Fatal => return Err(error),
+            AcceptError::Fatal => self.drop_listener(index, error),
         }
-        Ok(())
     }
 
-    /// Stops accepting for `PAUSE_MS`. A pause is logged once, however often it is renewed: accept(2) reports EMFILE for an
-    /// empty backlog, too. (For the same reason the "reserve file descriptor" trick does not work here.)
+    /// Stops accepting for `PAUSE_MS`. A pause is counted and logged once, however often it is renewed: accept(2) reports EMFILE
+    /// for an empty backlog, too. (For the same reason the "reserve file descriptor" trick does not work here.) Pauses that end
+    /// and come again many times a second are logged once a second.
     pub fn pause(&mut self, attempt: &str, error: &io::Error, now: u64) {
         self.resume_at = now + PAUSE_MS;
-        if !mem::replace(&mut self.pause_logged, true) {
+        if !mem::replace(&mut self.paused, true) {
             self.pauses[PauseReason::from_io_error(error) as usize] += 1;
-            warn!("cannot {attempt}: {error}; pausing accepts");
+            if let Some(suppressed) = self.pause_limit.check(now) {
+                warn!("cannot {attempt}: {error}; pausing accepts{suppressed}");
+            }
         }
     }
 
@@ -226,7 +257,7 @@ mod tests {
         poll.poll(&mut events, Some(timeout)).expect("poll");
         for event in &events {
             if let EventSource::Listener(index) = event.token().into() {
-                acceptor.mark_ready(index);
+                acceptor.mark_ready(index, false);
             }
         }
         (acceptor, poll, clients)
@@ -238,7 +269,7 @@ mod tests {
         let (mut other, other_poll, others) = with_pending(second);
         acceptor.listeners.append(&mut other.listeners);
         acceptor.listeners[1].index = 1;
-        acceptor.mark_ready(1);
+        acceptor.mark_ready(1, false);
         (acceptor, (poll, clients, other_poll, others))
     }
 
@@ -246,7 +277,7 @@ mod tests {
     fn iteration(acceptor: &mut Acceptor, now: u64) -> usize {
         let mut count = 0;
         acceptor.start_iteration(now);
-        while acceptor.next(now).expect("no fatal error").is_some() {
+        while acceptor.next(now).is_some() {
             count += 1;
         }
         count
@@ -271,9 +302,9 @@ mod tests {
         assert_eq!(acceptor.resume_at(), 1000 + PAUSE_MS);
         assert!(!acceptor.is_ready(), "pending connections do not keep the loop awake");
         assert!(!acceptor.start_iteration(1000 + PAUSE_MS - 1));
-        assert!(acceptor.next(1000 + PAUSE_MS - 1).expect("no fatal error").is_none(), "the pause is not over");
+        assert!(acceptor.next(1000 + PAUSE_MS - 1).is_none(), "the pause is not over");
         assert!(acceptor.start_iteration(1000 + PAUSE_MS));
-        assert!(acceptor.next(1000 + PAUSE_MS).expect("no fatal error").is_some());
+        assert!(acceptor.next(1000 + PAUSE_MS).is_some());
 
         acceptor.pause("accept", &error, 2000);
         acceptor.resume();
@@ -286,7 +317,7 @@ mod tests {
         let (mut acceptor, _clients) = with_two_listeners(2, 2);
         let mut order = Vec::new();
         acceptor.start_iteration(0);
-        while let Some((stream, _)) = acceptor.next(0).expect("no fatal error") {
+        while let Some((stream, _)) = acceptor.next(0) {
             let Stream::Tcp(stream) = stream else { panic!("expected TCP, got {stream:?}") };
             order.push(stream.local_addr().expect("address").port());
         }
@@ -306,10 +337,10 @@ mod tests {
         let aborted = || io::Error::from(Errno::CONNABORTED);
         acceptor.start_iteration(0);
         for _ in 1..MAX_ACCEPTS_PER_ITERATION {
-            acceptor.handle_accept_error(0, aborted(), 0).expect("no fatal error");
+            acceptor.handle_accept_error(0, aborted(), 0);
         }
         assert_eq!((acceptor.errors, acceptor.resume_at()), (MAX_ACCEPTS_PER_ITERATION as u64 - 1, NEVER));
-        acceptor.handle_accept_error(0, Errno::INTR.into(), 0).expect("no fatal error");
+        acceptor.handle_accept_error(0, Errno::INTR.into(), 0);
         assert_eq!(acceptor.errors, MAX_ACCEPTS_PER_ITERATION as u64 - 1, "an interrupted call is not an error");
         assert_eq!(
             (acceptor.resume_at(), acceptor.pauses),
@@ -318,7 +349,7 @@ mod tests {
         );
 
         acceptor.start_iteration(PAUSE_MS);
-        acceptor.handle_accept_error(0, aborted(), PAUSE_MS).expect("no fatal error");
+        acceptor.handle_accept_error(0, aborted(), PAUSE_MS);
         assert_eq!(acceptor.resume_at(), NEVER, "each iteration counts its own failures");
     }
 
@@ -329,20 +360,19 @@ mod tests {
         let mut fail = |acceptor: &mut Acceptor, errno: Errno| {
             time += PAUSE_MS;
             acceptor.start_iteration(time);
-            acceptor.handle_accept_error(0, errno.into(), time)
+            acceptor.handle_accept_error(0, errno.into(), time);
         };
         for errors in 1..=3 {
-            fail(&mut acceptor, Errno::MFILE).expect("no fatal error");
+            fail(&mut acceptor, Errno::MFILE);
             assert_eq!((acceptor.errors, acceptor.pauses), (errors, [0, 1, 0, 0]));
         }
-        fail(&mut acceptor, Errno::AGAIN).expect("no fatal error");
-        fail(&mut acceptor, Errno::MFILE).expect("no fatal error");
+        fail(&mut acceptor, Errno::AGAIN);
+        fail(&mut acceptor, Errno::MFILE);
         assert_eq!(
             (acceptor.errors, acceptor.pauses),
             (4, [0, 2, 0, 0]),
             "the end of the first pause was seen in between"
         );
-        assert!(fail(&mut acceptor, Errno::BADF).is_err(), "the daemon cannot continue");
     }
 
     #[test]
@@ -350,7 +380,7 @@ mod tests {
         let (mut acceptor, _poll, clients) = with_pending(3);
         acceptor.drain();
         acceptor.start_iteration(0);
-        assert!(acceptor.next(0).expect("no fatal error").is_some());
+        assert!(acceptor.next(0).is_some());
         assert!(!acceptor.is_closed(), "two connections are still in its backlog");
         assert_eq!(iteration(&mut acceptor, 0), 2);
         assert!(acceptor.is_closed());
@@ -358,10 +388,38 @@ mod tests {
     }
 
     #[test]
+    fn listener_that_was_shut_down_is_dropped_alone() {
+        for drop_one in [
+            |acceptor: &mut Acceptor| acceptor.mark_ready(0, true),
+            |acceptor: &mut Acceptor| acceptor.handle_accept_error(0, Errno::INVAL.into(), 0),
+        ] {
+            let (mut acceptor, _clients) = with_two_listeners(0, 2);
+            drop_one(&mut acceptor);
+            assert!(acceptor.take_failure().is_none(), "another listener is left");
+            assert_eq!(iteration(&mut acceptor, 0), 2);
+            acceptor.mark_ready(1, true);
+            let failure = acceptor.take_failure().expect("no listener is left");
+            assert!(failure.to_string().starts_with("no listener is left: "), "{failure}");
+        }
+    }
+
+    #[test]
+    fn flapping_pause_is_logged_once_a_second() {
+        let (mut acceptor, _poll, _clients) = with_pending(0);
+        for time in 0..1000 {
+            acceptor.handle_accept_error(0, Errno::MFILE.into(), time);
+            acceptor.handle_accept_error(0, Errno::AGAIN.into(), time);
+        }
+        assert_eq!(acceptor.pauses, [0, 1000, 0, 0], "all are counted");
+        let suppressed = acceptor.pause_limit.check(1000).expect("a second has passed");
+        assert_eq!(suppressed.to_string(), " (999 similar lines not logged)");
+    }
+
+    #[test]
     fn event_for_an_unknown_listener_is_ignored() {
         let (mut acceptor, _poll, _clients) = with_pending(0);
         acceptor.any_ready = false;
-        acceptor.mark_ready(7);
+        acceptor.mark_ready(7, false);
         assert!(!acceptor.is_ready());
     }
 }

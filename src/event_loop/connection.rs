@@ -23,11 +23,20 @@ use crate::event_loop::state::{ShutdownCause, State};
 use crate::event_loop::tcp_info::SendQueue;
 use crate::event_loop::transport::{Peer, Transport, write_until_would_block};
 
-/// The maximum number of reads from one connection each time it is served.
+/// The maximum number of reads from a light connection each time it is served.
 ///
-/// Without a limit, one fast peer could monopolize the loop: four reads of 64 KiB are some 60 µs of work. With a single
-/// read, every 64 KiB would cost an iteration of the loop; more than four bring no measurable gain.
+/// Without a limit, one fast peer could monopolize the loop. A connection that has more to read than this is heavy by then.
 pub const MAX_READS_PER_SERVE: usize = 4;
+
+/// The maximum number of reads from a heavy connection each time it is served: its quantum, 1 MiB with the default buffer.
+///
+/// Larger than that of a light connection, because a bulk transfer is the cheaper the longer the server stays with it, and
+/// because light connections do not wait for all heavy ones (see
+/// [`HEAVY_BYTES_PER_ITERATION`](crate::event_loop::server::HEAVY_BYTES_PER_ITERATION)).
+pub const MAX_READS_PER_HEAVY_SERVE: usize = 16;
+
+/// From this size on, a read makes a connection heavy, in bytes. Messages of interactive protocols are smaller.
+pub const HEAVY_READ: usize = 16 * 1024;
 
 /// How many bytes are echoed at a time when there is no memory to keep them. Copied twice, so not many.
 const MAX_PEEK: usize = 4096;
@@ -64,6 +73,8 @@ pub struct Connection<T, P = Echo> {
     ///
     /// [`Connections`]: crate::event_loop::connections::Connections
     pub(super) queued: bool,
+    /// Whether the last read was large. The server serves such a connection after those with small messages.
+    pub(super) is_heavy: bool,
     protocol: P,
 }
 
@@ -82,6 +93,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
             peer,
             readable: Readable::No,
             queued: false,
+            is_heavy: false,
             protocol: P::default(),
         }
     }
@@ -95,7 +107,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
         if self.is_stalled() { writable } else { self.readable != Readable::No }
     }
 
-    /// Does what can be done now, within [`MAX_READS_PER_SERVE`].
+    /// Does what can be done now, within [`MAX_READS_PER_SERVE`] or, if it is heavy, [`MAX_READS_PER_HEAVY_SERVE`].
     #[inline(always)]
     pub fn serve(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> Outcome {
         // `?` passes on system errors, which are classified in one place.
@@ -118,7 +130,8 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
         if self.readable == Readable::UntilEnd && self.is_complete(observer) {
             return Ok(Outcome::Closed(CloseReason::Finished));
         }
-        for _ in 0..MAX_READS_PER_SERVE {
+        let max_reads = if self.is_heavy { MAX_READS_PER_HEAVY_SERVE } else { MAX_READS_PER_SERVE };
+        for _ in 0..max_reads {
             if self.must_wait() {
                 return Ok(Outcome::Idle);
             }
@@ -149,6 +162,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
                 Ok(Some(0))
             }
             Ok(count) => {
+                self.is_heavy = count >= HEAVY_READ;
                 // A short read means that the receive queue is empty (epoll(7), Q9), which saves the read that would return
                 // WouldBlock. Not next to a FIN or urgent data: those end a read early with more data behind it, and
                 // the event has asked to read `UntilWouldBlock`.

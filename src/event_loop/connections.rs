@@ -1,4 +1,4 @@
-//! Connection storage: the slab, the ready queue, and the connections that wait for kernel memory.
+//! Connection storage: the slab, the ready queues, and the connections that wait for memory.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -11,29 +11,38 @@ use crate::event_loop::protocol::{Echo, Protocol};
 use crate::event_loop::readiness::Readable;
 use crate::event_loop::state::State;
 use crate::event_loop::token::ConnectionId;
-use crate::event_loop::transport::Stream;
+use crate::event_loop::transport::{Stream, Transport};
 
-/// Slots reserved at startup, 64 bytes each. This is address space, not memory, until connections arrive.
-const RESERVED_SLOTS: usize = 65_536;
-
-/// How long a connection waits, in milliseconds, after the kernel had no memory for it.
+/// How long a connection waits, in milliseconds, after there was no memory for it.
 const RETRY_INTERVAL_MS: u64 = 100;
 
-/// All open connections, addressed by [`ConnectionId`], and the queue of those that have work to do.
+/// Address space per connection, in bytes, that the storage and the queues need: see [`Connections::with_capacity`].
+const BYTES_PER_SLOT: usize = 64 + 2 * size_of::<ConnectionId>() + 16;
+
+/// All open connections, addressed by [`ConnectionId`], and the queues of those that have work to do.
 ///
-/// A connection is in the ready queue at most once: its `queued` flag belongs to this type. An iteration of the loop serves
-/// exactly the connections that are queued when it starts ([`start_round`](Connections::start_round),
-/// [`next_ready`](Connections::next_ready)). Those that become ready in the meantime are served in the next one, so every
-/// iteration terminates.
+/// A connection is in a queue at most once: its `queued` flag belongs to this type. An iteration of the loop serves the *light*
+/// connections that are queued when it starts ([`start_round`](Connections::start_round), [`next_light`](Connections::next_light)).
+/// Those that become ready in the meantime are served in the next one, so every iteration terminates.
+///
+/// A connection whose last read was large is *heavy*: it transfers bulk data. Heavy connections have a queue of their own,
+/// from which an iteration serves only a few ([`next_heavy`](Connections::next_heavy)), after the light ones. So a small message
+/// waits for a bounded amount of bulk work, not for every bulk transfer: the idea of fq_codel (RFC 8290, 4.2, sparse flows).
 #[derive(Debug)]
-pub struct Connections<P = Echo> {
-    slab: Slab<Connection<Stream, P>>,
-    /// Connections with work to do, for the next round.
+pub struct Connections<T = Stream, P = Echo> {
+    slab: Slab<Connection<T, P>>,
+    /// One more than the highest slot that was ever used.
+    slots: u32,
+    /// How many connections fit into the reserved address space.
+    capacity: usize,
+    /// Light connections with work to do, for the next round.
     ready: Vec<ConnectionId>,
-    /// The connections of the current round, and how many of them have been handed out.
+    /// The light connections of the current round, and how many of them have been handed out.
     round: Vec<ConnectionId>,
     handed_out: usize,
-    /// Connections for which the kernel had no memory, with the time of their retry in milliseconds, earliest first.
+    /// Heavy connections with work to do.
+    heavy: VecDeque<ConnectionId>,
+    /// Connections for which there was no memory, with the time of their retry in milliseconds, earliest first.
     out_of_memory: VecDeque<(u64, ConnectionId)>,
     /// Times that a connection used up its budget, or was interrupted, since startup.
     pub budget_exhausted: u64,
@@ -54,40 +63,62 @@ const _: () = {
     assert!(size_of::<SlabEntry<Connection<Stream>>>() == 64);
 };
 
-impl<P: Protocol> Connections<P> {
-    /// Creates an empty storage for up to `slots` connections.
+impl<T: Transport, P: Protocol> Connections<T, P> {
+    /// Creates an empty storage and reserves address space for `slots` connections, so that it never has to be moved while it
+    /// grows: that would take 20 ms at a million connections. If the system does not allow as much, for
+    /// [`capacity`](Connections::capacity) connections.
+    ///
+    /// Memory is used only when connections arrive.
     pub fn with_capacity(slots: usize) -> Self {
+        let mut capacity = slots;
+        while capacity > 1 && Vec::<u8>::new().try_reserve_exact(capacity * BYTES_PER_SLOT).is_err() {
+            capacity /= 2;
+        }
         Connections {
-            slab: Slab::with_capacity(slots.min(RESERVED_SLOTS)),
-            ready: Vec::new(),
-            round: Vec::new(),
+            slab: Slab::with_capacity(capacity),
+            slots: 0,
+            capacity,
+            ready: Vec::with_capacity(capacity),
+            round: Vec::with_capacity(capacity),
             handed_out: 0,
+            heavy: VecDeque::new(),
             out_of_memory: VecDeque::new(),
             budget_exhausted: 0,
             last_number: 0,
         }
     }
 
-    // ---- the ready queue ----
+    /// Returns how many connections fit into the reserved address space.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    // ---- the queues ----
 
     /// Records readiness from an event, and queues the connection if it has work to do. An event for a connection that has
     /// been closed in the meantime is ignored.
+    #[inline]
     pub fn mark_ready(&mut self, id: ConnectionId, readable: Readable, writable: bool) {
         let connection = self.slab.get_mut(id.slot as usize).filter(|connection| connection.number == id.generation);
         if let Some(connection) = connection
             && connection.record_readiness(readable, writable)
             && !mem::replace(&mut connection.queued, true)
         {
-            self.ready.push(id);
+            if connection.is_heavy { self.heavy.push_back(id) } else { self.ready.push(id) }
         }
     }
 
     /// Returns whether a connection is queued.
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || !self.heavy.is_empty()
     }
 
-    /// Starts a round: [`next_ready`](Connections::next_ready) hands out the connections that are queued now.
+    /// Returns the number of heavy connections that are queued.
+    pub fn heavy_len(&self) -> usize {
+        self.heavy.len()
+    }
+
+    /// Starts a round: [`next_light`](Connections::next_light) hands out the light connections that are queued now.
     #[inline]
     pub fn start_round(&mut self) {
         debug_assert_eq!(self.handed_out, self.round.len(), "the previous round was not finished");
@@ -96,10 +127,10 @@ impl<P: Protocol> Connections<P> {
         mem::swap(&mut self.ready, &mut self.round);
     }
 
-    /// Takes the next connection of this round out of the queue. Connections that have been closed in the meantime are
+    /// Takes the next light connection of this round out of its queue. Connections that have been closed in the meantime are
     /// skipped.
     #[inline]
-    pub fn next_ready(&mut self) -> Option<(ConnectionId, &mut Connection<Stream, P>)> {
+    pub fn next_light(&mut self) -> Option<(ConnectionId, &mut Connection<T, P>)> {
         loop {
             let &id = self.round.get(self.handed_out)?;
             self.handed_out += 1;
@@ -113,10 +144,25 @@ impl<P: Protocol> Connections<P> {
         }
     }
 
+    /// Takes the next heavy connection out of its queue, as [`next_light`](Connections::next_light) does.
+    pub fn next_heavy(&mut self) -> Option<(ConnectionId, &mut Connection<T, P>)> {
+        loop {
+            let id = self.heavy.pop_front()?;
+            if self.get_mut(id).is_some() {
+                let connection = self.slab.get_mut(id.slot as usize)?;
+                connection.queued = false;
+                return Some((id, connection));
+            }
+        }
+    }
+
     /// Queues a connection, unless it is queued already.
     pub fn enqueue(&mut self, id: ConnectionId) {
-        if self.get_mut(id).is_some_and(|connection| !mem::replace(&mut connection.queued, true)) {
-            self.ready.push(id);
+        let connection = self.slab.get_mut(id.slot as usize).filter(|connection| connection.number == id.generation);
+        if let Some(connection) = connection
+            && !mem::replace(&mut connection.queued, true)
+        {
+            if connection.is_heavy { self.heavy.push_back(id) } else { self.ready.push(id) }
         }
     }
 
@@ -167,7 +213,7 @@ impl<P: Protocol> Connections<P> {
     }
 
     /// Returns the connection with this id, unless it has been closed. Its slot may have been reused.
-    pub fn get_mut(&mut self, id: ConnectionId) -> Option<&mut Connection<Stream, P>> {
+    pub fn get_mut(&mut self, id: ConnectionId) -> Option<&mut Connection<T, P>> {
         self.slab.get_mut(id.slot as usize).filter(|connection| connection.number == id.generation)
     }
 
@@ -176,9 +222,9 @@ impl<P: Protocol> Connections<P> {
         self.slab.get(slot as usize).map(|connection| ConnectionId { slot, generation: connection.number })
     }
 
-    /// Returns the ids of all open connections.
-    pub fn ids(&self) -> Vec<ConnectionId> {
-        self.slab.iter().filter_map(|(slot, _)| self.id_at(slot as u32)).collect()
+    /// Returns one more than the highest slot that was ever used, for callers that visit all connections in portions.
+    pub fn slots(&self) -> u32 {
+        self.slots
     }
 
     /// Reserves the id of the next connection. Its number is used up, whether or not the connection is inserted.
@@ -188,13 +234,14 @@ impl<P: Protocol> Connections<P> {
     }
 
     /// Inserts a connection under the id that was reserved last.
-    pub fn insert(&mut self, id: ConnectionId, connection: Connection<Stream, P>) {
+    pub fn insert(&mut self, id: ConnectionId, connection: Connection<T, P>) {
         let slot = self.slab.insert(connection);
+        self.slots = self.slots.max(id.slot + 1);
         debug_assert_eq!((slot, self.slab[slot].number), (id.slot as usize, id.generation));
     }
 
     /// Removes a connection, which must be open, and returns it.
-    pub fn remove(&mut self, id: ConnectionId) -> Connection<Stream, P> {
+    pub fn remove(&mut self, id: ConnectionId) -> Connection<T, P> {
         self.slab.remove(id.slot as usize)
     }
 
@@ -208,13 +255,12 @@ impl<P: Protocol> Connections<P> {
     }
 
     /// Returns whether any connection still has drained data to echo or a FIN to send. This ends by itself, because no more is
-    /// echoed than was in the receive buffer when the drain began; only in `FinWait` it is up to the peer.
+    /// echoed than was in the receive buffer when the drain began; only in `FinWait` and `LastAck` it is up to the peer.
     ///
     /// Linear in the number of connections, and called only after the drain timeout.
     pub fn any_draining_output(&self) -> bool {
-        self.slab.iter().any(|(_, connection)| {
-            connection.queued && !matches!(connection.state(), State::FinWait | State::LastAck(_))
-        })
+        let waits_for_peer = |state| matches!(state, State::FinWait | State::LastAck(_));
+        self.slab.iter().any(|(_, connection)| connection.queued && !waits_for_peer(connection.state()))
     }
 }
 
@@ -235,7 +281,7 @@ mod tests {
     /// Returns the ids that one round hands out.
     fn round(connections: &mut Connections) -> Vec<ConnectionId> {
         connections.start_round();
-        std::iter::from_fn(|| connections.next_ready().map(|(id, _)| id)).collect()
+        std::iter::from_fn(|| connections.next_light().map(|(id, _)| id)).collect()
     }
 
     #[test]
@@ -299,10 +345,10 @@ mod tests {
         connections.enqueue(first);
         connections.enqueue(second);
         connections.start_round();
-        assert_eq!(connections.next_ready().map(|(id, _)| id), Some(first));
+        assert_eq!(connections.next_light().map(|(id, _)| id), Some(first));
         connections.enqueue(first);
-        assert_eq!(connections.next_ready().map(|(id, _)| id), Some(second));
-        assert!(connections.next_ready().is_none(), "an iteration that feeds itself would never end");
+        assert_eq!(connections.next_light().map(|(id, _)| id), Some(second));
+        assert!(connections.next_light().is_none(), "an iteration that feeds itself would never end");
         assert_eq!(round(&mut connections), [first]);
         assert!(!connections.has_ready());
     }
@@ -317,13 +363,35 @@ mod tests {
     #[test]
     fn open_connections_are_counted_and_found() {
         let mut connections = Connections::with_capacity(1);
-        assert!((connections.len(), connections.is_empty()) == (0, true) && connections.ids().is_empty());
+        assert_eq!((connections.len(), connections.is_empty(), connections.slots()), (0, true, 0));
         let (first, second) = (open(&mut connections), open(&mut connections));
-        assert_eq!((connections.len(), connections.is_empty()), (2, false));
-        assert_eq!(connections.ids(), [first, second]);
+        assert_eq!((connections.len(), connections.is_empty(), connections.slots()), (2, false, 2));
         connections.remove(first);
         assert_eq!((connections.id_at(first.slot), connections.id_at(second.slot)), (None, Some(second)));
-        assert_eq!(connections.ids(), [second]);
+        assert_eq!((connections.len(), connections.slots()), (1, 2));
+    }
+
+    #[test]
+    fn heavy_connections_have_a_queue_of_their_own() {
+        let mut connections = Connections::with_capacity(2);
+        let (heavy, light) = (open(&mut connections), open(&mut connections));
+        connections.get_mut(heavy).expect("open connection").is_heavy = true;
+        connections.mark_ready(heavy, Readable::UntilWouldBlock, true);
+        connections.enqueue(light);
+        assert_eq!(round(&mut connections), [light]);
+        assert!(connections.has_ready(), "the loop must not sleep");
+        assert_eq!(connections.heavy_len(), 1);
+        assert_eq!(connections.next_heavy().map(|(id, _)| id), Some(heavy));
+        assert!(connections.next_heavy().is_none() && !connections.has_ready());
+        connections.enqueue(heavy);
+        connections.remove(heavy);
+        assert!(connections.next_heavy().is_none(), "a closed connection is not handed out");
+    }
+
+    #[test]
+    fn impossible_capacity_is_reduced() {
+        let connections: Connections = Connections::with_capacity(usize::MAX / BYTES_PER_SLOT / 2);
+        assert!((1..usize::MAX / BYTES_PER_SLOT / 2).contains(&connections.capacity()));
     }
 
     #[test]

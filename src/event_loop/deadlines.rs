@@ -26,9 +26,15 @@ pub struct Deadlines {
 }
 
 impl Deadlines {
-    /// Creates timers for this idle timeout in milliseconds.
-    pub fn new(timeout: Option<u64>) -> Deadlines {
-        Deadlines { timeout, ..Deadlines::default() }
+    /// Creates timers for this idle timeout in milliseconds, with address space for `slots` of them.
+    pub fn new(timeout: Option<u64>, slots: usize) -> Deadlines {
+        let mut deadlines = Deadlines { timeout, ..Deadlines::default() };
+        if timeout.is_some() {
+            // If the system does not allow it, they are allocated when connections arrive.
+            let _ = deadlines.heap.try_reserve_exact(slots);
+            let _ = deadlines.armed.try_reserve_exact(slots);
+        }
+        deadlines
     }
 
     /// Arms the timer of `slot`, whose connection is active `now`. Does nothing if it is armed already: that entry is not
@@ -126,7 +132,7 @@ mod tests {
 
     #[test]
     fn connection_expires_only_after_full_timeout() {
-        let mut deadlines = Deadlines::new(Some(500));
+        let mut deadlines = Deadlines::new(Some(500), 1);
         deadlines.arm(3, 1000);
         assert_eq!(deadlines.next(), 1501, "a millisecond that has begun is not over");
         assert_eq!(deadlines.pop_expired(1501), Some(3));
@@ -141,7 +147,7 @@ mod tests {
 
     #[test]
     fn without_timeout_nothing_expires() {
-        let mut deadlines = Deadlines::new(None);
+        let mut deadlines = Deadlines::new(None, 1);
         deadlines.arm(3, 1000);
         assert!(!deadlines.expired_or_rearm(3, 1_000_000, 999_000));
         assert_eq!(deadlines.next(), NEVER);

@@ -11,7 +11,7 @@
 use std::time::Duration;
 use std::{io, mem};
 
-use log::{debug, info};
+use log::{debug, info, warn};
 use mio::event::Event;
 use mio::{Events, Interest, Poll};
 use signal_hook::consts::SIGUSR1;
@@ -39,6 +39,17 @@ use crate::listen::listener::Listener;
 /// difference. epoll(7) returns the events that did not fit in rotation, so no connection is starved.
 const MAX_EVENTS_PER_POLL: usize = 1024;
 
+/// How many bytes are read from heavy connections in one iteration, before the poller is asked again.
+///
+/// This bounds how long a small message, a new connection, a metrics request or a signal waits beside bulk transfers, however
+/// many there are: 512 KiB are some 200 µs of work. (The connection that reaches the bound may finish its quantum.) Asking the
+/// poller after every heavy connection would halve the wait, but costs bulk transfers up to 40 %.
+pub const HEAVY_BYTES_PER_ITERATION: u64 = 512 * 1024;
+
+/// How many slots are visited in one iteration to start the graceful shutdown of all connections, or to close them. A connection
+/// costs some 10 µs then, so this bounds how long a signal or a metrics request waits meanwhile.
+const SLOTS_PER_SWEEP: u32 = 64;
+
 /// The maximum number of timers handled in one iteration: a million connections may become idle in the same millisecond.
 const MAX_EXPIRIES_PER_ITERATION: usize = 1024;
 
@@ -50,7 +61,7 @@ pub struct Server<M = NoMonitor, P = Echo> {
     /// Whether an event has reported signals that have not been handled yet.
     signal_pending: bool,
     acceptor: Acceptor,
-    connections: Connections<P>,
+    connections: Connections<Stream, P>,
     deadlines: Deadlines,
     monitor: M,
     scratch: Scratch,
@@ -67,21 +78,46 @@ pub struct Server<M = NoMonitor, P = Echo> {
     busy_poll: u64,
     /// When the graceful shutdown ends, in milliseconds; [`NEVER`] while there is none.
     drain_deadline: u64,
+    drain_phase: DrainPhase,
+    /// Why the loop shuts down, if not because of a signal.
+    failure: Option<io::Error>,
     /// Whether the loop has finished.
     stopped: bool,
 }
 
+/// How far a graceful shutdown has come. Many connections are visited in portions, so that a second signal, the watchdog and
+/// metrics requests are served in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DrainPhase {
+    /// There is none.
+    None,
+    /// Connections in the backlogs are accepted. The listeners are closed before the first FIN is sent: a peer that sees the FIN
+    /// and reconnects must be refused, not be queued in a backlog that is about to be reset.
+    Accepting,
+    /// Connections start their shutdown, from this slot on.
+    Starting(u32),
+    /// The server waits for peers to close.
+    Waiting,
+    /// The timeout has expired: connections are closed forcibly, from this slot on.
+    Closing(u32),
+}
+
 impl<M: Monitor, P: Protocol> Server<M, P> {
     /// Creates a server and registers its listeners, its monitor and the signal pipe with the poller.
-    pub fn new(settings: Settings, listeners: Vec<Listener>, monitor: M, signals: Signals) -> io::Result<Self> {
+    pub fn new(mut settings: Settings, listeners: Vec<Listener>, monitor: M, signals: Signals) -> io::Result<Self> {
         let poll = Poll::new()?;
+        let connections = Connections::with_capacity(settings.max_connections);
+        if connections.capacity() < settings.max_connections {
+            warn!("memory for {} connections only; using that as the limit", connections.capacity());
+            settings.max_connections = connections.capacity();
+        }
         let mut server = Server {
             acceptor: Acceptor::new(listeners, poll.registry())?,
             poll,
             signals,
             signal_pending: false,
-            connections: Connections::with_capacity(settings.max_connections),
-            deadlines: Deadlines::new(settings.idle_timeout.map(millis)),
+            deadlines: Deadlines::new(settings.idle_timeout.map(millis), connections.capacity()),
+            connections,
             monitor,
             scratch: Scratch::new(settings.buffer_size, settings.max_buffered),
             counters: Counters::default(),
@@ -90,6 +126,8 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
             last_event: 0,
             busy_poll: settings.busy_poll.as_nanos() as u64,
             drain_deadline: NEVER,
+            drain_phase: DrainPhase::None,
+            failure: None,
             stopped: false,
             settings,
         };
@@ -98,8 +136,8 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
         Ok(server)
     }
 
-    /// Runs the loop until a signal has stopped it. Returns an error only if the loop itself cannot continue: the poller or a
-    /// listener is broken. An error on a connection ends that connection.
+    /// Runs the loop until a signal has stopped it. Returns an error only if the loop itself cannot continue: the poller is broken,
+    /// or no listener is left. An error on a connection ends that connection.
     pub fn run(&mut self, observer: &mut impl Observer) -> io::Result<()> {
         let mut events = Events::with_capacity(MAX_EVENTS_PER_POLL);
         while !self.stopped {
@@ -109,8 +147,8 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
             }
             self.serve(observer);
             if self.wake_at <= self.clock.ms() {
-                self.handle_signals(observer)?;
-                self.accept(observer)?; // New connections after open ones: slots that were just freed are theirs.
+                self.handle_signals(observer);
+                self.accept(observer); // New connections after open ones: slots that were just freed are theirs.
                 self.expire(observer); // Timers last: bytes that moved in this iteration count as activity.
                 self.update_monitor();
                 self.schedule();
@@ -118,7 +156,7 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
             observer.end_iteration();
             self.monitor.end_iteration(&self.clock);
         }
-        Ok(())
+        self.failure.take().map_or(Ok(()), Err)
     }
 
     // ---- wait ----
@@ -129,8 +167,9 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
         let timeout = [self.timeout(), observer_wakeup].into_iter().flatten().min();
         match self.poll.poll(events, timeout) {
             Ok(()) => {}
-            // A signal handler ran. mio has cleared `events`, so this iteration has none.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // A signal handler ran. mio has cleared `events`, so this iteration has none. The handler's write to the signal pipe
+            // may have failed, so signals are checked without waiting for its event.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (self.signal_pending, self.wake_at) = (true, 0),
             Err(error) => return Err(error),
         }
         self.clock.tick();
@@ -166,7 +205,7 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
             }
             EventSource::Signals => (self.signal_pending, self.wake_at) = (true, 0),
             EventSource::Listener(index) => {
-                self.acceptor.mark_ready(index);
+                self.acceptor.mark_ready(index, event.is_read_closed() || event.is_write_closed());
                 self.wake_at = 0;
             }
             EventSource::Monitor(index) => {
@@ -178,19 +217,46 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
 
     // ---- serve ----
 
-    /// Serves every ready connection once, within its budget. A connection with work left is queued for the next iteration.
+    /// Serves every light connection that is ready once, within its budget, and then a bounded amount of heavy ones. A connection
+    /// with work left is queued again.
     #[inline(never)]
     fn serve(&mut self, observer: &mut impl Observer) {
         self.connections.start_round();
-        while let Some((id, connection)) = self.connections.next_ready() {
-            match connection.serve(&mut self.scratch, observer) {
-                Outcome::Idle => {}
-                Outcome::Requeue => self.connections.requeue(id),
-                Outcome::OutOfMemory => {
-                    self.wake_at = self.wake_at.min(self.connections.retry_later(id, self.clock.ms()));
-                }
-                Outcome::Closed(reason) => self.close(id, reason, observer),
+        while let Some((id, connection)) = self.connections.next_light() {
+            let outcome = connection.serve(&mut self.scratch, observer);
+            if outcome != Outcome::Idle {
+                self.act_on(id, outcome, observer);
             }
+        }
+        if self.connections.heavy_len() > 0 {
+            self.serve_heavy(observer);
+        }
+    }
+
+    /// Serves heavy connections, each at most once, until [`HEAVY_BYTES_PER_ITERATION`] have been read.
+    #[inline(never)]
+    fn serve_heavy(&mut self, observer: &mut impl Observer) {
+        let until = self.scratch.traffic.received + HEAVY_BYTES_PER_ITERATION;
+        for _ in 0..self.connections.heavy_len() {
+            if self.scratch.traffic.received >= until {
+                break;
+            }
+            let Some((id, connection)) = self.connections.next_heavy() else { break };
+            let outcome = connection.serve(&mut self.scratch, observer);
+            self.act_on(id, outcome, observer);
+        }
+    }
+
+    /// Acts on the outcome of serving a connection.
+    #[inline(never)]
+    fn act_on(&mut self, id: ConnectionId, outcome: Outcome, observer: &mut impl Observer) {
+        match outcome {
+            Outcome::Idle => {}
+            Outcome::Requeue => self.connections.requeue(id),
+            Outcome::OutOfMemory => {
+                self.wake_at = self.wake_at.min(self.connections.retry_later(id, self.clock.ms()));
+            }
+            Outcome::Closed(reason) => self.close(id, reason, observer),
         }
     }
 
@@ -216,46 +282,47 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
 
     /// Handles the signals that have arrived. SIGUSR1 prints the counters. Any other signal starts a graceful shutdown; a
     /// second one exits immediately.
-    fn handle_signals(&mut self, observer: &mut impl Observer) -> io::Result<()> {
+    fn handle_signals(&mut self, observer: &mut impl Observer) {
         if !mem::take(&mut self.signal_pending) {
-            return Ok(());
+            return;
         }
         // Identical pending signals coalesce: the kernel keeps one bit per signal, not a queue.
-        let signals: Vec<i32> = self.signals.pending().collect();
-        for signal in signals {
+        while let Some(signal) = self.signals.pending().next() {
             let name = signal_name(signal).unwrap_or("a signal");
             if signal == SIGUSR1 {
                 let counters = self.counters();
                 self.monitor.print_counters(&counters);
             } else if self.drain_deadline == NEVER {
                 info!("{name} received: shutting down gracefully ({} connections open)", self.connections.len());
-                self.drain(observer)?;
+                self.drain(observer);
             } else {
                 info!("{name} received again: exiting immediately");
                 self.close_all(observer);
                 self.stopped = true;
             }
         }
-        Ok(())
     }
 
     // ---- accept ----
 
-    /// Accepts new connections, up to the connection limit and the acceptor's budget.
-    fn accept(&mut self, observer: &mut impl Observer) -> io::Result<()> {
+    /// Accepts new connections, up to the connection limit and the acceptor's budget. Without a listener, the server shuts down.
+    fn accept(&mut self, observer: &mut impl Observer) {
         let now = self.clock.ms();
+        if let Some(failure) = self.acceptor.take_failure() {
+            self.failure = Some(failure);
+            self.drain(observer);
+        }
         if !self.acceptor.start_iteration(now) {
-            return Ok(());
+            return;
         }
         while self.has_room()
-            && let Some((stream, peer)) = self.acceptor.next(now)?
+            && let Some((stream, peer)) = self.acceptor.next(now)
         {
             self.open(stream, peer, observer);
         }
         if !self.has_room() {
             self.acceptor.on_connection_limit(self.settings.max_connections);
         }
-        Ok(())
     }
 
     /// Turns an accepted stream into a connection. Does not read yet: registration itself triggers an event if data is
@@ -273,8 +340,8 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
         let connection = Connection::new(stream, peer, id.generation, self.settings.one_shot, now as u32);
         self.connections.insert(id, connection);
         self.counters.accepted += 1;
-        if self.drain_deadline != NEVER {
-            self.connections.drain(id);
+        if !matches!(self.drain_phase, DrainPhase::None | DrainPhase::Accepting) {
+            self.connections.drain(id); // Accepted after a pause, when the others have been visited.
         }
         self.deadlines.arm(id.slot, now);
     }
@@ -310,7 +377,7 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
             idle.retain(|id| self.check_idle(id.slot, now).is_some());
             idle.into_iter().for_each(|id| self.close(id, CloseReason::Idle, observer));
         }
-        self.end_drain(observer);
+        self.continue_drain(observer);
     }
 
     /// Returns the connection in `slot` if it has exceeded the idle timeout; otherwise re-arms its timer.
@@ -357,49 +424,84 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
     fn next_deadline(&self) -> u64 {
         let (retry, monitor) = (self.connections.next_retry(), self.monitor.next_deadline());
         let deadlines = [self.deadlines.next(), retry, self.acceptor.resume_at(), self.drain_deadline, monitor];
-        if self.can_accept() { 0 } else { deadlines.into_iter().fold(NEVER, u64::min) }
+        let is_sweeping = matches!(self.drain_phase, DrainPhase::Starting(_) | DrainPhase::Closing(_));
+        if self.can_accept() || is_sweeping { 0 } else { deadlines.into_iter().fold(NEVER, u64::min) }
     }
 
     // ---- graceful shutdown ----
 
-    /// Starts the graceful shutdown. No more connections are accepted than are in the backlog already. Every connection echoes
+    /// Starts the graceful shutdown. No more connections are accepted than are in the backlogs already. Every connection echoes
     /// what is in its receive buffer, sends its FIN, and waits for its peer to close.
-    fn drain(&mut self, observer: &mut impl Observer) -> io::Result<()> {
+    fn drain(&mut self, observer: &mut impl Observer) {
         observer.draining();
         self.drain_deadline = self.clock.ms() + millis(self.settings.drain_timeout);
+        self.drain_phase = DrainPhase::Accepting;
         self.acceptor.drain();
-        for id in self.connections.ids() {
-            self.connections.drain(id);
+    }
+
+    /// Takes the graceful shutdown a step further.
+    fn continue_drain(&mut self, observer: &mut impl Observer) {
+        match self.drain_phase {
+            DrainPhase::None => {}
+            // Without descriptors, the rest of a backlog waits for connections that close.
+            DrainPhase::Accepting if self.can_accept() => {}
+            DrainPhase::Accepting => self.start_draining(0),
+            DrainPhase::Starting(slot) => self.start_draining(slot),
+            DrainPhase::Waiting => self.end_drain(),
+            DrainPhase::Closing(slot) => self.close_from(slot, observer),
         }
-        // The listeners are closed before the first FIN is sent: a peer that sees the FIN and reconnects must be refused, not
-        // be queued in a backlog that is about to be reset. The backlog bounds this loop.
-        while self.can_accept() {
-            self.accept(observer)?;
+    }
+
+    /// Starts the graceful shutdown of a portion of the connections.
+    fn start_draining(&mut self, from: u32) {
+        let to = self.connections.slots().min(from.saturating_add(SLOTS_PER_SWEEP));
+        for slot in from..to {
+            if let Some(id) = self.connections.id_at(slot) {
+                self.connections.drain(id);
+            }
         }
-        Ok(())
+        let is_done = to == self.connections.slots();
+        self.drain_phase = if is_done { DrainPhase::Waiting } else { DrainPhase::Starting(to) };
+        if is_done {
+            self.end_drain();
+        }
     }
 
     /// Ends a drain that is complete or has timed out. Even at the timeout, data that was in a receive buffer is echoed as far
     /// as its peer reads at once; only with a drain timeout near 0 is any of it left.
-    fn end_drain(&mut self, observer: &mut impl Observer) {
+    fn end_drain(&mut self) {
         if self.acceptor.is_closed() && self.connections.is_empty() {
             self.stopped = true;
         } else if self.drain_deadline <= self.clock.ms()
             && !self.can_accept()
             && !self.connections.any_draining_output()
         {
-            // Closing connections frees descriptors, possibly for others that are still in the backlog. So the loop stops only
-            // if there was nothing to close; otherwise it runs one more iteration.
+            // Closing connections frees descriptors, possibly for others that are still in a backlog. So the loop stops only if
+            // there is nothing to close.
             self.stopped = self.connections.is_empty();
             info!("drain timeout expired; closing {} remaining connections", self.connections.len());
-            self.close_all(observer);
+            self.drain_phase = DrainPhase::Closing(0);
         }
     }
 
-    /// Closes every connection forcibly, whatever its state.
+    /// Closes a portion of the connections forcibly, whatever their states.
+    fn close_from(&mut self, from: u32, observer: &mut impl Observer) {
+        let to = self.connections.slots().min(from.saturating_add(SLOTS_PER_SWEEP));
+        for slot in from..to {
+            if let Some(id) = self.connections.id_at(slot) {
+                self.close(id, CloseReason::Cut, observer);
+            }
+        }
+        let is_done = to == self.connections.slots();
+        self.drain_phase = if is_done { DrainPhase::Waiting } else { DrainPhase::Closing(to) };
+    }
+
+    /// Closes every connection forcibly, because a second signal has arrived.
     fn close_all(&mut self, observer: &mut impl Observer) {
-        for id in self.connections.ids() {
-            self.close(id, CloseReason::Cut, observer);
+        for slot in 0..self.connections.slots() {
+            if let Some(id) = self.connections.id_at(slot) {
+                self.close(id, CloseReason::Cut, observer);
+            }
         }
     }
 }
