@@ -64,7 +64,7 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     let limit = limits::raise_limit();
     // Before listening, so that a signal is handled as soon as anyone can know that the daemon is up.
     let mut signals = signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
-    let Some(listeners) = bind(options, inherited, &mut signals)? else {
+    let Some(listeners) = bind(options, inherited, &mut signals.signals)? else {
         info!("stopped by a signal during startup");
         return Ok(());
     };

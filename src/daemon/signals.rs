@@ -6,7 +6,8 @@ use std::{fs, io};
 
 use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
-use signal_hook_mio::v1_0::Signals;
+
+use crate::event_loop::signal_source::SignalSource;
 
 /// Keeps the daemon's own output from killing or stopping it. Call this before any output and before any thread is started,
 /// which inherits the mask.
@@ -25,12 +26,12 @@ pub fn block_output_signals() {
 ///
 /// The signals are also unblocked. A mask is inherited through execve(2), and a signal that the parent process had blocked would
 /// stay pending forever.
-pub fn register() -> io::Result<Signals> {
+pub fn register() -> io::Result<SignalSource> {
     let mut wanted = vec![SIGTERM, SIGINT, SIGUSR1];
     if !hangup_is_ignored() {
         wanted.push(SIGHUP);
     }
-    let signals = Signals::new(wanted)?;
+    let signals = SignalSource::new(&wanted)?;
     // After the handlers are installed, so that a signal that is pending already does not kill the process.
     unblock();
     Ok(signals)

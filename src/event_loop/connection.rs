@@ -130,11 +130,12 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
         if self.readable == Readable::UntilEnd && self.is_complete(observer) {
             return Ok(Outcome::Closed(CloseReason::Finished));
         }
-        let max_reads = if self.is_heavy { MAX_READS_PER_HEAVY_SERVE } else { MAX_READS_PER_SERVE };
-        for _ in 0..max_reads {
-            if self.must_wait() {
-                return Ok(Outcome::Idle);
+        let mut reads = 0;
+        while !self.must_wait() {
+            if reads >= MAX_READS_PER_SERVE && (!self.is_heavy || reads >= MAX_READS_PER_HEAVY_SERVE) {
+                return Ok(Outcome::Requeue);
             }
+            reads += 1;
             let result = match scratch.read_limit {
                 0 => self.echo_in_place(scratch, observer)?, // There is no memory.
                 limit => self.read(scratch, limit, observer)?,
@@ -148,7 +149,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
                 None => {}
             }
         }
-        Ok(if self.must_wait() { Outcome::Idle } else { Outcome::Requeue })
+        Ok(Outcome::Idle)
     }
 
     /// Reads at most `limit` bytes into the scratch buffer. Returns how many, 0 at the end of the peer's stream, or `None` if the

@@ -127,33 +127,26 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
         mem::swap(&mut self.ready, &mut self.round);
     }
 
-    /// Takes the next light connection of this round out of its queue. Connections that have been closed in the meantime are
-    /// skipped.
+    /// Returns the next light connection of this round.
     #[inline]
-    pub fn next_light(&mut self) -> Option<(ConnectionId, &mut Connection<T, P>)> {
-        loop {
-            let &id = self.round.get(self.handed_out)?;
-            self.handed_out += 1;
-            // Looked up by hand, because the borrow checker does not accept `get_mut` in a loop that returns its result.
-            let is_open = self.slab.get(id.slot as usize).is_some_and(|connection| connection.number == id.generation);
-            if is_open {
-                let connection = self.slab.get_mut(id.slot as usize)?;
-                connection.queued = false;
-                return Some((id, connection));
-            }
-        }
+    pub fn next_light(&mut self) -> Option<ConnectionId> {
+        let &id = self.round.get(self.handed_out)?;
+        self.handed_out += 1;
+        Some(id)
     }
 
-    /// Takes the next heavy connection out of its queue, as [`next_light`](Connections::next_light) does.
-    pub fn next_heavy(&mut self) -> Option<(ConnectionId, &mut Connection<T, P>)> {
-        loop {
-            let id = self.heavy.pop_front()?;
-            if self.get_mut(id).is_some() {
-                let connection = self.slab.get_mut(id.slot as usize)?;
-                connection.queued = false;
-                return Some((id, connection));
-            }
-        }
+    /// Takes the next heavy connection out of its queue.
+    pub fn next_heavy(&mut self) -> Option<ConnectionId> {
+        self.heavy.pop_front()
+    }
+
+    /// Returns a connection that has been handed out, which may be queued again from now on, or `None` if it has been closed in the
+    /// meantime.
+    #[inline]
+    pub fn dequeued(&mut self, id: ConnectionId) -> Option<&mut Connection<T, P>> {
+        let connection = self.get_mut(id)?;
+        connection.queued = false;
+        Some(connection)
     }
 
     /// Queues a connection, unless it is queued already.
@@ -281,7 +274,8 @@ mod tests {
     /// Returns the ids that one round hands out.
     fn round(connections: &mut Connections) -> Vec<ConnectionId> {
         connections.start_round();
-        std::iter::from_fn(|| connections.next_light().map(|(id, _)| id)).collect()
+        let ids: Vec<_> = std::iter::from_fn(|| connections.next_light()).collect();
+        ids.into_iter().filter(|&id| connections.dequeued(id).is_some()).collect()
     }
 
     #[test]
@@ -345,9 +339,10 @@ mod tests {
         connections.enqueue(first);
         connections.enqueue(second);
         connections.start_round();
-        assert_eq!(connections.next_light().map(|(id, _)| id), Some(first));
+        assert_eq!(connections.next_light(), Some(first));
+        assert!(connections.dequeued(first).is_some());
         connections.enqueue(first);
-        assert_eq!(connections.next_light().map(|(id, _)| id), Some(second));
+        assert_eq!(connections.next_light(), Some(second));
         assert!(connections.next_light().is_none(), "an iteration that feeds itself would never end");
         assert_eq!(round(&mut connections), [first]);
         assert!(!connections.has_ready());
@@ -381,11 +376,13 @@ mod tests {
         assert_eq!(round(&mut connections), [light]);
         assert!(connections.has_ready(), "the loop must not sleep");
         assert_eq!(connections.heavy_len(), 1);
-        assert_eq!(connections.next_heavy().map(|(id, _)| id), Some(heavy));
+        assert_eq!(connections.next_heavy(), Some(heavy));
+        assert!(connections.dequeued(heavy).is_some());
         assert!(connections.next_heavy().is_none() && !connections.has_ready());
         connections.enqueue(heavy);
         connections.remove(heavy);
-        assert!(connections.next_heavy().is_none(), "a closed connection is not handed out");
+        assert_eq!(connections.next_heavy(), Some(heavy));
+        assert!(connections.dequeued(heavy).is_none(), "it has been closed");
     }
 
     #[test]

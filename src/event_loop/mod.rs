@@ -24,6 +24,7 @@ pub mod readiness;
 pub mod scratch;
 pub mod server;
 pub mod settings;
+pub mod signal_source;
 pub mod state;
 pub mod tcp_info;
 pub mod token;

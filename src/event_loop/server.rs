@@ -16,7 +16,6 @@ use mio::event::Event;
 use mio::{Events, Interest, Poll};
 use signal_hook::consts::SIGUSR1;
 use signal_hook::low_level::signal_name;
-use signal_hook_mio::v1_0::Signals;
 
 use crate::event_loop::acceptor::Acceptor;
 use crate::event_loop::clock::{Clock, NEVER, millis};
@@ -31,6 +30,7 @@ use crate::event_loop::protocol::{Echo, Protocol};
 use crate::event_loop::readiness::{self, INTEREST, Readable, readiness};
 use crate::event_loop::scratch::Scratch;
 use crate::event_loop::settings::Settings;
+use crate::event_loop::signal_source::SignalSource;
 use crate::event_loop::token::{ConnectionId, EventSource};
 use crate::event_loop::transport::{Peer, Stream, Transport};
 use crate::listen::listener::Listener;
@@ -57,7 +57,7 @@ const MAX_EXPIRIES_PER_ITERATION: usize = 1024;
 pub struct Server<M = NoMonitor, P = Echo> {
     settings: Settings,
     poll: Poll,
-    signals: Signals,
+    signals: SignalSource,
     /// Whether an event has reported signals that have not been handled yet.
     signal_pending: bool,
     acceptor: Acceptor,
@@ -104,7 +104,12 @@ enum DrainPhase {
 
 impl<M: Monitor, P: Protocol> Server<M, P> {
     /// Creates a server and registers its listeners, its monitor and the signal pipe with the poller.
-    pub fn new(mut settings: Settings, listeners: Vec<Listener>, monitor: M, signals: Signals) -> io::Result<Self> {
+    pub fn new(
+        mut settings: Settings,
+        listeners: Vec<Listener>,
+        monitor: M,
+        signals: SignalSource,
+    ) -> io::Result<Self> {
         let poll = Poll::new()?;
         let connections = Connections::with_capacity(settings.max_connections);
         if connections.capacity() < settings.max_connections {
@@ -131,7 +136,11 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
             stopped: false,
             settings,
         };
-        server.poll.registry().register(&mut server.signals, EventSource::Signals.into(), Interest::READABLE)?;
+        server.poll.registry().register(
+            &mut server.signals.signals,
+            EventSource::Signals.into(),
+            Interest::READABLE,
+        )?;
         server.monitor.register(server.poll.registry())?;
         Ok(server)
     }
@@ -167,9 +176,13 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
         let timeout = [self.timeout(), observer_wakeup].into_iter().flatten().min();
         match self.poll.poll(events, timeout) {
             Ok(()) => {}
-            // A signal handler ran. mio has cleared `events`, so this iteration has none. The handler's write to the signal pipe
-            // may have failed, so signals are checked without waiting for its event.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => (self.signal_pending, self.wake_at) = (true, 0),
+            // A signal handler ran. mio has cleared `events`, so this iteration has none. There may be no event to come: the
+            // handler's write to the signal pipe can fail.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                if self.signals.has_arrived() {
+                    (self.signal_pending, self.wake_at) = (true, 0);
+                }
+            }
             Err(error) => return Err(error),
         }
         self.clock.tick();
@@ -222,10 +235,11 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
     #[inline(never)]
     fn serve(&mut self, observer: &mut impl Observer) {
         self.connections.start_round();
-        while let Some((id, connection)) = self.connections.next_light() {
-            let outcome = connection.serve(&mut self.scratch, observer);
-            if outcome != Outcome::Idle {
-                self.act_on(id, outcome, observer);
+        while let Some(id) = self.connections.next_light() {
+            let Some(connection) = self.connections.dequeued(id) else { continue };
+            match connection.serve(&mut self.scratch, observer) {
+                Outcome::Idle => {}
+                outcome => self.act_on(id, outcome, observer),
             }
         }
         if self.connections.heavy_len() > 0 {
@@ -241,7 +255,8 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
             if self.scratch.traffic.received >= until {
                 break;
             }
-            let Some((id, connection)) = self.connections.next_heavy() else { break };
+            let Some(id) = self.connections.next_heavy() else { break };
+            let Some(connection) = self.connections.dequeued(id) else { continue };
             let outcome = connection.serve(&mut self.scratch, observer);
             self.act_on(id, outcome, observer);
         }
@@ -286,8 +301,7 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
         if !mem::take(&mut self.signal_pending) {
             return;
         }
-        // Identical pending signals coalesce: the kernel keeps one bit per signal, not a queue.
-        while let Some(signal) = self.signals.pending().next() {
+        while let Some(signal) = self.signals.next_signal() {
             let name = signal_name(signal).unwrap_or("a signal");
             if signal == SIGUSR1 {
                 let counters = self.counters();
