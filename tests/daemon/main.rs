@@ -14,14 +14,17 @@ mod command_line;
 mod connection;
 mod descriptors;
 mod exit_status;
+mod fairness;
 mod faults;
 mod idle_timeout;
 mod listen;
+mod memory;
 mod one_shot;
 mod output;
 mod scale;
 mod signals;
 mod startup;
+mod tails;
 mod terminal;
 mod unix_socket;
 
