@@ -333,7 +333,7 @@ fn data_after_our_fin_is_discarded() {
         daemon.expect_running();
         client.send_fin();
         daemon.expect_success();
-        client.expect_fin(); // There was no reset.
+        client.expect_fin(); // And not a reset.
     });
 }
 
