@@ -72,9 +72,13 @@ fn start(servers: &[&Daemon]) -> Proxy {
     let mut command = Command::new("haproxy");
     let child = command.args(["-db", "-f"]).arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let proxy = Proxy { child, address: front.into(), _directory: directory };
-    let unspecified = SocketAddr::from(([0, 0, 0, 0], 0)); // The remote address of a listening socket.
-    wait_until("HAProxy listens on its address", || tcp_socket(front, unspecified).is_some());
+    wait_until("HAProxy listens on its address", || is_listening(front));
     proxy
+}
+
+fn is_listening(address: SocketAddr) -> bool {
+    let unspecified = SocketAddr::from(([0, 0, 0, 0], 0)); // The remote address of a listening socket.
+    tcp_socket(address, unspecified).is_some()
 }
 
 fn daemon() -> Daemon {
@@ -141,8 +145,9 @@ fn haproxy_avoids_draining_daemon_without_losing_bytes() {
     let old: Vec<Client> = (0..10).map(|_| Client::connect(&proxy.address)).collect();
     old.iter().for_each(|client| client.echo(b"before"));
     servers[0].signal(Signal::TERM);
-    // The first server has closed its listener. Until the health check notices that, `option redispatch` sends new
-    // connections to the second server.
+    // A connection that reaches the backlog before the listener closes gets a FIN, and no echo of what it sends later.
+    wait_until("the first server has closed its listener", || !is_listening(servers[0].tcp()));
+    // Until the health check notices that, `option redispatch` sends new connections to the second server.
     for round in 0..10 {
         let client = Client::connect(&proxy.address);
         client.echo(&pattern(round, 1000));

@@ -28,13 +28,57 @@ mod tails;
 mod terminal;
 mod unix_socket;
 
-use support::{Daemon, Directory};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::{Client, Daemon, Directory};
 
 /// Runs a test over TCP and then over a Unix socket, because a connection behaves the same on both.
 fn over_each_kind(arguments: &[&str], test: impl Fn(&mut Daemon)) {
     test(&mut Daemon::start(arguments));
     let directory = Directory::new();
     test(&mut Daemon::start_unix(&directory.join("echo.sock"), arguments));
+}
+
+/// Sends copies of `portion`, each after the daemon has read all of the previous one, until one stays unread for a
+/// second: the connection is stalled, although the daemon's receive buffer has room. Returns the number of bytes sent.
+#[track_caller]
+fn send_until_unread(client: &Client, portion: &[u8]) -> usize {
+    let is_read = || {
+        let unread = client.remote_socket().is_none_or(|socket| socket.unread > 0);
+        let in_flight = client.local_socket().is_none_or(|socket| socket.unacknowledged > 0);
+        !unread && !in_flight
+    };
+    let mut sent = 0;
+    for _ in 0..5000 {
+        client.send(portion);
+        sent += portion.len();
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while !is_read() {
+            if Instant::now() > deadline {
+                return sent;
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+    }
+    panic!("the daemon should stop reading from a client that reads nothing; sent {sent} bytes");
+}
+
+/// Asserts that the daemon sleeps: for a second it neither wakes up nor uses CPU time.
+///
+/// Tries several times, because on a busy machine it takes a while until the daemon has handled the last events.
+#[track_caller]
+fn assert_sleeps(daemon: &Daemon) {
+    let (mut wakeups, mut cpu) = (0, Duration::ZERO);
+    for _ in 0..5 {
+        let before = daemon.sleep_count();
+        cpu = daemon.cpu_time_during(Duration::from_secs(1));
+        wakeups = daemon.sleep_count() - before;
+        if wakeups == 0 && cpu <= Duration::from_millis(10) {
+            return;
+        }
+    }
+    panic!("the daemon should sleep, but within one second it woke up {wakeups} times and used {cpu:?} of CPU time");
 }
 
 /// Asserts that the daemon uses at most `margin` bytes more than `before`.
