@@ -51,7 +51,9 @@ impl ListeningSocket {
             }
             ListeningSocket::Mptcp(listener) => {
                 let (stream, address) = listener.accept()?;
-                Ok(Accepted::Mptcp(stream, address))
+                // Linux returns a plain TCP stream if the peer does not support MPTCP.
+                let is_mptcp = is_mptcp(&SockRef::from(&stream)).unwrap_or(true);
+                Ok(if is_mptcp { Accepted::Mptcp(stream, address) } else { Accepted::Tcp(stream, address) })
             }
             ListeningSocket::Unix(listener) => {
                 let (stream, _) = listener.accept()?;
@@ -81,8 +83,8 @@ enum SetOptions {
 pub enum Accepted {
     /// A TCP stream and the peer's address.
     Tcp(TcpStream, SocketAddr),
-    /// A stream of a Multipath TCP listener (RFC 8684) and the peer's address. If the peer does not support MPTCP, it is a
-    /// plain TCP stream. A short read from an MPTCP stream does not mean that its receive queue is empty.
+    /// A Multipath TCP stream (RFC 8684) and the peer's address. A short read from it does not mean that its receive queue is
+    /// empty.
     Mptcp(TcpStream, SocketAddr),
     /// A Unix stream, whose peer usually has no address.
     Unix(UnixStream),
@@ -107,15 +109,11 @@ impl Listener {
         // mio does not check this, and a blocking listener would hang the loop in accept(2) on an empty backlog.
         rustix::io::ioctl_fionbio(&socket, true)?;
         let (socket, local) = match kind {
-            Kind::Tcp => {
+            Kind::Tcp | Kind::Mptcp => {
                 let listener = TcpListener::from_std(socket.into());
                 let local = format!("tcp://{}", listener.local_addr()?);
-                (ListeningSocket::Tcp(listener), local)
-            }
-            Kind::Mptcp => {
-                let listener = TcpListener::from_std(socket.into());
-                let local = format!("tcp://{}", listener.local_addr()?);
-                (ListeningSocket::Mptcp(listener), local)
+                let is_mptcp = matches!(kind, Kind::Mptcp);
+                (if is_mptcp { ListeningSocket::Mptcp(listener) } else { ListeningSocket::Tcp(listener) }, local)
             }
             Kind::Unix => {
                 let listener = UnixListener::from_std(socket.into());
@@ -204,7 +202,7 @@ impl Listener {
     pub fn accept(&mut self) -> io::Result<Accepted> {
         let result = self.socket.accept();
         if self.set_options != SetOptions::Never {
-            self.set_options(&result);
+            self.apply_options(&result);
         }
         let accepted = result?;
         if let Some(limit) = &mut self.drain_limit {
@@ -217,7 +215,7 @@ impl Listener {
     /// Sets the options of an accepted stream. Errors are ignored: the peer may have reset the connection already, which the
     /// first read reports.
     #[cold]
-    fn set_options(&mut self, accepted: &io::Result<Accepted>) {
+    fn apply_options(&mut self, accepted: &io::Result<Accepted>) {
         match accepted {
             Ok(Accepted::Tcp(stream, _) | Accepted::Mptcp(stream, _)) => {
                 let socket = SockRef::from(stream);
@@ -456,6 +454,27 @@ mod tests {
         let _client = connect(listener.port().expect("TCP port"), "127.0.0.1").expect("connection");
         let Accepted::Tcp(stream, _) = soon(|| listener.accept()) else { panic!("expected a TCP stream") };
         assert!(stream.nodelay().expect("socket option"));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    #[allow(clippy::print_stderr, reason = "libtest has no other way to report a skipped test")]
+    fn mptcp_listener_distinguishes_plain_tcp_streams() {
+        let socket = |protocol| Socket::new(Domain::IPV4, Type::STREAM, Some(protocol));
+        let listener = match socket(socket2::Protocol::MPTCP) {
+            Ok(listener) => listener,
+            Err(error) => return eprintln!("skipped: this kernel has no MPTCP: {error}"),
+        };
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("bind");
+        listener.listen(16).expect("listen");
+        let mut listener = Listener::from_inherited(listener, None).expect("listener");
+        let address = SocketAddr::from(([127, 0, 0, 1], listener.port().expect("TCP port"))).into();
+        let mptcp = socket(socket2::Protocol::MPTCP).expect("socket");
+        mptcp.connect(&address).expect("connection");
+        assert!(matches!(soon(|| listener.accept()), Accepted::Mptcp(..)));
+        let tcp = socket(socket2::Protocol::TCP).expect("socket");
+        tcp.connect(&address).expect("connection");
+        assert!(matches!(soon(|| listener.accept()), Accepted::Tcp(..)));
     }
 
     #[test]
