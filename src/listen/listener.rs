@@ -284,7 +284,8 @@ pub enum AcceptError {
     Aborted,
     /// File descriptors or memory ran out. The connection stays in the backlog: count the error, pause, and retry.
     ResourcesExhausted,
-    /// The descriptor is no longer a listening socket: the daemon cannot continue.
+    /// The descriptor is no longer a listening socket: drop the listener. A Unix listener that was shut down does not report
+    /// this, but EAGAIN: only its event shows it.
     Fatal,
 }
 
@@ -308,8 +309,8 @@ impl AcceptError {
             #[cfg(any(target_os = "linux", target_os = "android"))]
             Errno::NONET => AcceptError::Aborted,
             Errno::BADF | Errno::NOTSOCK => AcceptError::Fatal, // The descriptor was closed: a bug in this process.
-            Errno::INVAL => AcceptError::Fatal,                 // It does not listen, for instance after shutdown(2).
-            Errno::FAULT => AcceptError::Fatal,                 // The address buffer is invalid: a bug in a library.
+            Errno::INVAL => AcceptError::Fatal, // After shutdown(2) by another process that has the socket, or `ss -K`.
+            Errno::FAULT => AcceptError::Fatal, // The address buffer is invalid: a bug in a library.
             // EMFILE: RLIMIT_NOFILE is reached, and one of our descriptors must be closed first. ENFILE: the limit of the
             // whole system is reached. ENOBUFS and ENOMEM: out of kernel memory, or of memory for socket buffers. An unknown
             // error belongs here as well: a pause neither spins nor stops the daemon, and it ends by itself.
@@ -322,6 +323,7 @@ impl AcceptError {
 mod tests {
     use std::fs;
     use std::io::{Read, Write};
+    use std::net::Shutdown;
     use std::os::unix::net::UnixListener as StdUnixListener;
     use std::time::Duration;
 
@@ -415,7 +417,7 @@ mod tests {
         client.set_read_timeout(Some(Duration::from_secs(10))).expect("socket");
         let Accepted::Unix(mut stream) = soon(|| listener.accept()) else { panic!("expected a Unix stream") };
         stream.write_all(b"hi").expect("send");
-        stream.shutdown(std::net::Shutdown::Write).expect("shutdown");
+        stream.shutdown(Shutdown::Write).expect("shutdown");
         let mut got = String::new();
         client.read_to_string(&mut got).expect("read");
         assert_eq!(got, "hi");
@@ -475,6 +477,29 @@ mod tests {
         let tcp = socket(socket2::Protocol::TCP).expect("socket");
         tcp.connect(&address).expect("connection");
         assert!(matches!(soon(|| listener.accept()), Accepted::Tcp(..)));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn shut_down_listener_causes_a_read_closed_event() {
+        let directory = Directory::new("shutdown");
+        for how in [Shutdown::Both, Shutdown::Read] {
+            let tcp = OwnedFd::from(std::net::TcpListener::bind("127.0.0.1:0").expect("listener"));
+            let unix = OwnedFd::from(StdUnixListener::bind(directory.path(&format!("{how:?}"))).expect("listener"));
+            for (socket, expected) in [(tcp, AcceptError::Fatal), (unix, AcceptError::WouldBlock)] {
+                let owner = Socket::from(socket.try_clone().expect("duplicate"));
+                let mut listener = Listener::from_inherited(socket, None).expect("listener");
+                let mut poll = mio::Poll::new().expect("poller");
+                listener.register(poll.registry(), Token(7)).expect("registration");
+                owner.shutdown(how).expect("shutdown");
+                let mut events = mio::Events::with_capacity(4);
+                poll.poll(&mut events, Some(Duration::from_secs(10))).expect("poll");
+                let event = events.iter().next().expect("an event");
+                assert!(event.is_read_closed(), "{} after {how:?}: {event:?}", listener.local());
+                let error = listener.accept().expect_err("no connection");
+                assert_eq!(AcceptError::classify(&error), expected, "{} after {how:?}", listener.local());
+            }
+        }
     }
 
     #[test]
