@@ -18,7 +18,7 @@ use echod::event_loop::settings::Settings;
 use echod::explain::Explainer;
 use echod::listen::address::Address;
 use echod::listen::listener::Listener;
-use echod::listen::socket::somaxconn;
+use echod::listen::socket::{max_socket_buffer, somaxconn};
 use echod::metrics::endpoint::Endpoint;
 use log::{info, warn};
 use signal_hook_mio::v1_0::Signals;
@@ -123,6 +123,9 @@ fn bind(options: &Options, inherited: Vec<Listener>, signals: &mut Signals) -> R
     }
     if let Some(max) = somaxconn().filter(|&max| max < options.backlog) {
         warn!("the kernel limits --backlog {} to {max} (net.core.somaxconn)", options.backlog);
+    }
+    if let Some((max, bytes)) = max_socket_buffer().zip(options.socket_buffer).filter(|(max, bytes)| max < bytes) {
+        warn!("the kernel limits --socket-buffer {bytes} to {max} (net.core.rmem_max, net.core.wmem_max)");
     }
     Ok(Some(listeners))
 }

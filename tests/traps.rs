@@ -476,8 +476,8 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         43,
         "src/listen/stream_options.rs",
-        "socket.set_tcp_nodelay(true)?; // Nagle",
-        "// Nagle",
+        "if_supported(socket.set_tcp_nodelay(true))?;",
+        "",
         "tcp_nodelay_and_so_oobinline_are_on",
     ),
 ];

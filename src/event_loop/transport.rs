@@ -83,7 +83,7 @@ fn continue_writing(stream: &mut impl Transport, bytes: &[u8], first: io::Result
 pub enum Stream {
     /// TCP over IPv4 or IPv6.
     Tcp(TcpStream),
-    /// Multipath TCP, or TCP if the peer does not support it.
+    /// Multipath TCP: RFC 8684.
     Mptcp(TcpStream),
     /// AF_UNIX, SOCK_STREAM.
     Unix(UnixStream),
@@ -156,7 +156,7 @@ impl Transport for Stream {
     fn send_queue(&self) -> SendQueue {
         match self {
             Stream::Tcp(stream) => tcp_info(stream).map_or(SendQueue::Empty, |info| info.send_queue()),
-            Stream::Mptcp(_) => SendQueue::Empty, // TCP_INFO is about one of its subflows.
+            Stream::Mptcp(_) => SendQueue::Empty, // TCP_INFO describes only one of its TCP connections.
             Stream::Unix(_) => SendQueue::Empty,  // What is written is in the peer's receive queue.
         }
     }
@@ -275,8 +275,9 @@ mod tests {
         let (unix, mut other) = std::os::unix::net::UnixStream::pair().expect("socket pair");
         let unix = Stream::Unix(UnixStream::from_std(unix));
         assert!(tcp.short_read_drains() && !unix.short_read_drains());
-        let (peer_of_mptcp, _other) = std::os::unix::net::UnixStream::pair().expect("socket pair"); // Any socket will do.
-        let mptcp = Stream::Mptcp(TcpStream::from_std(std::os::fd::OwnedFd::from(peer_of_mptcp).into()));
+        let (any_socket, _other) = std::os::unix::net::UnixStream::pair().expect("socket pair"); // Any socket will do.
+        let mptcp = TcpStream::from_std(std::os::fd::OwnedFd::from(any_socket).into());
+        let (mptcp, _): (Stream, Peer) = Accepted::Mptcp(mptcp, SocketAddr::from(([127, 0, 0, 1], 1))).into();
         assert!(!mptcp.short_read_drains());
 
         assert_eq!((tcp.bytes_available().expect("FIONREAD"), unix.bytes_available().expect("FIONREAD")), (0, 0));

@@ -51,7 +51,9 @@ impl ListeningSocket {
             }
             ListeningSocket::Mptcp(listener) => {
                 let (stream, address) = listener.accept()?;
-                Ok(Accepted::Mptcp(stream, address))
+                // Linux returns a plain TCP stream if the peer does not support MPTCP.
+                let is_mptcp = is_mptcp(&SockRef::from(&stream)).unwrap_or(true);
+                Ok(if is_mptcp { Accepted::Mptcp(stream, address) } else { Accepted::Tcp(stream, address) })
             }
             ListeningSocket::Unix(listener) => {
                 let (stream, _) = listener.accept()?;
@@ -81,8 +83,8 @@ enum SetOptions {
 pub enum Accepted {
     /// A TCP stream and the peer's address.
     Tcp(TcpStream, SocketAddr),
-    /// A stream of a Multipath TCP listener (RFC 8684) and the peer's address. If the peer does not support MPTCP, it is a
-    /// plain TCP stream. A short read from an MPTCP stream does not mean that its receive queue is empty.
+    /// A Multipath TCP stream (RFC 8684) and the peer's address. A short read from it does not mean that its receive queue is
+    /// empty.
     Mptcp(TcpStream, SocketAddr),
     /// A Unix stream, whose peer usually has no address.
     Unix(UnixStream),
@@ -107,15 +109,11 @@ impl Listener {
         // mio does not check this, and a blocking listener would hang the loop in accept(2) on an empty backlog.
         rustix::io::ioctl_fionbio(&socket, true)?;
         let (socket, local) = match kind {
-            Kind::Tcp => {
+            Kind::Tcp | Kind::Mptcp => {
                 let listener = TcpListener::from_std(socket.into());
                 let local = format!("tcp://{}", listener.local_addr()?);
-                (ListeningSocket::Tcp(listener), local)
-            }
-            Kind::Mptcp => {
-                let listener = TcpListener::from_std(socket.into());
-                let local = format!("tcp://{}", listener.local_addr()?);
-                (ListeningSocket::Mptcp(listener), local)
+                let is_mptcp = matches!(kind, Kind::Mptcp);
+                (if is_mptcp { ListeningSocket::Mptcp(listener) } else { ListeningSocket::Tcp(listener) }, local)
             }
             Kind::Unix => {
                 let listener = UnixListener::from_std(socket.into());
@@ -204,7 +202,7 @@ impl Listener {
     pub fn accept(&mut self) -> io::Result<Accepted> {
         let result = self.socket.accept();
         if self.set_options != SetOptions::Never {
-            self.set_options(&result);
+            self.apply_options(&result);
         }
         let accepted = result?;
         if let Some(limit) = &mut self.drain_limit {
@@ -217,7 +215,7 @@ impl Listener {
     /// Sets the options of an accepted stream. Errors are ignored: the peer may have reset the connection already, which the
     /// first read reports.
     #[cold]
-    fn set_options(&mut self, accepted: &io::Result<Accepted>) {
+    fn apply_options(&mut self, accepted: &io::Result<Accepted>) {
         match accepted {
             Ok(Accepted::Tcp(stream, _) | Accepted::Mptcp(stream, _)) => {
                 let socket = SockRef::from(stream);
@@ -286,7 +284,8 @@ pub enum AcceptError {
     Aborted,
     /// File descriptors or memory ran out. The connection stays in the backlog: count the error, pause, and retry.
     ResourcesExhausted,
-    /// The descriptor is no longer a listening socket: the daemon cannot continue.
+    /// The descriptor is no longer a listening socket: drop the listener. A Unix listener that was shut down does not report
+    /// this, but EAGAIN: only its event shows it.
     Fatal,
 }
 
@@ -310,8 +309,8 @@ impl AcceptError {
             #[cfg(any(target_os = "linux", target_os = "android"))]
             Errno::NONET => AcceptError::Aborted,
             Errno::BADF | Errno::NOTSOCK => AcceptError::Fatal, // The descriptor was closed: a bug in this process.
-            Errno::INVAL => AcceptError::Fatal,                 // It does not listen, for instance after shutdown(2).
-            Errno::FAULT => AcceptError::Fatal,                 // The address buffer is invalid: a bug in a library.
+            Errno::INVAL => AcceptError::Fatal, // After shutdown(2) by another process that has the socket, or `ss -K`.
+            Errno::FAULT => AcceptError::Fatal, // The address buffer is invalid: a bug in a library.
             // EMFILE: RLIMIT_NOFILE is reached, and one of our descriptors must be closed first. ENFILE: the limit of the
             // whole system is reached. ENOBUFS and ENOMEM: out of kernel memory, or of memory for socket buffers. An unknown
             // error belongs here as well: a pause neither spins nor stops the daemon, and it ends by itself.
@@ -324,6 +323,7 @@ impl AcceptError {
 mod tests {
     use std::fs;
     use std::io::{Read, Write};
+    use std::net::Shutdown;
     use std::os::unix::net::UnixListener as StdUnixListener;
     use std::time::Duration;
 
@@ -417,7 +417,7 @@ mod tests {
         client.set_read_timeout(Some(Duration::from_secs(10))).expect("socket");
         let Accepted::Unix(mut stream) = soon(|| listener.accept()) else { panic!("expected a Unix stream") };
         stream.write_all(b"hi").expect("send");
-        stream.shutdown(std::net::Shutdown::Write).expect("shutdown");
+        stream.shutdown(Shutdown::Write).expect("shutdown");
         let mut got = String::new();
         client.read_to_string(&mut got).expect("read");
         assert_eq!(got, "hi");
@@ -456,6 +456,50 @@ mod tests {
         let _client = connect(listener.port().expect("TCP port"), "127.0.0.1").expect("connection");
         let Accepted::Tcp(stream, _) = soon(|| listener.accept()) else { panic!("expected a TCP stream") };
         assert!(stream.nodelay().expect("socket option"));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    #[allow(clippy::print_stderr, reason = "libtest has no other way to report a skipped test")]
+    fn mptcp_listener_distinguishes_plain_tcp_streams() {
+        let socket = |protocol| Socket::new(Domain::IPV4, Type::STREAM, Some(protocol));
+        let listener = match socket(socket2::Protocol::MPTCP) {
+            Ok(listener) => listener,
+            Err(error) => return eprintln!("skipped: this kernel has no MPTCP: {error}"),
+        };
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("bind");
+        listener.listen(16).expect("listen");
+        let mut listener = Listener::from_inherited(listener, None).expect("listener");
+        let address = SocketAddr::from(([127, 0, 0, 1], listener.port().expect("TCP port"))).into();
+        let mptcp = socket(socket2::Protocol::MPTCP).expect("socket");
+        mptcp.connect(&address).expect("connection");
+        assert!(matches!(soon(|| listener.accept()), Accepted::Mptcp(..)));
+        let tcp = socket(socket2::Protocol::TCP).expect("socket");
+        tcp.connect(&address).expect("connection");
+        assert!(matches!(soon(|| listener.accept()), Accepted::Tcp(..)));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn shut_down_listener_causes_a_read_closed_event() {
+        let directory = Directory::new("shutdown");
+        for how in [Shutdown::Both, Shutdown::Read] {
+            let tcp = OwnedFd::from(std::net::TcpListener::bind("127.0.0.1:0").expect("listener"));
+            let unix = OwnedFd::from(StdUnixListener::bind(directory.path(&format!("{how:?}"))).expect("listener"));
+            for (socket, expected) in [(tcp, AcceptError::Fatal), (unix, AcceptError::WouldBlock)] {
+                let owner = Socket::from(socket.try_clone().expect("duplicate"));
+                let mut listener = Listener::from_inherited(socket, None).expect("listener");
+                let mut poll = mio::Poll::new().expect("poller");
+                listener.register(poll.registry(), Token(7)).expect("registration");
+                owner.shutdown(how).expect("shutdown");
+                let mut events = mio::Events::with_capacity(4);
+                poll.poll(&mut events, Some(Duration::from_secs(10))).expect("poll");
+                let event = events.iter().next().expect("an event");
+                assert!(event.is_read_closed(), "{} after {how:?}: {event:?}", listener.local());
+                let error = listener.accept().expect_err("no connection");
+                assert_eq!(AcceptError::classify(&error), expected, "{} after {how:?}", listener.local());
+            }
+        }
     }
 
     #[test]

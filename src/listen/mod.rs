@@ -4,7 +4,8 @@
 //! errors, [`stream_options`] sets the socket options of accepted streams, and [`unix_file`] replaces and removes the files of
 //! Unix sockets.
 //!
-//! What it may use: its own files, and nothing else of this crate.
+//! What it may use: its own files, and nothing else of this crate. As an exception to the layout's rules,
+//! [`socket`] reads limits of the kernel in `/proc`.
 
 use std::io;
 

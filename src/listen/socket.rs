@@ -223,8 +223,8 @@ fn listen_unix(path: &Path, options: &ListenOptions) -> Result<Listener, (io::Er
     Listener::new(socket.into(), Kind::Unix, options, Some(file)).map_err(no_hint)
 }
 
-/// Creates a listener on a Linux abstract socket. There is no file to replace or remove: the kernel frees the name when the
-/// socket is closed.
+/// Creates a listener on a Linux abstract socket. It has no file that would have to be replaced or removed: the kernel frees the
+/// name when the socket is closed.
 fn listen_abstract(name: &str, options: &ListenOptions) -> io::Result<Listener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     refuse_descriptors(&socket);

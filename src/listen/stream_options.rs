@@ -22,17 +22,19 @@ use crate::listen::is_errno;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const MAX_UNSENT_BYTES: u32 = 128 * 1024;
 
-/// Sets the options that accepted TCP streams are to have. With `socket_buffer`, SO_SNDBUF and SO_RCVBUF are that large,
-/// instead of growing and shrinking as the kernel sees fit (tcp(7), "autotuning").
+/// Sets the options that accepted TCP streams are to have, as far as this kind of socket has them. With `socket_buffer`,
+/// SO_SNDBUF and SO_RCVBUF are that large, instead of growing and shrinking as the kernel sees fit (tcp(7), "autotuning").
 pub(super) fn set_tcp_options(socket: &Socket, socket_buffer: Option<u32>) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?; // Nagle's algorithm would delay a small echo until the previous one is acknowledged.
-    if_supported(socket.set_out_of_band_inline(true))?; // Urgent data stays in line, as RFC 6093 recommends.
+    // Nagle's algorithm would delay a small echo until the previous one is acknowledged.
+    if_supported(socket.set_tcp_nodelay(true))?;
+    // Urgent data stays in line, as RFC 6093 recommends.
+    if_supported(socket.set_out_of_band_inline(true))?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
     if_supported(socket.set_tcp_notsent_lowat(MAX_UNSENT_BYTES))?;
     if let Some(bytes) = socket_buffer {
         // The kernel silently caps both, at net.core.wmem_max and net.core.rmem_max, and doubles them (socket(7)).
-        socket.set_send_buffer_size(bytes as usize)?;
-        socket.set_recv_buffer_size(bytes as usize)?;
+        if_supported(socket.set_send_buffer_size(bytes as usize))?;
+        if_supported(socket.set_recv_buffer_size(bytes as usize))?;
     }
     Ok(())
 }
@@ -40,10 +42,13 @@ pub(super) fn set_tcp_options(socket: &Socket, socket_buffer: Option<u32>) -> io
 /// Resets the options that the process which created a listener may have set on it, and that would break the echo. Accepted
 /// streams inherit these as well.
 pub(super) fn reset_tcp_options(socket: &Socket) -> io::Result<()> {
-    socket.set_linger(None)?; // SO_LINGER: close(2) would block the loop or, with 0 seconds, reset the connection.
-    setsockopt(socket, ReceiveLowWaterMark, &1)?; // SO_RCVLOWAT: no event would report fewer bytes than that.
+    // SO_LINGER: close(2) would block the loop or, with 0 seconds, reset the connection.
+    if_supported(socket.set_linger(None))?;
+    // SO_RCVLOWAT: no event would report fewer bytes than that.
+    if_supported(setsockopt(socket, ReceiveLowWaterMark, &1).map_err(io::Error::from))?;
+    // TCP_CORK: the kernel would hold back a small echo for 200 ms.
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    if_supported(socket.set_tcp_cork(false))?; // TCP_CORK: the kernel would hold back a small echo for 200 ms.
+    if_supported(socket.set_tcp_cork(false))?;
     Ok(())
 }
 
@@ -77,7 +82,7 @@ nix::setsockopt_impl!(PassRights, libc::SOL_SOCKET, SO_PASSRIGHTS, bool, SetBool
 #[cfg(target_os = "linux")]
 const SO_PASSRIGHTS: libc::c_int = if cfg!(any(target_arch = "sparc", target_arch = "sparc64")) { 0x5c } else { 83 };
 
-/// Turns the error of an option that this kind of socket does not have into success: MPTCP has no urgent data, for one.
+/// Turns the error of an option that this kind of socket does not have into success. MPTCP has no urgent data, for instance.
 fn if_supported(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if is_errno(&error, Errno::NOPROTOOPT) || is_errno(&error, Errno::OPNOTSUPP) => Ok(()),

@@ -4,6 +4,8 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
+use socket2::Socket;
+
 use crate::support::{
     Address, Client, Daemon, Directory, TcpState, has_program, pattern, resolve, skip, skip_missing, tcp_socket, unix,
     wait_until,
@@ -224,4 +226,28 @@ fn stalled_peer_leaves_little_in_the_send_queue() {
     }
     let queued = client.remote_socket().expect("the connection").unacknowledged;
     assert!(queued > 0 && queued < 512 * 1024, "{queued} of {sent} bytes are in the send queue");
+}
+
+#[test]
+fn socket_buffer_is_fixed_for_connections() {
+    let daemon = Daemon::start(&["--socket-buffer", "50000"]);
+    let client = daemon.connect();
+    client.exchange(&pattern(1, 1_000_000));
+    let is_end = |socket: &Socket| socket.peer_addr().is_ok_and(|peer| peer.as_socket() == Some(client.local()));
+    let end = daemon.sockets().into_iter().find(is_end).expect("the daemon's end of the connection");
+    // The kernel doubles the value: socket(7).
+    assert_eq!((end.send_buffer_size().unwrap(), end.recv_buffer_size().unwrap()), (100_000, 100_000));
+    assert!(!daemon.stderr().contains("the kernel limits"), "{}", daemon.stderr());
+}
+
+#[test]
+fn capped_socket_buffer_gets_a_warning() {
+    let limit = |name| std::fs::read_to_string(format!("/proc/sys/net/core/{name}")).ok()?.trim().parse::<u32>().ok();
+    let Some(max) = limit("rmem_max").zip(limit("wmem_max")).map(|(receive, send)| receive.min(send)) else {
+        return skip("the kernel does not show net.core.rmem_max and wmem_max");
+    };
+    let daemon = Daemon::start(&["--socket-buffer", &(max + 1).to_string()]);
+    let warning =
+        format!("the kernel limits --socket-buffer {} to {max} (net.core.rmem_max, net.core.wmem_max)", max + 1);
+    daemon.wait_for_log(|line| line.contains("WARN") && line.ends_with(&warning));
 }

@@ -203,7 +203,7 @@ fn socket_file_of_another_daemon_is_not_removed() {
 }
 
 /// Sends `bytes` together with a descriptor. Returns the other end of the passed socket, which reads end of stream once
-/// nobody has the descriptor any more.
+/// every copy of the descriptor is closed.
 fn send_descriptor(socket: &Socket, bytes: &[u8]) -> rustix::io::Result<UnixStream> {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

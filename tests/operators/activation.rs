@@ -247,3 +247,42 @@ fn systemd_socket_activate_passes_a_working_socket() {
     daemon.close_and_terminate(client);
     assert!(path.exists());
 }
+
+#[test]
+fn shut_down_listener_is_dropped_and_others_continue() {
+    let directory = Directory::new();
+    let (tcp, _) = tcp_listener();
+    let unix = UnixListener::bind(directory.join("echo.sock")).unwrap();
+    for (passed, how) in [(OwnedFd::from(tcp), Shutdown::Both), (unix.into(), Shutdown::Read)] {
+        let owner = Socket::from(passed.try_clone().unwrap());
+        let start = Daemon::with(&["--listen=127.0.0.1:0"]).shell(PASS_ONE).stdin(passed);
+        let mut daemon = start.listeners(2).start();
+        let [dropped, kept] = daemon.addresses() else { panic!("expected two addresses") };
+        let (open, other) = (Client::connect(dropped), Client::connect(kept));
+        open.echo(b"open");
+        owner.shutdown(how).unwrap();
+        let url = dropped.to_string();
+        daemon.wait_for_log(|line| line.contains("ERROR") && line.contains(&url));
+        assert!(Client::try_connect(dropped).is_err());
+        open.echo(b"still open");
+        other.echo(b"other");
+        Client::connect(kept).echo(b"new");
+        drop((open, other));
+        daemon.terminate();
+    }
+}
+
+#[test]
+fn losing_the_last_listener_drains_and_fails() {
+    let (listener, _) = tcp_listener();
+    let owner = SockRef::from(&listener).try_clone().unwrap();
+    let mut daemon = activated(&["--drain-timeout=1h"], listener).start();
+    let client = daemon.connect();
+    client.echo(b"open");
+    owner.shutdown(Shutdown::Both).unwrap();
+    client.expect_fin();
+    client.send_fin();
+    assert_eq!(daemon.wait_exit(TIMEOUT).code(), Some(1));
+    let stderr = daemon.whole_stderr();
+    assert_eq!(stderr.lines().filter(|line| line.starts_with("echod: ")).count(), 1, "{stderr}");
+}
