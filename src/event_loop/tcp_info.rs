@@ -188,15 +188,6 @@ mod elsewhere {
     }
 
     impl TcpInfo {
-        /// Returns the state of the send queue.
-        pub fn send_queue(&self) -> SendQueue {
-            match (self.state, self.unacked, self.notsent_bytes) {
-                (TCP_CLOSE, ..) => SendQueue::Gone,
-                (_, 0, 0) => SendQueue::Empty,
-                _ => SendQueue::Unacknowledged,
-            }
-        }
-
         /// Never called.
         pub fn send_queue(&self) -> super::SendQueue {
             match *self {}
