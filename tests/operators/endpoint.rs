@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::http::{endpoint, get, metrics, receive, send_request};
-use crate::support::{Client, Daemon, Signal, TIMEOUT, pattern, pending_connections, wait_until};
+use crate::support::{Address, Client, Daemon, Signal, TIMEOUT, pattern, pending_connections, wait_until};
 
 const METRICS: &str = "--metrics=127.0.0.1:0";
 
@@ -45,6 +45,20 @@ fn endpoint_listens_on_ipv6() {
     }
     let daemon = Daemon::start(&["--metrics=[::1]:0"]);
     assert_eq!(get(&daemon, "/healthz").status, 200);
+}
+
+#[test]
+fn port_alone_answers_on_ipv4_and_ipv6() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        return crate::support::skip("IPv6 is not available");
+    }
+    let daemon = Daemon::start(&["--metrics=0"]);
+    let Address::Http(address) = *endpoint(&daemon) else { panic!("expected http://") };
+    for ip in ["127.0.0.1", "::1"] {
+        let client = Client::connect(&Address::Http((ip.parse::<std::net::IpAddr>().unwrap(), address.port()).into()));
+        client.send(b"GET /healthz HTTP/1.0\r\n\r\n");
+        assert_eq!(receive(&client).status, 200, "{ip}");
+    }
 }
 
 #[test]

@@ -107,7 +107,7 @@ fn stalled_peer_is_reported_until_it_reads() {
     assert_eq!(page.value("echod_stalled_connections"), 1.0);
     let unsent = page.value("echod_received_bytes_total") - page.value("echod_sent_bytes_total");
     assert!(unsent > 0.0);
-    assert_eq!(page.value("echod_buffered_bytes"), unsent);
+    assert!((unsent..=65_536.0).contains(&page.value("echod_buffered_bytes")), "{unsent} bytes are unsent");
     peer.read_exactly(sent).expect("echo");
     let page = metrics(&daemon);
     assert_eq!(page.value("echod_stalled_connections"), 0.0);
