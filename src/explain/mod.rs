@@ -9,6 +9,7 @@
 pub mod diagram;
 pub mod explainer;
 pub mod socket_table;
+mod time;
 mod tracked;
 
 pub use explainer::Explainer;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::event_loop::outcome::CloseReason;
 use crate::explain::diagram::{Arrow, Diagram, MEANING_COLUMNS, Prefix, Priority, Side, quoted};
 use crate::explain::socket_table::{AddressPair, SocketTable, TcpState};
+use crate::explain::time::now;
 
 /// The maximum number of reads and writes of one connection that get a line of their own in
 /// [`BULK_INTERVAL`](super::explainer::BULK_INTERVAL). The others are summed up.
@@ -32,6 +33,8 @@ pub(super) struct TrackedConnection {
     window_start: Instant,
     /// Reads and writes without a line of their own.
     suppressed: Suppressed,
+    /// Whether the explainer has the connection in its queue of sums to print.
+    pub(super) is_queued: bool,
 }
 
 /// A sum of reads and writes.
@@ -44,7 +47,7 @@ struct Suppressed {
 
 impl TrackedConnection {
     pub(super) fn new(number: u32, pair: Option<AddressPair>, mss: usize) -> TrackedConnection {
-        let accepted_at = Instant::now();
+        let accepted_at = now();
         TrackedConnection {
             number,
             accepted_at,
@@ -58,12 +61,13 @@ impl TrackedConnection {
             lines: 0,
             window_start: accepted_at,
             suppressed: Suppressed::default(),
+            is_queued: false,
         }
     }
 
     /// Returns the beginning of a line about what happens now.
     pub(super) fn dated(&self) -> Prefix {
-        Prefix { number: self.number, time: Some(self.accepted_at.elapsed()) }
+        Prefix { number: self.number, time: Some(now().duration_since(self.accepted_at)) }
     }
 
     /// Returns the beginning of a line about something inferred whose time is unknown.
@@ -101,19 +105,13 @@ impl TrackedConnection {
 
     // ---- data ----
 
-    /// Counts a read or write. Returns whether it is the first one that gets no line of its own.
-    pub(super) fn count_line(&mut self, interval: Duration, diagram: &mut Diagram) -> bool {
-        if self.window_start.elapsed() >= interval {
-            self.print_suppressed(diagram);
-            (self.lines, self.window_start) = (0, Instant::now());
+    /// Counts a read or write. A new interval with single lines begins when the last one is over and its sum is printed.
+    pub(super) fn count_line(&mut self, interval: Duration) {
+        let now = now();
+        if now.duration_since(self.window_start) >= interval && !self.has_suppressed() {
+            (self.lines, self.window_start) = (0, now);
         }
-        self.lines += 1;
-        self.lines == MAX_SINGLE_LINES + 1
-    }
-
-    /// Returns when the current window of single lines began.
-    pub(super) fn window_start(&self) -> Instant {
-        self.window_start
+        self.lines = self.lines.saturating_add(1);
     }
 
     pub(super) fn print_received(&mut self, diagram: &mut Diagram, sockets: &mut SocketTable, bytes: &[u8]) {
@@ -177,6 +175,19 @@ impl TrackedConnection {
         }
         let arrow = Arrow { from, inferred: false, label: &label };
         diagram.arrow(self.dated(), arrow, &meaning, &kernel_column(now), Priority::Low);
+    }
+
+    /// Returns whether there are reads and writes that had no line of their own.
+    pub(super) fn has_suppressed(&self) -> bool {
+        self.suppressed.calls > 0
+    }
+
+    /// Prints their sum if there is budget for it; otherwise they remain suppressed. Returns whether none are left.
+    pub(super) fn try_print_suppressed(&mut self, diagram: &mut Diagram) -> bool {
+        if self.has_suppressed() && diagram.has_room(Priority::Medium) {
+            self.print_suppressed(diagram);
+        }
+        !self.has_suppressed()
     }
 
     /// Prints the sum of the reads and writes that had no line of their own, if there are any.
