@@ -8,12 +8,15 @@ mod support;
 
 use std::fs::File;
 use std::io::Read;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::process::Stdio;
 use std::sync::mpsc;
 use std::thread;
 
 use rustix::event::PollFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use support::{Client, Daemon, Directory, Signal, TIMEOUT, unix, wait_until};
+use support::{Client, Daemon, DaemonBuilder, Directory, Signal, TIMEOUT, unix, wait_until};
 
 /// Returns the lines of one connection, without number and time. A run of dashes or blanks becomes a single one, a port `*`.
 fn diagram(output: &str, number: u32) -> Vec<String> {
@@ -135,7 +138,7 @@ fn reset_by_client_is_printed() {
     let expected = [
         r#"─ PSH+ACK len 14 ─► "你好\x00\x1b[2J\u{202e}" ESTABLISHED"#,
         r#"◄─ PSH+ACK len 14 ─ "你好\x00\x1b[2J\u{202e}" ESTABLISHED"#,
-        "─ RST ─► ESTABLISHED → CLOSED gone",
+        "─ RST ─► ESTABLISHED → CLOSED CLOSED",
         "reset: reset by the client; 14 bytes in, 14 out",
     ];
     assert_diagram(&daemon, 1, &expected);
@@ -243,6 +246,54 @@ fn unix_socket_has_no_segments() {
         "finished: the client closed first; 3 bytes in, 3 out",
     ];
     assert_eq!(diagram(&daemon.stdout(), 1), expected);
+}
+
+/// The diagram of a connection that echoes `aa` and whose client closes first, if the kernel's table does not show its socket.
+const UNKNOWN: [&str; 10] = [
+    "client 127.0.0.1:*, server 127.0.0.1:*; MSS 32768 bytes",
+    "kernel state unknown: other network namespace, or bound to a device",
+    "╌ SYN ╌► LISTEN → SYN-RECEIVED",
+    "◄╌ SYN+ACK ╌",
+    "╌ ACK ╌► SYN-RECEIVED → ESTABLISHED unknown",
+    r#"─ PSH+ACK len 3 ─► "aa\n" unknown"#,
+    r#"◄─ PSH+ACK len 3 ─ "aa\n" unknown"#,
+    "─ FIN+ACK ─► ESTABLISHED → CLOSE-WAIT unknown",
+    "◄╌ ACK ╌ or combined with our FIN",
+    "◄─ FIN+ACK ─ CLOSE-WAIT → LAST-ACK",
+];
+
+/// Echoes `aa` over a passed listener that the kernel's table does not show to the daemon, and compares the diagram.
+fn assert_state_is_unknown(daemon: DaemonBuilder, listener: TcpListener) {
+    let daemon = daemon.without_listen().stdin(Stdio::from(OwnedFd::from(listener))).start();
+    let peer = daemon.connect();
+    peer.echo(b"aa\n");
+    peer.send_fin();
+    peer.expect_fin();
+    let summary = "finished: client closed first and keeps TIME-WAIT; 3 bytes in, 3 out";
+    wait_until("the summary is printed", || diagram(&daemon.stdout(), 1).last().is_some_and(|line| line == summary));
+    assert_eq!(diagram(&daemon.stdout(), 1), [&UNKNOWN[..], &[summary]].concat());
+}
+
+/// Passes a listener, which is stdin, as a service manager does.
+const PASS_LISTENER: &str = r#"LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 0</dev/null"#;
+
+#[test]
+fn state_of_a_socket_bound_to_a_device_is_unknown() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    if let Err(error) = socket2::SockRef::from(&listener).bind_device(Some(b"lo")) {
+        return support::skip(&format!("SO_BINDTODEVICE: {error}"));
+    }
+    assert_state_is_unknown(Daemon::with(&["--explain"]).shell(PASS_LISTENER), listener);
+}
+
+#[test]
+fn state_in_another_network_namespace_is_unknown() {
+    if !support::has_program("unshare") || !rustix::process::geteuid().is_root() {
+        return support::skip_missing("unshare, and root to create a network namespace");
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let daemon = Daemon::with(&["--explain"]).through(&["unshare", "--net", "sh", "-c", PASS_LISTENER, "sh"]);
+    assert_state_is_unknown(daemon, listener);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::event_loop::observer::{ConnectionEvent, Observer};
 use crate::event_loop::outcome::CloseReason;
 use crate::event_loop::transport::{Peer, Stream, Transport};
 use crate::explain::diagram::{Arrow, Diagram, Priority, Side};
-use crate::explain::socket_table::{AddressPair, SocketTable, TcpState, fin_timeout};
+use crate::explain::socket_table::{AddressPair, Lookup, SocketId, SocketTable, TcpState, fin_timeout};
 use crate::explain::time::now;
 use crate::explain::tracked::TrackedConnection;
 
@@ -152,8 +152,8 @@ impl Explainer {
     /// Asks the kernel about every orphan, and drops those that have terminated.
     fn check_orphans(&mut self) {
         for mut orphan in mem::take(&mut self.orphans) {
-            let now = orphan.connection.pair.as_ref().and_then(|pair| self.sockets.state(pair));
-            let is_done = now.is_none_or(|now| self.catch_up(&mut orphan, now));
+            let now = orphan.connection.socket.as_mut().map_or(Lookup::Unknown, |socket| self.sockets.lookup(socket));
+            let is_done = self.catch_up(&mut orphan, now);
             if let Some(summary) = orphan.summary.take() {
                 self.diagram.remark(orphan.connection.dated(), &summary);
             }
@@ -165,11 +165,16 @@ impl Explainer {
         }
     }
 
-    /// Prints what must have happened, given the present state in the kernel. Returns whether nothing more can follow.
-    fn catch_up(&mut self, orphan: &mut Orphan, now: TcpState) -> bool {
+    /// Prints what must have happened, given the present state in the kernel. Returns whether nothing more can be known.
+    fn catch_up(&mut self, orphan: &mut Orphan, now: Lookup) -> bool {
+        let state = match now {
+            Lookup::State(state) => state,
+            Lookup::Gone => TcpState::Closed,
+            Lookup::Unknown | Lookup::Skipped => return true,
+        };
         loop {
             let (connection, diagram) = (&mut orphan.connection, &mut self.diagram);
-            match (connection.state, now) {
+            match (connection.state, state) {
                 (TcpState::FinWait1, TcpState::FinWait2 | TcpState::TimeWait) => {
                     connection.print_inferred_ack(diagram, TcpState::FinWait2, now);
                 }
@@ -226,21 +231,26 @@ impl Explainer {
 
 impl Observer for Explainer {
     fn opened(&mut self, number: u32, peer: &Peer, stream: &Stream) {
-        let (pair, mss) = match stream {
+        let (socket, mss) = match stream {
             Stream::Tcp(tcp) | Stream::Mptcp(tcp) => {
                 let pair = tcp.local_addr().and_then(|local| Ok(AddressPair { local, remote: tcp.peer_addr()? }));
-                (pair.ok(), SockRef::from(tcp).tcp_mss().unwrap_or(0) as usize)
+                let socket = pair.ok().map(|pair| SocketId::new(pair, tcp));
+                (socket, SockRef::from(tcp).tcp_mss().unwrap_or(0) as usize)
             }
             Stream::Unix(_) => (None, 0),
         };
-        let mut connection = TrackedConnection::new(number, pair, mss);
+        let mut connection = TrackedConnection::new(number, socket, mss);
         let diagram = &mut self.diagram;
-        match pair {
-            Some(pair) => {
+        match socket {
+            Some(socket) => {
                 let state = connection.kernel_state(diagram, &mut self.sockets);
-                let local = Peer::from(pair.local);
+                let local = Peer::from(socket.pair.local);
                 let text = format!("client {peer}, server {local}; MSS {mss} bytes");
                 diagram.remark(connection.dated(), &text);
+                if state == Lookup::Unknown {
+                    let text = "kernel state unknown: other network namespace, or bound to a device";
+                    diagram.remark(connection.undated(), text);
+                }
                 connection.print_handshake(diagram, state);
             }
             None if matches!(peer, Peer::Unix) => {
@@ -283,17 +293,17 @@ impl Observer for Explainer {
             self.open.shrink_to(MIN_CAPACITY); // Return the memory after a peak.
         }
         connection.print_suppressed(&mut self.diagram);
-        connection.print_end(&mut self.diagram, reason, stream.bytes_available().unwrap_or(0));
+        connection.print_end(&mut self.diagram, &mut self.sockets, reason, stream.bytes_available().unwrap_or(0));
         let summary = connection.summary(reason);
         match connection.state {
             TcpState::FinWait1 | TcpState::FinWait2 | TcpState::LastAck | TcpState::Closing
-                if connection.pair.is_some() && self.diagram.has_room(Priority::Low) =>
+                if connection.is_visible() && self.diagram.has_room(Priority::Low) =>
             {
                 self.track(connection, summary);
             }
             state => {
                 self.diagram.remark(connection.dated(), &summary);
-                if state == TcpState::TimeWait && connection.pair.is_some() {
+                if state == TcpState::TimeWait && connection.is_tcp() {
                     connection.print_time_wait(&mut self.diagram);
                 }
             }
@@ -416,6 +426,52 @@ mod tests {
         // The limit of 1,000 lines per second holds, beyond those at once and one for each number of omitted lines.
         let lines = output.lines().filter(|line| line.starts_with('#')).count();
         assert!(lines <= 2_200, "{lines} lines in 2 s");
+    }
+
+    /// Returns both ends of a TCP connection.
+    fn tcp_pair() -> (Stream, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listener");
+        let client = std::net::TcpStream::connect(listener.local_addr().expect("address")).expect("connection");
+        let (server, _) = listener.accept().expect("connection");
+        server.set_nonblocking(true).expect("non-blocking");
+        (Stream::Tcp(mio::net::TcpStream::from_std(server)), client)
+    }
+
+    /// Returns what an explainer prints about one TCP connection.
+    fn output_of(events: impl FnOnce(&mut Explainer, Stream, std::net::TcpStream)) -> String {
+        let (mut reader, writer) = io::pipe().expect("pipe");
+        let mut explainer = Explainer::new(File::from(OwnedFd::from(writer))).expect("explainer");
+        let (stream, client) = tcp_pair();
+        explainer.opened(1, &Peer::from(client.local_addr().expect("address")), &stream);
+        events(&mut explainer, stream, client);
+        drop(explainer);
+        io::read_to_string(&mut reader).expect("UTF-8")
+    }
+
+    #[test]
+    fn forced_close_with_pending_output_is_an_rst() {
+        let output = output_of(|explainer, stream, _client| {
+            explainer.event(1, ConnectionEvent::Stalled(100));
+            explainer.closed(1, CloseReason::Cut, &stream);
+        });
+        assert!(output.contains("close(2) with 100 bytes pending sends RST instead of FIN"), "{output}");
+        assert!(output.contains("◄─ RST ─"), "{output}");
+        assert!(output.contains("cut: closed forcibly by the server; 0 bytes in, 0 out, 100 lost"), "{output}");
+
+        let output = output_of(|explainer, stream, _client| explainer.closed(1, CloseReason::Cut, &stream));
+        assert!(output.contains("◄─ FIN+ACK ─") && !output.contains("RST"), "{output}");
+    }
+
+    #[test]
+    fn reset_that_no_system_call_reported_is_inferred() {
+        let output = output_of(|explainer, stream, client| {
+            SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
+            drop(client); // On loopback, the RST has arrived when this returns.
+            explainer.event(1, ConnectionEvent::Stalled(100));
+            explainer.closed(1, CloseReason::Cut, &stream);
+        });
+        assert!(output.contains("╌╌ RST ╌") && output.contains("ESTABLISHED → CLOSED        CLOSED"), "{output}");
+        assert!(!output.contains("─ RST ─") && !output.contains("gone"), "{output}");
     }
 
     #[test]
