@@ -259,7 +259,7 @@ const UNKNOWN: [&str; 10] = [
     r#"◄─ PSH+ACK len 3 ─ "aa\n" unknown"#,
     "─ FIN+ACK ─► ESTABLISHED → CLOSE-WAIT unknown",
     "◄╌ ACK ╌ or combined with our FIN",
-    "◄─ FIN+ACK ─ CLOSE-WAIT → LAST-ACK",
+    "◄─ FIN+ACK ─ CLOSE-WAIT → LAST-ACK unknown",
 ];
 
 /// Echoes `aa` over a passed listener that the kernel's table does not show to the daemon, and compares the diagram.

@@ -257,8 +257,8 @@ impl TrackedConnection {
             return self.print_inferred_rst(diagram, now);
         }
         let transition = self.enter(if by_close { TcpState::LastAck } else { TcpState::FinWait1 });
-        // Before close(2), the kernel still reports the previous state.
-        let kernel = if by_close { String::new() } else { kernel_column(now) };
+        // If it is close(2) that sends the FIN, the kernel still reports the previous state.
+        let kernel = if now == Lookup::State(TcpState::CloseWait) { String::new() } else { kernel_column(now) };
         diagram.arrow(self.dated(), arrow(Side::Server, "FIN+ACK"), &transition, &kernel, Priority::High);
         if is_fin_acknowledged(now) && self.state == TcpState::FinWait1 {
             self.print_inferred_ack(diagram, TcpState::FinWait2, now);
@@ -312,19 +312,23 @@ impl TrackedConnection {
             TcpState::CloseWait if is_forced => (Side::Server, "FIN+ACK", TcpState::LastAck),
             _ => return,
         };
-        let mut kernel = "";
-        if from == Side::Client {
-            kernel = "CLOSED"; // That is what ECONNRESET and EPIPE mean.
-        } else if self.kernel_state(diagram, sockets) == Lookup::State(TcpState::Closed) {
-            // The client's RST has arrived, but we have not read it yet. Our close(2) sends nothing.
-            return self.print_inferred_rst(diagram, Lookup::State(TcpState::Closed));
-        } else if label == "RST" {
+        let (mut inferred, mut kernel) = (false, "CLOSED"); // That is what ECONNRESET and EPIPE mean.
+        if from == Side::Server {
+            let now = self.kernel_state(diagram, sockets);
+            if now == Lookup::State(TcpState::Closed) {
+                // The client's RST has arrived, but we have not read it yet. Our close(2) sends nothing.
+                return self.print_inferred_rst(diagram, now);
+            }
+            // If the state is unknown, such an RST cannot be ruled out.
+            (inferred, kernel) = (!matches!(now, Lookup::State(_)), "");
+        }
+        if from == Side::Server && label == "RST" {
             let (count, why) = if unread > 0 { (unread as usize, "unread") } else { (self.pending, "pending") };
             let text = format!("close(2) with {count} bytes {why} sends RST instead of FIN");
             diagram.remark(self.dated(), &text);
         }
         let transition = self.enter(next);
-        diagram.arrow(self.dated(), Arrow { from, inferred: false, label }, &transition, kernel, Priority::High);
+        diagram.arrow(self.dated(), Arrow { from, inferred, label }, &transition, kernel, Priority::High);
     }
 
     /// Prints that TIME-WAIT is on our side.
