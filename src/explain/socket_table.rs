@@ -10,11 +10,14 @@
 //! socket proves nothing until the table has shown this very socket once, recognized by its inode: see [`SocketTable::lookup`].
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use std::{fmt, fs};
+
+#[cfg(target_os = "linux")]
+use crate::explain::sock_diag::SockDiag;
 
 /// The states of RFC 9293, 3.3.2, that a server can be in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +47,7 @@ pub enum TcpState {
 
 impl TcpState {
     /// Converts the kernel's number (include/net/tcp_states.h), which `/proc/net/tcp` shows in hexadecimal.
-    fn from_number(number: u8) -> Option<TcpState> {
+    pub(super) fn from_number(number: u8) -> Option<TcpState> {
         Some(match number {
             1 => TcpState::Established,
             3 | 12 => TcpState::SynReceived, // 12: not accepted yet, and without a socket
@@ -97,7 +100,7 @@ pub struct SocketId {
     /// Whether the table has shown it. If so, it is the table of the right namespace.
     is_verified: bool,
     /// The kernel's unique number of the socket, if the table has shown it over netlink.
-    cookie: Option<[u8; 8]>,
+    pub(super) cookie: Option<[u8; 8]>,
 }
 
 impl SocketId {
@@ -143,18 +146,18 @@ pub enum Lookup {
 
 /// An entry of the table.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+pub(super) struct Entry {
     /// `None`: a number that we do not know.
-    state: Option<TcpState>,
-    inode: u64,
-    cookie: Option<[u8; 8]>,
+    pub(super) state: Option<TcpState>,
+    pub(super) inode: u64,
+    pub(super) cookie: Option<[u8; 8]>,
 }
 
 /// Handle for querying kernel socket state.
 #[derive(Debug)]
 pub struct SocketTable {
     #[cfg(target_os = "linux")]
-    netlink: Option<netlink::SockDiag>,
+    netlink: Option<SockDiag>,
     budget: ReadBudget,
     /// Whether a file was read in this iteration of the loop.
     has_read: bool,
@@ -166,7 +169,7 @@ impl SocketTable {
     pub fn new() -> SocketTable {
         SocketTable {
             #[cfg(target_os = "linux")]
-            netlink: netlink::SockDiag::open().ok(),
+            netlink: SockDiag::open().ok(),
             budget: ReadBudget::new(Instant::now()),
             has_read: false,
             max_table_len: MAX_TABLE_LEN,
@@ -298,99 +301,6 @@ pub fn fin_timeout() -> Duration {
     let seconds =
         fs::read_to_string("/proc/sys/net/ipv4/tcp_fin_timeout").ok().and_then(|text| text.trim().parse().ok());
     Duration::from_secs(seconds.unwrap_or(60))
-}
-
-/// Queries for single sockets: sock_diag(7). The kernel answers during send(2), so nothing here waits.
-#[cfg(target_os = "linux")]
-mod netlink {
-    use std::os::fd::OwnedFd;
-
-    use rustix::io::Errno;
-    use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
-
-    use super::{AddressPair, Entry, IpAddr, SocketAddr, SocketId, TcpState, io};
-
-    /// struct nlmsghdr.
-    const HEADER: usize = 16;
-    const NLMSG_ERROR: u16 = 2;
-    const SOCK_DIAG_BY_FAMILY: u16 = 20;
-    const NLM_F_REQUEST: u16 = 1;
-    const IPPROTO_TCP: u8 = 6;
-    /// Offsets in struct inet_diag_msg.
-    const COOKIE: usize = 44;
-    const INODE: usize = 68;
-
-    #[derive(Debug)]
-    pub struct SockDiag {
-        socket: OwnedFd,
-        sequence: u32,
-    }
-
-    impl SockDiag {
-        pub fn open() -> io::Result<SockDiag> {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
-            Ok(SockDiag { socket, sequence: 0 })
-        }
-
-        /// Returns the entry of a socket, `None` if there is none.
-        pub fn entry(&mut self, socket: &SocketId) -> io::Result<Option<Entry>> {
-            self.sequence = self.sequence.wrapping_add(1);
-            send(&self.socket, &request(&socket.pair, socket.cookie, self.sequence), SendFlags::empty())?;
-            let mut answer = [0; 512];
-            loop {
-                let (length, _) = recv(&self.socket, &mut answer, RecvFlags::empty())?;
-                let answer = &answer[..length.min(512)];
-                if answer.len() < HEADER + 4 {
-                    return Err(io::ErrorKind::InvalidData.into());
-                }
-                let half = |at: usize| u16::from_ne_bytes([answer[at], answer[at + 1]]);
-                let word = |at: usize| u32::from_ne_bytes(answer[at..at + 4].try_into().expect("four"));
-                if word(8) != self.sequence {
-                    continue; // The response to an earlier request.
-                }
-                // A socket with another cookie is not ours.
-                let is_absent = |error| [Errno::NOENT, Errno::STALE].iter().any(|errno| error == -errno.raw_os_error());
-                return match half(4) {
-                    SOCK_DIAG_BY_FAMILY if answer.len() >= HEADER + INODE + 4 => Ok(Some(Entry {
-                        state: TcpState::from_number(answer[HEADER + 1]),
-                        inode: word(HEADER + INODE).into(),
-                        cookie: answer[HEADER + COOKIE..HEADER + COOKIE + 8].try_into().ok(),
-                    })),
-                    NLMSG_ERROR if is_absent(word(HEADER) as i32) => Ok(None),
-                    _ => Err(io::ErrorKind::Unsupported.into()),
-                };
-            }
-        }
-    }
-
-    /// Encodes struct nlmsghdr and struct inet_diag_req_v2. Ports and addresses are in network byte order.
-    fn request(pair: &AddressPair, cookie: Option<[u8; 8]>, number: u32) -> Vec<u8> {
-        const LENGTH: u32 = 72;
-        let mut request = Vec::with_capacity(LENGTH as usize);
-        request.extend(LENGTH.to_ne_bytes());
-        request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-        request.extend(NLM_F_REQUEST.to_ne_bytes());
-        request.extend(number.to_ne_bytes());
-        request.extend([0; 4]); // Port 0 is the kernel.
-        let family = if pair.local.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        request.extend([family.as_raw() as u8, IPPROTO_TCP, 0, 0]);
-        request.extend(u32::MAX.to_ne_bytes()); // In any state.
-        request.extend(pair.local.port().to_be_bytes());
-        request.extend(pair.remote.port().to_be_bytes());
-        for end in [pair.local, pair.remote] {
-            match end.ip() {
-                IpAddr::V4(ip) => request.extend(ip.octets().into_iter().chain([0; 12])),
-                IpAddr::V6(ip) => request.extend(ip.octets()),
-            }
-        }
-        // A link-local address is ambiguous without its interface.
-        let interface = if let SocketAddr::V6(address) = pair.local { address.scope_id() } else { 0 };
-        request.extend(interface.to_ne_bytes());
-        request.extend(cookie.unwrap_or([0xff; 8])); // All ones: with any cookie.
-        debug_assert_eq!(request.len(), LENGTH as usize);
-        request
-    }
 }
 
 #[cfg(all(test, target_os = "linux"))]
