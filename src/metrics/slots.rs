@@ -2,7 +2,7 @@
 //!
 //! First come, first served would let 16 clients that send nothing take the endpoint away for 5 s, and again after that. So the
 //! oldest connection that is not being answered makes way for a new one: a client that never sends its request, never reads, or
-//! stays after its response delays nobody.
+//! stays after its response does not delay others.
 
 use std::io::{self, Read, Write};
 
