@@ -144,10 +144,8 @@ fn reset_by_client_is_printed() {
     assert_diagram(&daemon, 1, &expected);
 }
 
-#[test]
-fn stall_is_printed_as_closed_and_reopened_window() {
-    let daemon = Daemon::start(&["--explain"]);
-    let peer = Client::connect_with_small_buffers(daemon.address());
+/// Sends until the daemon reports that the client does not read. Returns the number of bytes sent.
+fn stall(daemon: &Daemon, peer: &Client) -> usize {
     let block = vec![b'x'; 65536];
     let mut sent = 0;
     while !daemon.stdout().contains("window closed") {
@@ -155,6 +153,14 @@ fn stall_is_printed_as_closed_and_reopened_window() {
         sent += peer.try_send(&block).unwrap();
         peer.wait_for(PollFlags::OUT, std::time::Duration::from_millis(10));
     }
+    sent
+}
+
+#[test]
+fn stall_is_printed_as_closed_and_reopened_window() {
+    let daemon = Daemon::start(&["--explain"]);
+    let peer = Client::connect_with_small_buffers(daemon.address());
+    let mut sent = stall(&daemon, &peer);
     assert!(!daemon.stdout().contains("window open again"));
     // The window opens when the rest is sent, while we read.
     for _ in 0..sent.div_ceil(65536) {
@@ -284,6 +290,26 @@ fn state_of_a_socket_bound_to_a_device_is_unknown() {
         return support::skip(&format!("SO_BINDTODEVICE: {error}"));
     }
     assert_state_is_unknown(Daemon::with(&["--explain"]).shell(PASS_LISTENER), listener);
+}
+
+#[test]
+fn rst_is_inferred_if_the_state_is_unknown() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    if let Err(error) = socket2::SockRef::from(&listener).bind_device(Some(b"lo")) {
+        return support::skip(&format!("SO_BINDTODEVICE: {error}"));
+    }
+    let stdin = Stdio::from(OwnedFd::from(listener));
+    let mut daemon = Daemon::with(&["--explain"]).shell(PASS_LISTENER).without_listen().stdin(stdin).start();
+    let peer = Client::connect_with_small_buffers(daemon.address());
+    stall(&daemon, &peer);
+    daemon.signal(Signal::TERM);
+    wait_until("the shutdown begins", || daemon.stdout().contains("\nshutdown "));
+    daemon.signal(Signal::TERM);
+    daemon.expect_success();
+    let output = daemon.whole_stdout();
+    // Our close(2) sends it, unless the client's own RST came first, which cannot be known.
+    assert!(diagram(&output, 1).iter().any(|line| line.starts_with("◄╌ RST ╌")), "{output}");
+    assert!(!output.contains("─ RST") && !output.contains("gone"), "{output}");
 }
 
 #[test]
