@@ -346,12 +346,15 @@ mod tests {
             ["127.0.0.1:0", "[::1]:0", "[::]:0"].into_iter().flat_map(|l| tables().map(|t| (l, t)))
         {
             let (_listener, server, client, mut socket) = connected(listen);
+            let mut never_shown = socket;
             let mut state = || lookup(&mut table, &mut socket);
             assert_eq!(state(), Lookup::State(TcpState::Established), "{listen}");
             server.shutdown(Shutdown::Write).expect("shutdown");
             eventually(&mut state, Lookup::State(TcpState::FinWait2));
             drop(server);
             assert_eq!(state(), Lookup::State(TcpState::FinWait2), "{listen}: after close(2)");
+            assert_eq!(lookup(&mut table, &mut never_shown), Lookup::Unknown, "it has no inode any more");
+            let mut state = || lookup(&mut table, &mut socket);
             drop(client);
             eventually(&mut state, Lookup::State(TcpState::TimeWait));
 
