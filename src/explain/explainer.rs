@@ -370,8 +370,8 @@ mod tests {
         };
         let mut streams: Vec<Stream> = (1..=CONNECTIONS).map(&mut open_later).collect();
         let mut next = CONNECTIONS;
-        // Three minutes, in steps of 20 ms. Each connection echoes three messages per step: more than get single lines.
-        for step in 0..9_000_u32 {
+        // Two minutes, in steps of 20 ms. Each connection echoes three messages per step: more than get single lines.
+        for step in 0..6_000_u32 {
             advance(Duration::from_millis(20));
             for number in next + 1 - CONNECTIONS..=next {
                 for _ in 0..3 {
