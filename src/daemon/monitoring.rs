@@ -2,8 +2,10 @@
 
 use std::io;
 
+use log::Level;
 use mio::Registry;
 
+use crate::daemon::logging;
 use crate::daemon::output;
 use crate::daemon::systemd::Notifier;
 use crate::event_loop::clock::{Clock, NEVER};
@@ -55,7 +57,7 @@ impl Monitor for Monitoring {
     }
 
     fn print_counters(&mut self, counters: &Counters) {
-        output::print_stderr(format_args!("echod: {}", describe(counters)));
+        logging::log_always(Level::Info, format_args!("{}", describe(counters)));
     }
 
     #[inline]
