@@ -62,6 +62,9 @@ fn print_and_exit(exit: &EarlyExit) -> ExitCode {
 /// Binds, runs the event loop and returns when it has stopped. The error is a one-line message.
 fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     let limit = limits::raise_limit();
+    let requested = options.max_connections.map(|requested| requested as usize);
+    // Checked twice: first with an estimate, since otherwise a limit that is far too low would only show as EMFILE somewhere.
+    limits::max_connections(requested, limit, descriptors_to_open(options, &inherited))?;
     // Before listening, so that a signal is handled as soon as anyone can know that the daemon is up.
     let mut signals = signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
     let Some(listeners) = bind(options, inherited, &mut signals.signals)? else {
@@ -71,8 +74,7 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     let monitoring = monitoring(options)?;
     print_addresses(&listeners, &monitoring).map_err(|error| format!("cannot write to stdout: {error}"))?;
 
-    let requested = options.max_connections.map(|requested| requested as usize);
-    let max_connections = limits::max_connections(requested, limit, listeners.len() + monitoring.descriptors());
+    let max_connections = limits::max_connections(requested, limit, monitoring.descriptors_to_open())?;
     if let Some(requested) = requested.filter(|&requested| requested > max_connections) {
         warn!("--max-connections {requested} exceeds the file descriptor limit ({limit}); using {max_connections}");
     }
@@ -101,13 +103,24 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     Ok(())
 }
 
-/// Binds every address, in addition to the sockets that a service manager has passed. If there are any, the default address is
-/// not bound. Returns `None` if a signal to stop arrives while a name is being resolved.
+/// Returns how many descriptors startup opens at least: the signal pipe, a listener for each address, and monitoring.
+fn descriptors_to_open(options: &Options, inherited: &[Listener]) -> usize {
+    let endpoint = options.metrics.as_ref().map_or(0, |_| Endpoint::DESCRIPTORS);
+    let notifier = if Notifier::is_wanted() { Notifier::DESCRIPTORS } else { 0 };
+    2 + addresses_to_bind(options, inherited).len() + endpoint + notifier
+}
+
+/// Returns the addresses to bind. If a service manager has passed sockets, the default address is not bound.
+fn addresses_to_bind<'a>(options: &'a Options, inherited: &[Listener]) -> &'a [Address] {
+    if inherited.is_empty() || options.listen_given { &options.listen } else { &[] }
+}
+
+/// Binds every address, in addition to the sockets that a service manager has passed. Returns `None` if a signal to stop arrives while a name is being resolved.
 fn bind(options: &Options, inherited: Vec<Listener>, signals: &mut Signals) -> Result<Option<Vec<Listener>>, String> {
+    let addresses = addresses_to_bind(options, &inherited);
     let mut listeners = inherited;
-    let wanted = if listeners.is_empty() || options.listen_given { &options.listen[..] } else { &[] };
     let listen_options = options.listen_options();
-    for address in wanted {
+    for address in addresses {
         let bound = if let Address::Host { .. } = address {
             let address = address.clone();
             let print_counters = || Monitoring::default().print_counters(&Counters::default());

@@ -23,10 +23,10 @@ pub struct Monitoring {
 }
 
 impl Monitoring {
-    /// Returns how many descriptors the two hold.
-    pub fn descriptors(&self) -> usize {
-        self.endpoint.as_ref().map_or(0, |_| Endpoint::DESCRIPTORS)
-            + self.notifier.as_ref().map_or(0, |_| Notifier::DESCRIPTORS)
+    /// Returns how many descriptors the two will open: the endpoint's except for its listener, which is open already, like the
+    /// notifier's socket.
+    pub fn descriptors_to_open(&self) -> usize {
+        self.endpoint.as_ref().map_or(0, |_| Endpoint::DESCRIPTORS - 1)
     }
 }
 
