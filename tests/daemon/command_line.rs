@@ -3,10 +3,11 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use crate::support::{Client, Daemon, RunOutput, Signal, pattern, pending_connections, wait_until};
+use crate::support::{Address, Client, Daemon, RunOutput, Signal, pattern, pending_connections, wait_until};
 
 #[test]
 fn help_and_version_exit_with_status_0() {
@@ -329,6 +330,24 @@ fn backlog_option_is_passed_to_listen() {
     daemon.thaw();
     drop(clients);
     daemon.connect().echo(b"served");
+}
+
+// --metrics
+
+#[test]
+fn metrics_port_listens_on_all_interfaces() {
+    let daemon = Daemon::start(&["--metrics", "0"]);
+    let stdout = daemon.stdout();
+    assert!(
+        stdout.contains("listening on http://[::]:") || stdout.contains("listening on http://0.0.0.0:"),
+        "{stdout}"
+    );
+    let port = daemon.addresses()[1].to_string().rsplit(':').next().unwrap().trim_end_matches('/').parse().unwrap();
+    for ip in ["127.0.0.1", "127.0.0.2"] {
+        let client = Client::connect(&Address::Tcp(SocketAddr::new(ip.parse().unwrap(), port)));
+        client.send(b"GET /healthz HTTP/1.0\r\n\r\n");
+        client.expect(b"HTTP/1.1 200");
+    }
 }
 
 // --reuse-port
