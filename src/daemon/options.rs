@@ -243,6 +243,15 @@ mod tests {
     }
 
     #[test]
+    fn option_help_is_short_and_starts_with_a_capital() {
+        for option in command().get_arguments() {
+            let help = option.get_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.len() <= 70 && !help.ends_with('.'), "{}: {help}", option.get_id());
+            assert!(help.starts_with(|c: char| c.is_ascii_uppercase()), "{}: {help}", option.get_id());
+        }
+    }
+
+    #[test]
     fn defaults_match_the_contract() {
         let defaults = Options {
             listen: vec![Address::Port(9999)],

@@ -82,6 +82,20 @@ fn signal_during_name_resolution_exits_at_once() {
 }
 
 #[test]
+fn check_without_an_answer_from_a_name_server_fails_within_5_s() {
+    let directory = Directory::new();
+    let Some(wrapper) = without_name_server(&directory) else {
+        return skip_missing("root, unshare and ip, for a network without a name server");
+    };
+    let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+    let start = Instant::now();
+    let finished = Daemon::with(&["--check", "host.example:9999"]).without_listen().through(&wrapper).run();
+    assert_eq!((finished.code, finished.stdout.as_str()), (1, ""));
+    assert_eq!(finished.stderr, "echod: check timed out: no answer from a name server\n");
+    assert!(start.elapsed() < Duration::from_secs(5), "took {:?}", start.elapsed());
+}
+
+#[test]
 fn name_is_still_resolved_and_served() {
     let daemon = Daemon::start(&["--listen", "localhost:0", "--listen", "127.0.0.1:0"]);
     for address in daemon.addresses() {
