@@ -1,4 +1,5 @@
-//! The daemon from the command line to the exit status. To study the event loop, start at `Server::run` in `event_loop/server.rs`.
+//! The daemon from the command line to the exit status. To study the event loop, start at `Server::run` in
+//! `event_loop/server.rs`.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
@@ -33,7 +34,8 @@ fn main() -> ExitCode {
         signals::unblock(); // Unhandled, they end the check.
         return print_and_exit(&EarlyExit::from_check(check::check(address)));
     }
-    let inherited = systemd::listeners_from_env(options.socket_buffer); // Before anything is opened: see its documentation.
+    // Before anything else is opened: see its documentation.
+    let inherited = systemd::listeners_from_env(options.socket_buffer);
     logging::init_log(options.level);
     let status = match inherited.and_then(|inherited| serve(&options, inherited)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -115,7 +117,8 @@ fn addresses_to_bind<'a>(options: &'a Options, inherited: &[Listener]) -> &'a [A
     if inherited.is_empty() || options.listen_given { &options.listen } else { &[] }
 }
 
-/// Binds every address, in addition to the sockets that a service manager has passed. Returns `None` if a signal to stop arrives while a name is being resolved.
+/// Binds every address, in addition to the sockets that a service manager has passed. Returns `None` if a signal to stop
+/// arrives while a name is being resolved.
 fn bind(options: &Options, inherited: Vec<Listener>, signals: &mut Signals) -> Result<Option<Vec<Listener>>, String> {
     let addresses = addresses_to_bind(options, &inherited);
     let mut listeners = inherited;

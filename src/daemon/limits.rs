@@ -28,8 +28,8 @@ pub fn raise_limit() -> u64 {
 }
 
 /// Returns the connection limit: the requested one, or the default, but never more than `limit` allows in addition to the
-/// descriptors that are open now, whoever opened them, and `to_open` more. Returns an error, a one-line message, if not even one
-/// connection is possible.
+/// descriptors that are open now, inherited ones included, and `to_open` more. Returns an error, a one-line message, if not
+/// even one connection is possible.
 pub fn max_connections(requested: Option<usize>, limit: u64, to_open: usize) -> Result<usize, String> {
     let others = open_descriptors(limit) + RESERVED_DESCRIPTORS + to_open as u64;
     clamp(requested, limit, others).ok_or_else(|| {

@@ -27,7 +27,8 @@ const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 /// The maximum buffer size, 16 MiB. A stalled connection may hold that much, and a buffer larger than the kernel's is never full.
 const MAX_BUFFER_SIZE: u32 = 16 << 20;
 
-/// The maximum of `--max-buffered`, 1 TiB (2 GiB where pointers have 32 bits): a larger number is a mistake rather than a machine.
+/// The maximum of `--max-buffered`, 1 TiB (2 GiB on 32-bit targets): a larger number is a mistake rather than the memory of a
+/// machine.
 const MAX_MAX_BUFFERED: usize = if usize::BITS > 40 { 1 << 40 } else { 1 << 31 };
 
 /// The maximum of `--socket-buffer`. Linux doubles the value to account for its own overhead and keeps it in an int: socket(7).
