@@ -18,7 +18,8 @@ fn signals_blocked_by_the_parent_still_work() {
     if !env_blocks_signals() {
         return skip_missing("env --block-signal");
     }
-    let block = ["env", "--block-signal=TERM", "--block-signal=INT", "--block-signal=HUP", "--block-signal=USR1"];
+    // --default-signal, in case that the tests run under nohup.
+    let block = ["env", "--default-signal=HUP", "--block-signal=TERM,INT,HUP,USR1"];
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let mut daemon = Daemon::with(&[]).through(&block).start();
         daemon.signal(Signal::USR1);
@@ -50,7 +51,10 @@ fn without_name_server(directory: &Directory) -> Option<Vec<String>> {
         resolv_conf.display()
     );
     let wrapper: Vec<String> =
-        ["unshare", "--net", "--mount", "sh", "-c", &script, "sh"].into_iter().map(String::from).collect();
+        ["env", "--default-signal=HUP", "unshare", "--net", "--mount", "sh", "-c", &script, "sh"]
+            .into_iter()
+            .map(String::from)
+            .collect();
     let mut attempt = Command::new(&wrapper[0]);
     attempt.args(&wrapper[1..]).arg("true").stdout(Stdio::null()).stderr(Stdio::null());
     attempt.status().is_ok_and(|status| status.success()).then_some(wrapper)
