@@ -146,6 +146,34 @@ fn first_log_line_needs_no_free_descriptor() {
     daemon.wait_for_log_text("connections: ");
 }
 
+#[test]
+fn flapping_exhaustion_logs_a_few_lines_per_second() {
+    let daemon = Daemon::start(&[]);
+    daemon.connect().echo(b"running");
+    let open = daemon.descriptors();
+    let mut free = (0u64..).filter(|&number| !open.contains(&(number as i32)));
+    daemon.limit_descriptors(free.nth(5).unwrap());
+    // Six clients come and go where five fit, so that exhaustion ends and returns all the time.
+    let span = Duration::from_secs(3);
+    let start = Instant::now();
+    let connections: usize = std::thread::scope(|scope| {
+        let client = || {
+            let mut count = 0;
+            while start.elapsed() < span {
+                daemon.connect().echo(b"served in the end");
+                count += 1;
+            }
+            count
+        };
+        let clients: Vec<_> = (0..6).map(|_| scope.spawn(client)).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).sum()
+    });
+    let log = daemon.stderr();
+    let lines = log.lines().filter(|line| line.contains("accepts")).count() as f64 / start.elapsed().as_secs_f64();
+    assert!(connections > 100 && log.contains("pausing accepts"), "{connections} connections:\n{log}");
+    assert!(lines <= 4.0, "{lines:.1} lines per second:\n{log}");
+}
+
 /// Returns the connection limit that the daemon has logged.
 #[track_caller]
 fn connection_limit(daemon: &Daemon) -> usize {
