@@ -13,7 +13,7 @@ use crate::daemon::output::count_dropped_line;
 
 /// The maximum number of lines that wait for the thread. A line has at most 4 KiB, so a stopped terminal costs 1 MiB at most.
 /// Fewer would drop lines of a burst at `trace` before the thread is scheduled.
-const MAX_QUEUED_LINES: usize = 256;
+pub(crate) const MAX_QUEUED_LINES: usize = 256;
 
 /// How long to wait for the thread at startup and again at exit. A terminal that is read takes well under a millisecond; one
 /// that is stopped delays each by this much.
@@ -138,8 +138,13 @@ mod tests {
         let (mut reader, writer) = io::pipe().expect("pipe");
         let mut thread = WriterThread::start(writer.into()).expect("thread");
         let line = || vec![b'x'; 4096];
-        let full = (0..1000).find_map(|_| thread.send(line()).err()).expect("the pipe and the queue should fill up");
-        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        // What the pipe holds, a line that the thread is writing, and the queue. The thread may be late.
+        for _ in 0..65_536 / 4096 + 1 + MAX_QUEUED_LINES {
+            while thread.send(line()).is_err() {
+                thread::yield_now();
+            }
+        }
+        assert_eq!(thread.send(line()).expect_err("full queue").kind(), io::ErrorKind::WouldBlock);
         assert_eq!(thread.send_and_wait(line()).expect_err("full queue").kind(), io::ErrorKind::WouldBlock);
         reader.read_exact(&mut [0; 1 << 20]).expect("queued lines");
         while thread.send_and_wait(b"more\n".to_vec()).is_err() {
