@@ -246,7 +246,7 @@ fn reset(target: &Target) -> Outcome {
 /// A server that shares its time has echoed less, but it goes on while we wake up. So a number of
 /// attempts are made, and one is enough: the other kind fails all of them.
 fn fair(launcher: &Launcher) -> Outcome {
-    const ATTEMPTS: usize = 15;
+    const ATTEMPTS: usize = 60;
     const HEAVY: usize = 16;
     const LIGHT: usize = 16;
     // Bytes that one end has written arrive at the other within this time, even if Nagle's algorithm
