@@ -84,7 +84,7 @@ fn difference(rung: usize, row: &Row) -> Option<String> {
     let passes = match output.status.code() {
         Some(0) => true,
         Some(1) => false,
-        status => panic!("conformance ended with {status:?}: {report}"),
+        status => panic!("conformance ended with {status:?}: {report}{}", String::from_utf8_lossy(&output.stderr)),
     };
     let first = report.lines().next().unwrap_or_default();
     assert_eq!(first.starts_with("ok      "), passes, "{report}");

@@ -244,7 +244,7 @@ impl Peer {
 /// wait in our send buffers. Linux shows these; on other systems, everything is assumed to have
 /// arrived.
 pub fn arrived(peers: &[Peer]) -> Outcome<usize> {
-    let mut arrived = peers.iter().map(Peer::in_flight).sum();
+    let mut arrived: usize = peers.iter().map(Peer::in_flight).sum();
     let ports = |peer: &Peer| Ok((peer.stream.local_addr()?.port(), peer.stream.peer_addr()?.port()));
     let ports = peers.iter().map(ports).collect::<io::Result<HashSet<_>>>().map_err(|error| error.to_string())?;
     for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
@@ -256,7 +256,8 @@ pub fn arrived(peers: &[Peer]) -> Outcome<usize> {
             let [_, local, remote, _, queues] = fields[..] else { continue };
             if port(local).zip(port(remote)).is_some_and(|ends| ports.contains(&ends)) {
                 let unsent = queues.split_once(':').and_then(|(sent, _)| usize::from_str_radix(sent, 16).ok());
-                arrived -= unsent.unwrap_or(0);
+                // It may also count the end of an earlier message that is not acknowledged yet.
+                arrived = arrived.saturating_sub(unsent.unwrap_or(0));
             }
         }
     }
