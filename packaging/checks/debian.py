@@ -78,6 +78,10 @@ def serve(system):
     echo(("::1", 7), random.Random(7).randbytes(4 << 20))
     wait_for("READY=1", lambda: system.show("echod.service", "ActiveState") == "active")
     wait_for("the status", lambda: "connection" in system.show("echod.service", "StatusText"))
+    # --socket-buffer applies to the passed socket; the kernel doubles it (socket(7)).
+    buffers = system.run("ss", "--no-header", "--listening", "--tcp", "--memory", "sport = :7")
+    assert "rb32768," in buffers and "tb32768," in buffers, buffers
+    assert system.show("echod.service", "MemoryMax") == str(1 << 30)
     assert get(METRICS, "/healthz")[0] == 200
     assert metric(METRICS, "echod_connections_accepted_total") >= 2
     for name in ("resident_memory_bytes", "open_fds", "start_time_seconds", "cpu_seconds_total"):

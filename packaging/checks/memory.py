@@ -1,0 +1,153 @@
+"""The memory limits of the Kubernetes manifest and of the systemd units, against peers that do not read."""
+
+import contextlib
+import os
+import pathlib
+import re
+import resource
+import socket
+import time
+
+from .peers import daemon, metric
+from .tools import HERE, inside, need, need_root, release, wait_for
+
+MIB = 1 << 20
+ADDRESS = ("127.0.0.1", 9999)
+METRICS = ("127.0.0.1", 9007)
+CGROUPS = pathlib.Path("/sys/fs/cgroup")
+
+
+class Cgroup:
+    """A control group with a memory limit. Version 2 counts the kernel's socket buffers toward the limit, version 1 counts
+    them separately; there the sum is compared instead.
+    """
+
+    def __init__(self, limit):
+        self.limit = limit
+        controllers = CGROUPS / "cgroup.controllers"
+        self.is_v2 = controllers.exists() and "memory" in controllers.read_text().split()
+        self.path = (CGROUPS if self.is_v2 else CGROUPS / "memory") / f"echod-check-{os.getpid()}"
+
+    def __enter__(self):
+        self.path.mkdir()
+        if self.is_v2:
+            self.write("memory.max", self.limit)
+        else:
+            self.write("memory.limit_in_bytes", self.limit)
+            # Socket memory is counted only once it has a limit.
+            self.write("memory.kmem.tcp.limit_in_bytes", 64 << 30)
+        return self
+
+    def __exit__(self, *_):
+        # The kernel frees the group's last sockets a moment after its last process has ended.
+        wait_for("an empty control group", lambda: self.path.rmdir() is None)
+
+    def write(self, file, value):
+        (self.path / file).write_text(f"{value}\n")
+
+    def read(self, file):
+        return int((self.path / file).read_text())
+
+    def join(self):
+        """Runs in the child process before it executes the daemon."""
+        (self.path / "cgroup.procs").write_text("0\n")
+
+    def peak(self):
+        if self.is_v2:
+            assert "oom_kill 0" in (self.path / "memory.events").read_text(), "out of memory"
+            return self.read("memory.peak")
+        return self.read("memory.max_usage_in_bytes") + self.read("memory.kmem.tcp.max_usage_in_bytes")
+
+
+def manifest():
+    """Returns the options and the memory limit of kubernetes.yaml."""
+    text = (HERE / "kubernetes.yaml").read_text()
+    limit = int(re.search(r"limits: \{memory: (\d+)Mi\}", text)[1]) * MIB
+    return re.findall(r"^ +- (--[a-z-]+=\S+)$", text, re.M), limit
+
+
+def units():
+    """Returns the options of /etc/default/echod and the limit at which systemd begins to slow down the service."""
+    options = re.search(r'^ECHOD_OPTIONS="(.*)"$', (HERE / "default/echod").read_text(), re.M)[1]
+    limits = set()
+    for unit in ("echod.service", "echod@.service"):
+        text = (HERE / "systemd" / unit).read_text()
+        limits.add(re.search(r"^MemoryHigh=(\d+)M$", text, re.M)[1])
+    assert len(limits) == 1, limits
+    return options.split(), int(limits.pop()) * MIB
+
+
+def value(options, name):
+    return next(int(option.split("=")[1]) for option in options if option.startswith(f"--{name}="))
+
+
+def bound(options):
+    """The sum in the comment of kubernetes.yaml: the most memory that these options allow."""
+    connections = value(options, "max-connections")
+    per_connection = 5 * value(options, "socket-buffer") + 512
+    return connections * per_connection + value(options, "max-buffered") + 8 * MIB
+
+
+def check_memory():
+    """As many peers as the manifest allows, none of which reads, fit into its memory limit."""
+    need_root()
+    need("unshare", "ip")
+    for options, limit in (manifest(), units()):
+        assert bound(options) <= limit, (
+            f"{options} may take {bound(options) / MIB:.0f} MiB, the limit is {limit / MIB:.0f}"
+        )
+    release()
+    return inside(inside_memory)
+
+
+def inside_memory():
+    options, limit = manifest()
+    count = value(options, "max-connections")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    peak = stalled_peers(options, limit, count)
+    assert peak <= limit, f"{count} stalled peers take {peak / MIB:.0f} MiB, the limit is {limit / MIB:.0f}"
+    # Without the option that bounds the kernel's part, a fifth of the peers exceeds the limit.
+    unbounded = [option for option in options if not option.startswith("--socket-buffer")]
+    excess = stalled_peers(unbounded, 8 << 30, count // 5)
+    assert excess > limit, f"{excess / MIB:.0f} MiB"
+    return (
+        f"{count} stalled peers take {peak / MIB:.0f} of {limit / MIB:.0f} MiB, {bound(options) / MIB:.0f} were calculated; "
+        f"without --socket-buffer {count // 5} take {excess / MIB:.0f}"
+    )
+
+
+def stalled_peers(options, limit, count):
+    """Returns the most memory that the daemon and its sockets took while `count` peers sent all they could and read
+    nothing. One more peer is served as soon as one of them leaves.
+    """
+    with Cgroup(limit) as group, contextlib.ExitStack() as stack:
+        server = stack.enter_context(daemon(*options, "-q", preexec_fn=group.join))
+        peers = [stack.enter_context(stalled_peer(n)) for n in range(count)]
+        blocks = (bytes(65536), bytes(100))
+        start = last = time.monotonic()
+        # Until no peer could send anything for a second.
+        while time.monotonic() < min(last + 1, start + 60):
+            assert server.poll() is None, f"the daemon ended with {server.returncode}"
+            for n, peer in enumerate(peers):
+                with contextlib.suppress(BlockingIOError):
+                    while peer.send(blocks[n % 2]):
+                        last = time.monotonic()
+        assert metric(METRICS, "echod_stalled_connections") > 0.95 * count
+        # At the connection limit a new connection waits in the backlog until another one ends.
+        waiting = stack.enter_context(socket.create_connection(ADDRESS, 20))
+        waiting.sendall(b"waiting\n")
+        peers[0].close()
+        assert waiting.recv(8, socket.MSG_WAITALL) == b"waiting\n"
+        return group.peak()
+
+
+def stalled_peer(n):
+    """Connects. Little of the echo fits into every other pair of peers, so that the daemon has to hold more of it."""
+    peer = socket.socket()
+    if n // 2 % 2:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    peer.settimeout(20)
+    peer.connect(ADDRESS)
+    peer.setblocking(False)
+    return peer
