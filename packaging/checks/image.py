@@ -51,7 +51,7 @@ def inside_image(binary):
             assert get(("127.0.0.1", 9007), "/healthz")[0] == 200
             kind, *health_check = image["Healthcheck"]["Test"]
             assert kind == "CMD", image
-            health = run(*run_in_it, *health_check).strip().splitlines()[-1]
+            run(*run_in_it, *health_check)
             namespace = os.readlink("/proc/self/ns/net")
             users = [
                 re.search(r"^Uid:\t(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text(), re.M)[1]
@@ -76,4 +76,4 @@ def inside_image(binary):
             wait_for("a name to be resolved", lambda: echo(("127.0.0.1", 9998), b"by name\n"))
         # Nothing listens on the port any more.
         assert subprocess.run([*run_in_it, *health_check], capture_output=True).returncode != 0
-    return f"{pathlib.Path(binary).stat().st_size / 1e6:.1f} MB, {' '.join(words)}; health check: {health}"
+    return f"{pathlib.Path(binary).stat().st_size / 1e6:.1f} MB, {' '.join(words)}"
