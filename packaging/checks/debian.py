@@ -106,10 +106,12 @@ def serve(system):
     # The options are in a file of their own.
     options = system.root / "etc/default/echod"
     correct = options.read_text()
-    options.write_text(correct.replace("--max-connections=10000", "--max-connections=77"))
+    options.write_text(correct.replace("--max-connections=10000", "--max-connections=77") + "RUST_LOG=echod=debug\n")
     system.run("systemctl", "restart", "echod.service")
-    journal = system.run("journalctl", "--output=cat", "--unit=echod.service")
-    assert "at most 77 connections" in journal, journal
+    echo(PORT_7, b"in the log\n")
+    debug = ("journalctl", "--output=cat", "--priority=debug..debug", "--unit=echod.service")
+    wait_for("the connection in the log", lambda: " closed: " in system.run(*debug))
+    assert "at most 77 connections" in system.run("journalctl", "--output=cat", "--unit=echod.service")
 
     # Without the metrics echod needs no network of its own: it serves the passed socket.
     drop_in = system.root / "etc/systemd/system/echod.service.d/network.conf"

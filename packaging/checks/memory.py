@@ -18,8 +18,8 @@ CGROUPS = pathlib.Path("/sys/fs/cgroup")
 
 
 class Cgroup:
-    """A control group with a memory limit. Version 2 counts the kernel's socket buffers toward the limit, version 1 counts
-    them separately; there the sum is compared instead.
+    """A control group with a memory limit. Version 2 counts the kernel's socket buffers toward it. Version 1 counts
+    them separately; there the sum is compared with the limit.
     """
 
     def __init__(self, limit):
@@ -112,7 +112,7 @@ def inside_memory():
     excess = stalled_peers(unbounded, 8 << 30, count // 5)
     assert excess > limit, f"{excess / MIB:.0f} MiB"
     return (
-        f"{count} stalled peers take {peak / MIB:.0f} of {limit / MIB:.0f} MiB, {bound(options) / MIB:.0f} were calculated; "
+        f"{count} stalled peers take {peak / MIB:.0f} MiB of {limit / MIB:.0f}, {bound(options) / MIB:.0f} calculated; "
         f"without --socket-buffer {count // 5} take {excess / MIB:.0f}"
     )
 

@@ -44,7 +44,7 @@ def check_alerts():
 
 
 def check_prometheus():
-    """Prometheus scrapes echod, evaluates the alert rules and the queries of the dashboard, and notices when it stops."""
+    """Prometheus scrapes echod, evaluates the alert rules and the dashboard's queries, and notices when echod stops."""
     need_root()
     need("unshare", "ip")
     release()
