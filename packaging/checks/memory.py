@@ -6,6 +6,8 @@ import pathlib
 import re
 import resource
 import socket
+import statistics
+import threading
 import time
 
 from .peers import daemon, metric
@@ -111,9 +113,13 @@ def inside_memory():
     unbounded = [option for option in options if not option.startswith("--socket-buffer")]
     excess = stalled_peers(unbounded, 8 << 30, count // 5)
     assert excess > limit, f"{excess / MIB:.0f} MiB"
+    # What the option costs. Interleaved, because other programs may be using the processor.
+    rates = [[throughput(options), throughput(unbounded)] for _ in range(5)]
+    small, autotuned = (statistics.median(rate) for rate in zip(*rates))
     return (
         f"{count} stalled peers take {peak / MIB:.0f} MiB of {limit / MIB:.0f}, {bound(options) / MIB:.0f} calculated; "
-        f"without --socket-buffer {count // 5} take {excess / MIB:.0f}"
+        f"without --socket-buffer {count // 5} take {excess / MIB:.0f}; one bulk connection {small / 1e6:.0f} MB/s, "
+        f"without --socket-buffer {autotuned / 1e6:.0f}"
     )
 
 
@@ -140,6 +146,25 @@ def stalled_peers(options, limit, count):
         peers[0].close()
         assert waiting.recv(8, socket.MSG_WAITALL) == b"waiting\n"
         return group.peak()
+
+
+def throughput(options, seconds=0.5):
+    """Returns how many bytes per second one connection echoes."""
+    with daemon(*options, "-q"), socket.create_connection(ADDRESS, 20) as peer:
+        end = time.monotonic() + seconds
+
+        def send():
+            while time.monotonic() < end:
+                peer.sendall(bytes(65536))
+            peer.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        echoed = 0
+        while size := len(peer.recv(65536)):
+            echoed += size
+        sender.join()
+    return echoed / seconds
 
 
 def stalled_peer(n):
