@@ -48,7 +48,8 @@ def inside_image(binary):
             address = ("127.0.0.1", 9999)
             wait_for("the image to echo", lambda: echo(address, b"from scratch\n"))
             echo(address, random.Random(11).randbytes(4 << 20))
-            assert get(("127.0.0.1", 9007), "/healthz")[0] == 200
+            for host in ("127.0.0.1", "::1"):
+                assert get((host, 9007), "/healthz")[0] == 200
             kind, *health_check = image["Healthcheck"]["Test"]
             assert kind == "CMD", image
             run(*run_in_it, *health_check)
