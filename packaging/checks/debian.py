@@ -77,6 +77,7 @@ def serve(system):
     echo(PORT_7, b"the first peer\n")
     echo(("::1", 7), random.Random(7).randbytes(4 << 20))
     wait_for("READY=1", lambda: system.show("echod.service", "ActiveState") == "active")
+    assert "64 bytes" in system.run("echod", "--check", "7")
     wait_for("the status", lambda: "connection" in system.show("echod.service", "StatusText"))
     # --socket-buffer applies to the passed socket; the kernel doubles it (socket(7)).
     buffers = system.run("ss", "--no-header", "--listening", "--tcp", "--memory", "sport = :7")
