@@ -11,7 +11,7 @@ import threading
 import time
 
 from .peers import daemon, metric
-from .tools import HERE, inside, need, need_root, release, wait_for
+from .tools import HERE, Skip, inside, need, need_root, release, wait_for
 
 MIB = 1 << 20
 ADDRESS = ("127.0.0.1", 9999)
@@ -26,9 +26,17 @@ class Cgroup:
 
     def __init__(self, limit):
         self.limit = limit
-        controllers = CGROUPS / "cgroup.controllers"
-        self.is_v2 = controllers.exists() and "memory" in controllers.read_text().split()
+        self.is_v2 = self.v2_exists()
         self.path = (CGROUPS if self.is_v2 else CGROUPS / "memory") / f"echod-check-{os.getpid()}"
+
+    @staticmethod
+    def v2_exists():
+        controllers = CGROUPS / "cgroup.subtree_control"
+        return controllers.exists() and "memory" in controllers.read_text().split()
+
+    @staticmethod
+    def exists():
+        return Cgroup.v2_exists() or (CGROUPS / "memory/memory.kmem.tcp.limit_in_bytes").exists()
 
     def __enter__(self):
         self.path.mkdir()
@@ -69,14 +77,13 @@ def manifest():
 
 
 def units():
-    """Returns the options of /etc/default/echod and the limit at which systemd begins to slow down the service."""
-    options = re.search(r'^ECHOD_OPTIONS="(.*)"$', (HERE / "default/echod").read_text(), re.M)[1]
-    limits = set()
-    for unit in ("echod.service", "echod@.service"):
+    """Returns, for each unit, the options and the limit at which systemd begins to slow down the service."""
+    defaults = (HERE / "default/echod").read_text()
+    for unit, variable in (("echod.service", "ECHOD_OPTIONS"), ("echod@.service", "ECHOD_INSTANCE_OPTIONS")):
         text = (HERE / "systemd" / unit).read_text()
-        limits.add(re.search(r"^MemoryHigh=(\d+)M$", text, re.M)[1])
-    assert len(limits) == 1, limits
-    return options.split(), int(limits.pop()) * MIB
+        options = re.search(rf'^{variable}="(.*)"$', defaults, re.M)[1]
+        assert f'Environment="{variable}={options}"' in text, f"{unit} and default/echod have different options"
+        yield options.split(), int(re.search(r"^MemoryHigh=(\d+)M$", text, re.M)[1]) * MIB
 
 
 def value(options, name):
@@ -94,7 +101,9 @@ def check_memory():
     """As many peers as the manifest allows, none of which reads, fit into its memory limit."""
     need_root()
     need("unshare", "ip")
-    for options, limit in (manifest(), units()):
+    if not Cgroup.exists():
+        raise Skip("no memory controller in /sys/fs/cgroup")
+    for options, limit in (manifest(), *units()):
         assert bound(options) <= limit, (
             f"{options} may take {bound(options) / MIB:.0f} MiB, the limit is {limit / MIB:.0f}"
         )
@@ -107,6 +116,7 @@ def inside_memory():
     count = value(options, "max-connections")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    assert hard > count + 100, f"only {hard} file descriptors"
     peak = stalled_peers(options, limit, count)
     assert peak <= limit, f"{count} stalled peers take {peak / MIB:.0f} MiB, the limit is {limit / MIB:.0f}"
     # Without the option that bounds the kernel's part, a fifth of the peers exceeds the limit.
