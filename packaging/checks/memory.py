@@ -77,7 +77,7 @@ def manifest():
 
 
 def units():
-    """Returns, for each unit, the options and the limit at which systemd begins to slow down the service."""
+    """Returns, for each unit, the options and the limit above which the kernel slows down the service."""
     defaults = (HERE / "default/echod").read_text()
     for unit, variable in (("echod.service", "ECHOD_OPTIONS"), ("echod@.service", "ECHOD_INSTANCE_OPTIONS")):
         text = (HERE / "systemd" / unit).read_text()
