@@ -108,8 +108,8 @@ fn too_few_descriptors_fail_with_a_message() {
 
 #[test]
 fn system_calls_exclude_the_teardown() {
-    // At most one wait, one read and one write per echo. Closing 400 connections would add 2,000 calls to some 1,000 echoes.
-    let run = run("--peers none --rounds 1 --seconds 0.02 --connections 400");
+    // One wait, one read and one write per echo. Closing 400 connections would add 1,000 calls to some 20 echoes.
+    let run = run("--peers none --rounds 1 --seconds 0.02 --connections 400 --rate 2000");
     let scenario = &run.results["scenarios"][0];
     let Some(calls) = scenario["servers"][0]["system_calls_per_echo"].as_f64() else {
         let reason = &run.results["machine"]["system_calls_not_counted_because"];
@@ -117,7 +117,7 @@ fn system_calls_exclude_the_teardown() {
         println!("skipped: {reason}");
         return;
     };
-    assert!(calls < 3.3, "{calls} system calls per echo");
+    assert!(calls < 10.0, "{calls} system calls per echo");
     assert!(run.stdout.contains("calls: counted by "), "{}", run.stdout);
 }
 
@@ -148,12 +148,6 @@ fn foreign_server_is_not_described_as_echod() {
     assert_eq!(run.status, 0, "{}", run.stderr);
     assert!(run.stdout.contains("already running, process unknown"), "{}", run.stdout);
     assert!(!run.stdout.contains("echod-50us") && !run.stdout.contains("awake"), "{}", run.stdout);
-}
-
-#[test]
-fn user_time_of_few_ticks_is_a_dash() {
-    let run = run(&format!("{QUICK} --connections 50"));
-    assert!(run.results["scenarios"][0]["servers"][0]["user_part_of_cpu_time"].is_null(), "{}", run.results);
 }
 
 #[test]
