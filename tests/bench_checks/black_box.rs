@@ -196,6 +196,7 @@ fn wrong_options_have_status_2() {
         ("--scenario fifty --connections 3", "does not go with scenario 'fifty'"),
         ("--connections 3 --rate 5 --in-flight 2", "use only one of them"),
         ("--cores 0", "two core numbers"),
+        ("--cores 0,9999", "may not use core 9999"),
     ] {
         assert_rejected(arguments, complaint);
     }
@@ -222,6 +223,7 @@ fn unwritable_output_fails_before_measuring() {
 }
 
 /// Starts a long run, and returns it with a process `echod` whose parent is called `parent`.
+#[allow(clippy::zombie_processes, reason = "the caller waits for it")]
 fn long_run(arguments: &[&str], parent: &str) -> (Child, Pid, PathBuf) {
     let directory = directory();
     let mut child = Command::new(executable())
@@ -338,6 +340,18 @@ fn running_server_is_measured_with_its_process() {
 }
 
 #[test]
+fn unreachable_server_and_missing_process_fail() {
+    let refused = run(&format!("{QUICK} --connect 127.0.0.1:1"));
+    assert_eq!(refused.status, 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("--connect: 127.0.0.1:1: Connection refused"), "{}", refused.stderr);
+    let address = serve_with(|_, stream| echo(stream, |_, _| ()));
+    // Larger than any process id: /proc/sys/kernel/pid_max is at most 4,194,304.
+    let missing = run(&format!("{QUICK} --connect {address} --pid 4194305"));
+    assert_eq!(missing.status, 1, "{}", missing.stderr);
+    assert!(missing.stderr.contains("--pid: there is no process 4194305"), "{}", missing.stderr);
+}
+
+#[test]
 fn unix_socket_is_measured() {
     let path = directory().join("socket");
     let listener = UnixListener::bind(&path).expect("a socket");
@@ -412,6 +426,7 @@ fn saved_build_is_compared_side_by_side() {
     assert!(stdout.contains("saved as baseline 'before'"), "{stdout}");
     let (status, stdout, stderr) = bench("--rounds 8 --baseline before");
     assert_eq!(status, Some(0), "{stderr}");
+    assert_eq!(fs::read_dir(output.join("earlier")).expect("results of the first run").count(), 1);
     assert!(stdout.contains("\nbefore  ") && stdout.contains("saved build, commit "), "{stdout}");
     assert!(stdout.contains("compared with baseline 'before'"), "{stdout}");
     assert!(stdout.contains("cpu_per_echo") && stdout.contains("no change"), "{stdout}");
