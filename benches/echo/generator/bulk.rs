@@ -4,14 +4,14 @@
 //! latency contains at most the duration of one piece of the generator's own work, some 30 µs.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::time::Duration;
 
 use mio::{Events, Token};
 
 use super::light::{CONNECTOR, Connector, PINGER, Pinger};
 use super::patience::Patience;
-use super::pattern::verify;
+use super::pattern::{PatternFile, verify};
 use super::timer::TIMER;
 use super::{Address, Clients, EXTENSION_NS, Result, Sample, nanoseconds, new_histogram};
 
@@ -78,6 +78,7 @@ impl Clients {
         let (mut bytes, mut all_bytes) = (0, 0);
         let (mut before, mut after) = (None, None);
 
+        let file = PatternFile::new(&self.pattern)?;
         let start = self.clock.now();
         let (mut window, mut closes) = (start + nanoseconds(plan.warm_up)..u64::MAX, u64::MAX);
         let mut patience = Patience::new(self.patience, start);
@@ -102,7 +103,7 @@ impl Clients {
                 }
                 let Some(stream) = queue.pop() else { break };
                 let (received, has_more) =
-                    self.bulk_piece(stream, &mut queue.readiness[stream], plan, after.is_none())?;
+                    self.bulk_piece(stream, &mut queue.readiness[stream], &file, plan, after.is_none())?;
                 if has_more {
                     queue.push(stream);
                 }
@@ -158,6 +159,7 @@ impl Clients {
         &mut self,
         number: usize,
         readiness: &mut Readiness,
+        file: &PatternFile,
         plan: &BulkPlan,
         is_sending: bool,
     ) -> Result<(u64, bool)> {
@@ -182,7 +184,7 @@ impl Clients {
         let due = (client.received / plan.message * plan.message).saturating_add(in_flight);
         if readiness.writable && is_sending && client.sent < due {
             let length = (due - client.sent).min(PIECE);
-            match client.stream.write(self.pattern.stretch(number, client.sent, length)) {
+            match file.send(&client.stream, number, client.sent, length) {
                 Ok(count) => client.sent += count as u64,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => readiness.writable = false,
                 Err(error) => return Err(format!("connection {number}: {error}").into()),
