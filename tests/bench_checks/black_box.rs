@@ -368,10 +368,11 @@ fn unix_socket_is_measured() {
             });
         }
     });
-    let run = run(&format!("{QUICK} --connect unix:{} --scenario fifty,bulk,churn", path.display()));
+    let run =
+        run(&format!("{QUICK} --connect unix:{} --scenario fifty,bulk,stream,churn,beside-bulk-8", path.display()));
     assert_eq!(run.status, 0, "{}{}", run.stdout, run.stderr);
     let scenarios = run.results["scenarios"].as_array().expect("a list");
-    assert_eq!(scenarios.len(), 3);
+    assert_eq!(scenarios.len(), 5);
 }
 
 #[test]
