@@ -203,7 +203,7 @@ pub fn find_running(servers: &mut [Spec]) -> Result<()> {
         server.about = format!("{address}, {}", server.about);
         *addresses = vec![address.clone()];
         if let Some(pid) = pid.filter(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            return Err(format!("--pid: there is no process {pid}").into());
+            return Err(format!("--pid: process {pid} does not exist").into());
         }
     }
     Ok(())

@@ -348,7 +348,7 @@ fn unreachable_server_and_missing_process_fail() {
     // Larger than any process id: /proc/sys/kernel/pid_max is at most 4,194,304.
     let missing = run(&format!("{QUICK} --connect {address} --pid 4194305"));
     assert_eq!(missing.status, 1, "{}", missing.stderr);
-    assert!(missing.stderr.contains("--pid: there is no process 4194305"), "{}", missing.stderr);
+    assert!(missing.stderr.contains("--pid: process 4194305 does not exist"), "{}", missing.stderr);
 }
 
 #[test]
