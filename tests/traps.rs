@@ -224,7 +224,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/event_loop/pending.rs",
         "self.written += count;",
         "self.written = count;",
-        "a_hundred_thousand_schedules_lose_no_byte_and_no_wake_up",
+        "random_schedules_lose_no_byte_and_no_wakeup",
     ),
     (
         13,
