@@ -225,7 +225,7 @@ fn picture_of_the_states_matches_the_table() {
 fn picture_of_the_loop_has_the_steps_of_run() {
     let source = read("src/event_loop/server.rs");
     let run = &source[source.find("pub fn run").expect("run")..];
-    let run = &run[run.find("while").expect("a loop")..run.find("\n    }").expect("its end")];
+    let run = &run[run.find("while").expect("a loop")..run.find("\n        }").expect("its end")];
     let mut steps: Vec<&str> = run
         .lines()
         .filter_map(|line| line.trim_start().strip_prefix("self.").or(line.trim_start().strip_prefix("observer.")))
