@@ -146,6 +146,13 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/event_loop/connection.rs",
         "if reads >= MAX_READS_PER_SERVE && (!self.is_heavy || reads >= MAX_READS_PER_HEAVY_SERVE) {",
         "if reads == usize::MAX && (!self.is_heavy || reads >= MAX_READS_PER_HEAVY_SERVE + MAX_READS_PER_SERVE) {",
+        "random_schedules_lose_no_byte_and_no_wakeup",
+    ),
+    (
+        3,
+        "src/event_loop/connection.rs",
+        "for _ in 0..MAX_READS_PER_SERVE {",
+        "for _ in 0..usize::MAX {",
         "endless_sender_does_not_monopolize_the_loop",
     ),
     (
