@@ -24,7 +24,7 @@ const FOREIGN: [&str; 6] = ["std::env", "env::var", "/proc", "clap", "httparse",
 
 /// Named exceptions to [`FOREIGN`]: a line of this file may contain this text.
 const EXCEPTIONS: [(&str, &str); 1] = [
-    // The kernel caps the backlog and the sizes of socket buffers silently; there is no system call that returns the caps.
+    // The kernel silently caps the backlog (somaxconn) and the socket buffers; no system call returns these limits.
     ("listen", "/proc/sys/net/core/"),
 ];
 

@@ -221,25 +221,35 @@ fn documented(label: &str, target: &str) -> Result<String, String> {
     if !defines(&source, item) {
         return Err(format!("src/{path}.rs does not define {item}"));
     }
-    match (item.split_once("::"), private_page(&source, item)) {
-        // rustdoc does not resolve the path of a private item from another module, but the item has a page.
-        (None, Some(page)) => Ok(format!("../../{}/{page}", path.strip_suffix("/mod").unwrap_or(path))),
-        (None, None) => Ok(format!("crate::{module}::{item}")),
+    match (item.split_once("::"), page_of(&source, item)) {
         // A type may have methods in other files than its own.
         (Some((owner, _)), _) => Ok(format!("crate::{}::{item}", module_of(owner).unwrap_or(module))),
+        // rustdoc does not resolve the path of a private item from another module, but the item has a page.
+        (None, Some((page, is_public))) if !is_public || !is_public_module(path) => {
+            Ok(format!("../../{}/{page}", path.strip_suffix("/mod").unwrap_or(path)))
+        }
+        _ => Ok(format!("crate::{module}::{item}")),
     }
 }
 
-/// Returns the name of the page of an item that is private in this source, at the top level.
-fn private_page(source: &str, item: &str) -> Option<String> {
+/// Returns whether the module of this file is public in the module page of its folder.
+fn is_public_module(path: &str) -> bool {
+    let Some((folder, name)) = path.rsplit_once('/').filter(|(_, name)| *name != "mod") else { return true };
+    read(format!("src/{folder}/mod.rs")).contains(&format!("pub mod {name};"))
+}
+
+/// Returns the name of the documentation page of an item at the top level of this source, and whether the item is public.
+fn page_of(source: &str, item: &str) -> Option<(String, bool)> {
     let kinds = [("fn ", "fn"), ("const ", "constant"), ("struct ", "struct"), ("enum ", "enum"), ("trait ", "trait")];
     let ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
     let find = |line: &str| {
-        let line = line.strip_prefix("pub(super) ").or_else(|| line.strip_prefix("pub(crate) ")).unwrap_or(line);
+        let public = line.strip_prefix("pub ");
+        let restricted = ["pub(super) ", "pub(crate) "].iter().find_map(|word| line.strip_prefix(word));
+        let rest = public.or(restricted).unwrap_or(line);
         let (_, kind) = kinds
             .iter()
-            .find(|(word, _)| line.strip_prefix(word).and_then(|rest| rest.strip_prefix(item)).is_some_and(ends))?;
-        Some(format!("{kind}.{item}.html"))
+            .find(|(word, _)| rest.strip_prefix(word).and_then(|rest| rest.strip_prefix(item)).is_some_and(ends))?;
+        Some((format!("{kind}.{item}.html"), public.is_some()))
     };
     source.lines().find_map(find)
 }
@@ -378,8 +388,9 @@ fn definition_of_an_item_is_recognized() {
         documented("`Address::bind`", "../listen/socket.rs"),
         Ok("crate::listen::address::Address::bind".into())
     );
-    assert_eq!(private_page("const MAX: u8 = 1;\nfn f() {}", "MAX"), Some("constant.MAX.html".into()));
-    assert_eq!(private_page("pub fn f() {}\n    fn f() {}", "f"), None);
+    assert_eq!(page_of("const MAX: u8 = 1;\nfn f() {}", "MAX"), Some(("constant.MAX.html".into(), false)));
+    assert_eq!(page_of("pub fn f() {}\n    fn f() {}", "f"), Some(("fn.f.html".into(), true)));
+    assert!(is_public_module("event_loop/server") && !is_public_module("event_loop/no_such_module"));
 }
 
 #[test]

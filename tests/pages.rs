@@ -320,6 +320,19 @@ fn both_languages_show_the_same_commands_and_output() {
     assert!(english.len() > 20, "only {} parts", english.len());
 }
 
+/// The Chinese page translates the English words of `--explain` in a table.
+#[test]
+fn words_in_the_chinese_gloss_occur_in_the_output() {
+    let page = fs::read_to_string(CHINESE).expect("page");
+    let printed: String = parts(&page).iter().map(|part| format!("{part:?}")).collect();
+    let rows: Vec<&str> = page.lines().skip_while(|line| !line.starts_with("| 输出 |")).skip(2).collect();
+    let rows: Vec<&str> = rows.into_iter().take_while(|line| line.starts_with("| ")).collect();
+    assert!(rows.len() > 5, "found only {} rows", rows.len());
+    for words in rows.iter().filter_map(|row| row.split(" | ").next()).flat_map(|cell| cell[2..].split(" / ")) {
+        assert!(printed.contains(words), "--explain does not print this any more: {words}");
+    }
+}
+
 // ---- the comparison itself ----
 
 #[test]

@@ -31,8 +31,7 @@ fn expect_file(path: &str, content: &str) {
 
 // ---- the picture of the states ----
 
-/// A box of the picture: a state or an end, the middle of its box, and what happens in it. A new state needs one line
-/// here; `CloseWait`, `LastAck` and `finished` form a triangle, because a connection may skip `LastAck`.
+/// A box of the picture: a state or an end, the middle of its box, and what happens in it. A new state needs one line here.
 struct Place {
     name: &'static str,
     x: i32,
@@ -46,28 +45,39 @@ const fn place(name: &'static str, x: i32, y: i32, what: &'static str, may_stall
     Place { name, x, y, what, may_stall }
 }
 
-const PLACES: [Place; 10] = [
-    place("finished", 440, 60, "peer's FIN first", false),
-    place("Established", 110, 220, "read, echo", true),
-    place("CloseWait", 440, 220, "write what is left", true),
-    place("OneMessage", 770, 220, "one read, one echo", false),
-    place("Draining", 110, 360, "echo what has arrived", true),
-    place("Finishing", 440, 360, "write what is left", true),
-    place("FinWait", 240, 490, "discard, wait for FIN", false),
-    place("Discarding", 640, 490, "discard what has arrived", false),
-    place("drained", 240, 610, "our FIN first", false),
-    place("one_shot", 640, 610, "our FIN first", false),
+const PLACES: [Place; 11] = [
+    place("finished", 480, 60, "peer's FIN first", false),
+    place("LastAck", 90, 90, "wait for the last ACK", false),
+    place("CloseWait", 480, 180, "write what is left", true),
+    place("OneMessage", 860, 180, "one read, one echo", false),
+    place("Established", 250, 250, "read, echo", true),
+    place("Draining", 480, 320, "echo what has arrived", true),
+    place("Finishing", 480, 450, "write what is left", true),
+    place("FinWait", 250, 560, "discard, wait for FIN", false),
+    place("Discarding", 700, 560, "discard what has arrived", false),
+    place("drained", 90, 660, "our FIN first", false),
+    place("one_shot", 700, 660, "our FIN first", false),
 ];
 
 /// Where a connection begins, and how.
 const STARTS: [(&str, i32, i32, &str); 2] =
-    [("Established", 110, 130, "accept(2)"), ("OneMessage", 770, 130, "one-shot")];
+    [("Established", 250, 168, "accept(2)"), ("OneMessage", 860, 90, "one-shot")];
 
 /// A state that an event does not change, which the table has no line for.
 const STAYS: (&str, [&str; 2]) = ("OneMessage", ["shutdown, but the", "message has arrived"]);
 
-const WIDTH: i32 = 880;
-const HEIGHT: i32 = 730;
+/// Labels that would be in the way in the middle of their arrow: where along the arrow they go, in percent, and whether to
+/// its lower left.
+const MOVED_LABELS: [(&str, &str, i32, bool); 5] = [
+    ("LastAck", "drained", 80, false),
+    ("Established", "Draining", 50, true),
+    ("Draining", "CloseWait", 50, true),
+    ("Draining", "Finishing", 50, true),
+    ("Finishing", "FinWait", 35, false),
+];
+
+const WIDTH: i32 = 960;
+const HEIGHT: i32 = 780;
 const HALF_WIDTH: i32 = 80;
 const HALF_HEIGHT: i32 = 24;
 
@@ -90,21 +100,24 @@ fn edge_of_box((x, y): (i32, i32), (to_x, to_y): (i32, i32)) -> (i32, i32) {
 
 /// Draws an arrow with its labels beside it, so that no label covers a line. Several events are several labels, joined by
 /// "or".
-fn draw_arrow(svg: &mut String, start: (i32, i32), end: (i32, i32), labels: &[&str]) {
+fn draw_arrow(svg: &mut String, start: (i32, i32), end: (i32, i32), labels: &[&str], place: (i32, bool)) {
     let ((x1, y1), (x2, y2)) = (start, end);
     writeln!(svg, r##"<path class="line" d="M{x1} {y1} L{x2} {y2}" marker-end="url(#head)"/>"##).expect("a string");
-    let (middle_x, middle_y, rows) = ((x1 + x2) / 2, (y1 + y2) / 2, labels.len() as i32);
-    let (dx, dy) = (x2 - x1, y2 - y1);
-    let (anchor, x, y) = if dx.abs() < 20 {
-        ("start", middle_x + 10, middle_y + 4 - 8 * (rows - 1))
+    let (percent, is_lower_left) = place;
+    let (dx, dy, rows) = (x2 - x1, y2 - y1, labels.len() as i32);
+    let (at_x, at_y) = (x1 + dx * percent / 100, y1 + dy * percent / 100);
+    let (anchor, x, y) = if is_lower_left {
+        ("end", at_x - 12, at_y + 16)
+    } else if dx.abs() < 20 {
+        ("start", at_x + 10, at_y + 4 - 8 * (rows - 1))
     } else if dy.abs() < 20 {
-        ("middle", middle_x, middle_y - 8 - 16 * (rows - 1))
+        ("middle", at_x, at_y - 8 - 16 * (rows - 1))
     } else if dx * dy > 0 {
-        ("start", middle_x + 12, middle_y - 4 - 16 * (rows - 1))
+        ("start", at_x + 12, at_y - 4 - 16 * (rows - 1))
     } else if dx < 0 {
-        ("end", middle_x - 12, middle_y - 4 - 16 * (rows - 1))
+        ("end", at_x - 12, at_y - 4 - 16 * (rows - 1))
     } else {
-        ("start", middle_x + 12, middle_y + 16)
+        ("start", at_x + 12, at_y + 16)
     };
     for (row, label) in (0..).zip(labels) {
         let or = if row > 0 { "or " } else { "" };
@@ -162,11 +175,12 @@ fn draw_states() -> String {
     }
     for (from, to, labels) in &arrows {
         let (start, end) = (edge_of_box(middle(from), middle(to)), edge_of_box(middle(to), middle(from)));
-        draw_arrow(&mut svg, start, end, labels);
+        let moved = MOVED_LABELS.iter().find(|label| (&label.0, &label.1) == (from, to));
+        draw_arrow(&mut svg, start, end, labels, moved.map_or((50, false), |label| (label.2, label.3)));
     }
     for (name, x, y, label) in STARTS {
         writeln!(svg, r#"<circle class="head" cx="{x}" cy="{y}" r="7"/>"#).expect("a string");
-        draw_arrow(&mut svg, (x, y + 7), edge_of_box(middle(name), (x, y)), &[label]);
+        draw_arrow(&mut svg, (x, y + 7), edge_of_box(middle(name), (x, y)), &[label], (50, false));
     }
     let (x, y) = middle(STAYS.0);
     let (x1, x2, y) = (x + 10, x + 50, y + HALF_HEIGHT);
@@ -182,15 +196,15 @@ fn draw_states() -> String {
     for place in &PLACES {
         draw_box(&mut svg, place);
     }
-    draw_stall_mark(&mut svg, 24, 665);
+    draw_stall_mark(&mut svg, 24, 715);
     let notes = [
         (
             44,
-            675,
+            725,
             "The connection may be stalled here: output is pending, and nothing is read until it has been written.",
         ),
-        (24, 701, "In any state, RST closes the connection (reset), and so does any other error (error)."),
-        (24, 719, "From outside: no byte moves for the idle timeout (idle), or the drain timeout expires (cut)."),
+        (24, 751, "In any state, RST closes the connection (reset), and so does any other error (error)."),
+        (24, 769, "From outside: no byte moves for the idle timeout (idle), or the drain timeout expires (cut)."),
     ];
     for (x, y, note) in notes {
         writeln!(svg, r#"<text class="ink" x="{x}" y="{y}">{note}</text>"#).expect("a string");
@@ -211,7 +225,7 @@ fn picture_of_the_states_matches_the_table() {
 fn picture_of_the_loop_has_the_steps_of_run() {
     let source = read("src/event_loop/server.rs");
     let run = &source[source.find("pub fn run").expect("run")..];
-    let run = &run[run.find("while").expect("a loop")..run.find("\n    }").expect("its end")];
+    let run = &run[run.find("while").expect("a loop")..run.find("\n        }").expect("its end")];
     let mut steps: Vec<&str> = run
         .lines()
         .filter_map(|line| line.trim_start().strip_prefix("self.").or(line.trim_start().strip_prefix("observer.")))
@@ -384,7 +398,12 @@ fn tour_mentions_every_file_and_its_experiments_are_possible() {
     for file in experiments::sources_in("src") {
         let file = file.to_string_lossy().into_owned();
         let is_page = file.ends_with("/mod.rs") || file.ends_with("/lib.rs") || file.ends_with("/test_support.rs");
-        assert!(is_page || read(PAGE).contains(&format!("`{file}`")), "the tour does not mention {file}");
+        // In the reference, a reader is led to each file; around it, to the folder.
+        let folder = format!("{}/", file.rsplit_once('/').expect("a path").0);
+        let is_reference = ["src/event_loop/", "src/listen/", "src/"].contains(&folder.as_str());
+        let named = if is_reference { &file } else { &folder };
+        assert!(is_page || read(PAGE).contains(&format!("`{named}`")), "the tour does not mention {named}");
+        assert!(read(&file).starts_with("//! "), "the first line of {file} should say what it holds");
     }
     assert!(experiments.len() >= 15);
     experiments.iter().for_each(Experiment::assert_applicable);
