@@ -109,7 +109,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let settings = Settings {
         one_shot: false,
-        max_connections: limits::max_connections(None, limit, listeners.len()),
+        max_connections: limits::max_connections(None, limit, 0)?,
         idle_timeout: Some(Duration::from_secs(600)),
         drain_timeout: Duration::from_secs(5),
         buffer_size: 65536,

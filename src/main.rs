@@ -1,4 +1,5 @@
-//! The daemon from the command line to the exit status. To study the event loop, start at `Server::run` in `event_loop/server.rs`.
+//! The daemon from the command line to the exit status. To study the event loop, start at `Server::run` in
+//! `event_loop/server.rs`.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
@@ -33,7 +34,8 @@ fn main() -> ExitCode {
         signals::unblock(); // Unhandled, they end the check.
         return print_and_exit(&EarlyExit::from_check(check::check(address)));
     }
-    let inherited = systemd::listeners_from_env(options.socket_buffer); // Before anything is opened: see its documentation.
+    // Before anything else is opened: see its documentation.
+    let inherited = systemd::listeners_from_env(options.socket_buffer);
     logging::init_log(options.level);
     let status = match inherited.and_then(|inherited| serve(&options, inherited)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -62,6 +64,9 @@ fn print_and_exit(exit: &EarlyExit) -> ExitCode {
 /// Binds, runs the event loop and returns when it has stopped. The error is a one-line message.
 fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     let limit = limits::raise_limit();
+    let requested = options.max_connections.map(|requested| requested as usize);
+    // Checked twice: first with an estimate, since otherwise a limit that is far too low would only show as EMFILE somewhere.
+    limits::max_connections(requested, limit, descriptors_to_open(options, &inherited))?;
     // Before listening, so that a signal is handled as soon as anyone can know that the daemon is up.
     let mut signals = signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
     let Some(listeners) = bind(options, inherited, &mut signals.signals)? else {
@@ -71,8 +76,7 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     let monitoring = monitoring(options)?;
     print_addresses(&listeners, &monitoring).map_err(|error| format!("cannot write to stdout: {error}"))?;
 
-    let requested = options.max_connections.map(|requested| requested as usize);
-    let max_connections = limits::max_connections(requested, limit, listeners.len() + monitoring.descriptors());
+    let max_connections = limits::max_connections(requested, limit, monitoring.descriptors_to_open())?;
     if let Some(requested) = requested.filter(|&requested| requested > max_connections) {
         warn!("--max-connections {requested} exceeds the file descriptor limit ({limit}); using {max_connections}");
     }
@@ -101,13 +105,25 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
     Ok(())
 }
 
-/// Binds every address, in addition to the sockets that a service manager has passed. If there are any, the default address is
-/// not bound. Returns `None` if a signal to stop arrives while a name is being resolved.
+/// Returns how many descriptors startup opens at least: the signal pipe, a listener for each address, and monitoring.
+fn descriptors_to_open(options: &Options, inherited: &[Listener]) -> usize {
+    let endpoint = options.metrics.as_ref().map_or(0, |_| Endpoint::DESCRIPTORS);
+    let notifier = if Notifier::is_wanted() { Notifier::DESCRIPTORS } else { 0 };
+    2 + addresses_to_bind(options, inherited).len() + endpoint + notifier
+}
+
+/// Returns the addresses to bind. If a service manager has passed sockets, the default address is not bound.
+fn addresses_to_bind<'a>(options: &'a Options, inherited: &[Listener]) -> &'a [Address] {
+    if inherited.is_empty() || options.listen_given { &options.listen } else { &[] }
+}
+
+/// Binds every address, in addition to the sockets that a service manager has passed. Returns `None` if a signal to stop
+/// arrives while a name is being resolved.
 fn bind(options: &Options, inherited: Vec<Listener>, signals: &mut Signals) -> Result<Option<Vec<Listener>>, String> {
+    let addresses = addresses_to_bind(options, &inherited);
     let mut listeners = inherited;
-    let wanted = if listeners.is_empty() || options.listen_given { &options.listen[..] } else { &[] };
     let listen_options = options.listen_options();
-    for address in wanted {
+    for address in addresses {
         let bound = if let Address::Host { .. } = address {
             let address = address.clone();
             let print_counters = || Monitoring::default().print_counters(&Counters::default());

@@ -8,12 +8,15 @@ mod support;
 
 use std::fs::File;
 use std::io::Read;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::process::Stdio;
 use std::sync::mpsc;
 use std::thread;
 
 use rustix::event::PollFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use support::{Client, Daemon, Directory, Signal, TIMEOUT, unix, wait_until};
+use support::{Client, Daemon, DaemonBuilder, Directory, Signal, TIMEOUT, unix, wait_until};
 
 /// Returns the lines of one connection, without number and time. A run of dashes or blanks becomes a single one, a port `*`.
 fn diagram(output: &str, number: u32) -> Vec<String> {
@@ -135,16 +138,14 @@ fn reset_by_client_is_printed() {
     let expected = [
         r#"─ PSH+ACK len 14 ─► "你好\x00\x1b[2J\u{202e}" ESTABLISHED"#,
         r#"◄─ PSH+ACK len 14 ─ "你好\x00\x1b[2J\u{202e}" ESTABLISHED"#,
-        "─ RST ─► ESTABLISHED → CLOSED gone",
+        "─ RST ─► ESTABLISHED → CLOSED CLOSED",
         "reset: reset by the client; 14 bytes in, 14 out",
     ];
     assert_diagram(&daemon, 1, &expected);
 }
 
-#[test]
-fn stall_is_printed_as_closed_and_reopened_window() {
-    let daemon = Daemon::start(&["--explain"]);
-    let peer = Client::connect_with_small_buffers(daemon.address());
+/// Sends until the daemon reports that the client does not read. Returns the number of bytes sent.
+fn stall(daemon: &Daemon, peer: &Client) -> usize {
     let block = vec![b'x'; 65536];
     let mut sent = 0;
     while !daemon.stdout().contains("window closed") {
@@ -152,6 +153,14 @@ fn stall_is_printed_as_closed_and_reopened_window() {
         sent += peer.try_send(&block).unwrap();
         peer.wait_for(PollFlags::OUT, std::time::Duration::from_millis(10));
     }
+    sent
+}
+
+#[test]
+fn stall_is_printed_as_closed_and_reopened_window() {
+    let daemon = Daemon::start(&["--explain"]);
+    let peer = Client::connect_with_small_buffers(daemon.address());
+    let mut sent = stall(&daemon, &peer);
     assert!(!daemon.stdout().contains("window open again"));
     // The window opens when the rest is sent, while we read.
     for _ in 0..sent.div_ceil(65536) {
@@ -243,6 +252,74 @@ fn unix_socket_has_no_segments() {
         "finished: the client closed first; 3 bytes in, 3 out",
     ];
     assert_eq!(diagram(&daemon.stdout(), 1), expected);
+}
+
+/// The diagram of a connection that echoes `aa` and whose client closes first, if the kernel's table does not show its socket.
+const UNKNOWN: [&str; 10] = [
+    "client 127.0.0.1:*, server 127.0.0.1:*; MSS 32768 bytes",
+    "kernel state unknown: other network namespace, or bound to a device",
+    "╌ SYN ╌► LISTEN → SYN-RECEIVED",
+    "◄╌ SYN+ACK ╌",
+    "╌ ACK ╌► SYN-RECEIVED → ESTABLISHED unknown",
+    r#"─ PSH+ACK len 3 ─► "aa\n" unknown"#,
+    r#"◄─ PSH+ACK len 3 ─ "aa\n" unknown"#,
+    "─ FIN+ACK ─► ESTABLISHED → CLOSE-WAIT unknown",
+    "◄╌ ACK ╌ or combined with our FIN",
+    "◄─ FIN+ACK ─ CLOSE-WAIT → LAST-ACK unknown",
+];
+
+/// Echoes `aa` over a passed listener that the kernel's table does not show to the daemon, and compares the diagram.
+fn assert_state_is_unknown(daemon: DaemonBuilder, listener: TcpListener) {
+    let daemon = daemon.without_listen().stdin(Stdio::from(OwnedFd::from(listener))).start();
+    let peer = daemon.connect();
+    peer.echo(b"aa\n");
+    peer.send_fin();
+    peer.expect_fin();
+    let summary = "finished: client closed first and keeps TIME-WAIT; 3 bytes in, 3 out";
+    wait_until("the summary is printed", || diagram(&daemon.stdout(), 1).last().is_some_and(|line| line == summary));
+    assert_eq!(diagram(&daemon.stdout(), 1), [&UNKNOWN[..], &[summary]].concat());
+}
+
+/// Passes a listener, which is stdin, as a service manager does.
+const PASS_LISTENER: &str = r#"LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 0</dev/null"#;
+
+#[test]
+fn state_of_a_socket_bound_to_a_device_is_unknown() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    if let Err(error) = socket2::SockRef::from(&listener).bind_device(Some(b"lo")) {
+        return support::skip(&format!("SO_BINDTODEVICE: {error}"));
+    }
+    assert_state_is_unknown(Daemon::with(&["--explain"]).shell(PASS_LISTENER), listener);
+}
+
+#[test]
+fn rst_is_inferred_if_the_state_is_unknown() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    if let Err(error) = socket2::SockRef::from(&listener).bind_device(Some(b"lo")) {
+        return support::skip(&format!("SO_BINDTODEVICE: {error}"));
+    }
+    let stdin = Stdio::from(OwnedFd::from(listener));
+    let mut daemon = Daemon::with(&["--explain"]).shell(PASS_LISTENER).without_listen().stdin(stdin).start();
+    let peer = Client::connect_with_small_buffers(daemon.address());
+    stall(&daemon, &peer);
+    daemon.signal(Signal::TERM);
+    wait_until("the shutdown begins", || daemon.stdout().contains("\nshutdown "));
+    daemon.signal(Signal::TERM);
+    daemon.expect_success();
+    let output = daemon.whole_stdout();
+    // Our close(2) sends it, unless the client's own RST came first, which cannot be known.
+    assert!(diagram(&output, 1).iter().any(|line| line.starts_with("◄╌ RST ╌")), "{output}");
+    assert!(!output.contains("─ RST") && !output.contains("gone"), "{output}");
+}
+
+#[test]
+fn state_in_another_network_namespace_is_unknown() {
+    if !support::has_program("unshare") || !rustix::process::geteuid().is_root() {
+        return support::skip_missing("unshare, and root to create a network namespace");
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let daemon = Daemon::with(&["--explain"]).through(&["unshare", "--net", "sh", "-c", PASS_LISTENER, "sh"]);
+    assert_state_is_unknown(daemon, listener);
 }
 
 #[test]

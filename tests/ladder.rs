@@ -23,7 +23,7 @@ const TIMEOUT: &str = "6";
 
 /// How many questions are asked at the same time. Most of them wait, and those that work share the
 /// processors.
-const PARALLEL: usize = 12;
+const PARALLEL: usize = 16;
 
 /// A row of the table.
 #[derive(Debug, PartialEq)]
@@ -84,7 +84,7 @@ fn difference(rung: usize, row: &Row) -> Option<String> {
     let passes = match output.status.code() {
         Some(0) => true,
         Some(1) => false,
-        status => panic!("conformance ended with {status:?}: {report}"),
+        status => panic!("conformance ended with {status:?}: {report}{}", String::from_utf8_lossy(&output.stderr)),
     };
     let first = report.lines().next().unwrap_or_default();
     assert_eq!(first.starts_with("ok      "), passes, "{report}");
@@ -102,13 +102,17 @@ fn every_rung_passes_and_fails_as_the_table_says() {
         support::skip_missing("python3");
     }
     let cells = (usize::from(!python)..8).flat_map(|rung| rows.iter().map(move |row| (rung, row)));
-    let queue: Mutex<VecDeque<_>> = Mutex::new(cells.collect());
+    // `fair` counts on buffers of many MiB in the kernel, so it is asked alone.
+    let (alone, rest): (Vec<_>, Vec<_>) = cells.partition(|(_, row)| row.question == "fair");
+    let mut differences: Vec<String> = alone.into_iter().filter_map(|(rung, row)| difference(rung, row)).collect();
+    let queue: Mutex<VecDeque<_>> = Mutex::new(rest.into());
     let next = || queue.lock().expect("no other thread should panic").pop_front();
-    let differences: Vec<String> = thread::scope(|scope| {
+    differences.extend(thread::scope(|scope| {
         let work = || std::iter::from_fn(next).filter_map(|(rung, row)| difference(rung, row)).collect::<Vec<_>>();
         let workers: Vec<_> = (0..PARALLEL).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().flat_map(|worker| worker.join().expect("every question should get an answer")).collect()
-    });
+        let join = workers.into_iter().map(|worker| worker.join().expect("every question should get an answer"));
+        join.flatten().collect::<Vec<_>>()
+    }));
     assert!(differences.is_empty(), "{} differs from {ENGLISH}:\n{}", differences.len(), differences.join("\n"));
 }
 

@@ -9,7 +9,7 @@ use crate::generator::{Address, Clients, Pace, Plan, Result, Sample, churn};
 use crate::progress::Progress;
 use crate::results::{Idle, MAX_DISTURBANCE, Outcome, PerEcho, Round, Row};
 use crate::scenarios::{Scenario, Work};
-use crate::server::counter::Counter;
+use crate::server::counter::{Attached, Counter};
 use crate::server::{CoreTime, Cores, Cpu, Origin, Server, Spec};
 
 /// How often a disturbed round may be repeated before its result is kept as it is.
@@ -239,12 +239,12 @@ impl Bench {
     fn count(&self, server: &Spec, load: &Load, counter: Counter) -> Result<Option<PerEcho>> {
         let load = Load { work: load.work, warm_up: Duration::ZERO, window: load.window / 2 };
         self.with_server(server, |running| {
-            let pids = running.pids();
-            if pids.is_empty() {
+            if running.pids().is_empty() {
                 return Ok(None);
             }
-            let (sample, count) =
-                self.apply(running, &load, || counter.attach(&pids), crate::server::counter::Attached::detach)?;
+            // A server that forks has a process per connection by the time of attaching.
+            let attach = || counter.attach(&running.pids());
+            let (sample, count) = self.apply(running, &load, attach, Attached::detach)?;
             let echoes = sample.all_echoes as f64;
             if count.calls == 0 {
                 return Err("the counter saw no system call".into());

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::baseline::Baseline;
-use crate::generator::{Address, Result, Stream};
+use crate::generator::{Result, Stream};
 use crate::options::{Addresses, Options};
 use crate::peers;
 use crate::scenarios::{Scenario, Work};
@@ -143,13 +143,12 @@ pub fn servers(options: &Options, baseline: Option<&Baseline>) -> Result<(Vec<Sp
     };
     let mut ours = Vec::new();
     if let Some(Addresses(addresses)) = &options.connect {
-        let about = options.pid.map_or("already running, process unknown".to_owned(), |pid| format!("process {pid}"));
-        let address = accepting(addresses)?;
-        ours.push(Spec {
-            name: "remote".to_owned(),
-            about: format!("{address}, {about}"),
-            origin: Origin::Running(address, options.pid),
-        });
+        let about = match options.pid {
+            Some(pid) => format!("already running, process {pid}, not pinned to a core"),
+            None => "already running, process unknown".to_owned(),
+        };
+        let origin = Origin::Running(addresses.clone(), options.pid);
+        ours.push(Spec { name: "remote".to_owned(), about, origin });
     } else {
         let path = Path::new(env!("CARGO_BIN_EXE_echod"));
         ours.push(echod("echod", "this build, default options", path, &[]));
@@ -188,16 +187,26 @@ fn has_python() -> bool {
     version.is_ok_and(|status| status.success())
 }
 
-/// Returns the first address that accepts a connection.
-fn accepting(addresses: &[Address]) -> Result<Address> {
-    let mut errors = Vec::new();
-    for address in addresses {
-        match Stream::connect(address) {
-            Ok(_) => return Ok(address.clone()),
-            Err(error) => errors.push(format!("{address}: {error}")),
+/// Leaves of each running server's addresses the first one that accepts a connection.
+pub fn find_running(servers: &mut [Spec]) -> Result<()> {
+    for server in servers {
+        let Origin::Running(addresses, pid) = &mut server.origin else { continue };
+        let mut errors = Vec::new();
+        let accepting = addresses.iter().find(|address| match Stream::connect(address) {
+            Ok(_) => true,
+            Err(error) => {
+                errors.push(format!("{address}: {error}"));
+                false
+            }
+        });
+        let Some(address) = accepting else { return Err(format!("--connect: {}", errors.join("; ")).into()) };
+        server.about = format!("{address}, {}", server.about);
+        *addresses = vec![address.clone()];
+        if let Some(pid) = pid.filter(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            return Err(format!("--pid: process {pid} does not exist").into());
         }
     }
-    Err(format!("--connect: {}", errors.join("; ")).into())
+    Ok(())
 }
 
 /// Returns the server that ratios refer to: the chosen one, or else bare-epoll, or else the first of a scenario.

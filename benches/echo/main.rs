@@ -97,6 +97,7 @@ struct Plan {
     /// Servers that could not be measured, and why.
     missing: Vec<String>,
     baseline: Option<Baseline>,
+    cores: Cores,
 }
 
 impl Plan {
@@ -105,15 +106,17 @@ impl Plan {
         let load = |name: &String| Baseline::load(&options.output, name);
         let baseline = options.baseline.as_ref().map(load).transpose()?;
         let (servers, missing) = choice::servers(options, baseline.as_ref())?;
-        Ok(Plan { scenarios, servers, missing, baseline })
+        Ok(Plan { scenarios, servers, missing, baseline, cores: Cores::choose(options.cores)? })
     }
 }
 
 /// Runs the scenarios on the servers, and reports. Returns the exit status.
-fn run(options: &Options, Plan { scenarios, servers, missing, baseline }: Plan) -> Result<ExitCode> {
+fn run(options: &Options, plan: Plan) -> Result<ExitCode> {
+    let Plan { scenarios, mut servers, missing, baseline, cores } = plan;
     let began = Instant::now();
+    choice::find_running(&mut servers)?;
     let bench = Bench {
-        cores: Cores::choose(options.cores)?,
+        cores,
         counter: Counter::find(),
         rounds: options.rounds.unwrap_or(if options.full || baseline.is_some() { FULL_ROUNDS } else { DEFAULT_ROUNDS }),
         window: options.seconds.or(options.full.then_some(Duration::from_secs(1))),

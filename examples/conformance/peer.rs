@@ -1,5 +1,7 @@
 //! One connection to the server under test. Every wait ends after [`timeout`].
 
+use std::collections::HashSet;
+use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{LazyLock, OnceLock};
@@ -64,6 +66,12 @@ impl Peer {
     /// Connects with a small receive buffer, so that the server soon stalls while we do not read.
     pub fn connect_narrow(address: SocketAddr) -> Outcome<Peer> {
         Peer::connect_with(address, Some(16 * 1024))
+    }
+
+    /// Connects with a receive buffer of several MiB, if the system allows that, so that the server
+    /// does not stall although we do not read.
+    pub fn connect_wide(address: SocketAddr) -> Outcome<Peer> {
+        Peer::connect_with(address, Some(4 << 20))
     }
 
     fn connect_with(address: SocketAddr, receive_buffer: Option<usize>) -> Outcome<Peer> {
@@ -230,6 +238,30 @@ impl Peer {
     pub fn received(&self) -> usize {
         self.received
     }
+}
+
+/// Returns how many of the bytes in flight have arrived at the server's end: all but those that
+/// wait in our send buffers. Linux shows these; on other systems, everything is assumed to have
+/// arrived.
+pub fn arrived(peers: &[Peer]) -> Outcome<usize> {
+    let mut arrived: usize = peers.iter().map(Peer::in_flight).sum();
+    let ports = |peer: &Peer| Ok((peer.stream.local_addr()?.port(), peer.stream.peer_addr()?.port()));
+    let ports = peers.iter().map(ports).collect::<io::Result<HashSet<_>>>().map_err(|error| error.to_string())?;
+    for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        for line in fs::read_to_string(path).unwrap_or_default().lines().skip(1) {
+            // proc_net_tcp(5): "sl local_address rem_address st tx_queue:rx_queue ...",
+            // hexadecimal.
+            let fields: Vec<&str> = line.split_ascii_whitespace().take(5).collect();
+            let port = |field: &str| u16::from_str_radix(field.rsplit_once(':')?.1, 16).ok();
+            let [_, local, remote, _, queues] = fields[..] else { continue };
+            if port(local).zip(port(remote)).is_some_and(|ends| ports.contains(&ends)) {
+                let unsent = queues.split_once(':').and_then(|(sent, _)| usize::from_str_radix(sent, 16).ok());
+                // It may also count the end of an earlier message that is not acknowledged yet.
+                arrived = arrived.saturating_sub(unsent.unwrap_or(0));
+            }
+        }
+    }
+    Ok(arrived)
 }
 
 /// Compares bytes with the beginning of what is expected. `offset` is the position of the first

@@ -1,5 +1,6 @@
 //! The server under test, if it is started by us: `--spawn`.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -61,6 +62,11 @@ pub struct Server {
 impl Server {
     pub fn signal(&self, signal: Signal) -> Outcome {
         kill_process(Pid::from_child(&self.child), signal).map_err(|error| format!("the server has ended: {error}"))
+    }
+
+    /// Returns whether the server has more than one thread. Where that cannot be seen: yes.
+    pub fn has_threads(&self) -> bool {
+        fs::read_dir(format!("/proc/{}/task", self.child.id())).map_or(true, |threads| threads.count() > 1)
     }
 
     /// Stops the process (SIGSTOP) while `action` runs. The kernel goes on accepting connections,

@@ -77,7 +77,12 @@ def serve(system):
     echo(PORT_7, b"the first peer\n")
     echo(("::1", 7), random.Random(7).randbytes(4 << 20))
     wait_for("READY=1", lambda: system.show("echod.service", "ActiveState") == "active")
+    assert "64 bytes" in system.run("echod", "--check", "7")
     wait_for("the status", lambda: "connection" in system.show("echod.service", "StatusText"))
+    # --socket-buffer applies to the passed socket; the kernel doubles it (socket(7)).
+    buffers = system.run("ss", "--no-header", "--listening", "--tcp", "--memory", "sport = :7")
+    assert "rb32768," in buffers and "tb32768," in buffers, buffers
+    assert system.show("echod.service", "MemoryMax") == str(1 << 30)
     assert get(METRICS, "/healthz")[0] == 200
     assert metric(METRICS, "echod_connections_accepted_total") >= 2
     for name in ("resident_memory_bytes", "open_fds", "start_time_seconds", "cpu_seconds_total"):
@@ -102,10 +107,12 @@ def serve(system):
     # The options are in a file of their own.
     options = system.root / "etc/default/echod"
     correct = options.read_text()
-    options.write_text(correct.replace("--max-connections=10000", "--max-connections=77"))
+    options.write_text(correct.replace("--max-connections=10000", "--max-connections=77") + "RUST_LOG=echod=debug\n")
     system.run("systemctl", "restart", "echod.service")
-    journal = system.run("journalctl", "--output=cat", "--unit=echod.service")
-    assert "at most 77 connections" in journal, journal
+    echo(PORT_7, b"in the log\n")
+    debug = ("journalctl", "--output=cat", "--priority=debug..debug", "--unit=echod.service")
+    wait_for("the connection in the log", lambda: " closed: " in system.run(*debug))
+    assert "at most 77 connections" in system.run("journalctl", "--output=cat", "--unit=echod.service")
 
     # Without the metrics echod needs no network of its own: it serves the passed socket.
     drop_in = system.root / "etc/systemd/system/echod.service.d/network.conf"

@@ -48,7 +48,11 @@ def inside_image(binary):
             address = ("127.0.0.1", 9999)
             wait_for("the image to echo", lambda: echo(address, b"from scratch\n"))
             echo(address, random.Random(11).randbytes(4 << 20))
-            assert get(("127.0.0.1", 9007), "/healthz")[0] == 200
+            for host in ("127.0.0.1", "::1"):
+                assert get((host, 9007), "/healthz")[0] == 200
+            kind, *health_check = image["Healthcheck"]["Test"]
+            assert kind == "CMD", image
+            run(*run_in_it, *health_check)
             namespace = os.readlink("/proc/self/ns/net")
             users = [
                 re.search(r"^Uid:\t(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text(), re.M)[1]
@@ -71,4 +75,6 @@ def inside_image(binary):
             stdout=subprocess.DEVNULL,
         ):
             wait_for("a name to be resolved", lambda: echo(("127.0.0.1", 9998), b"by name\n"))
+        # Nothing listens on the port any more.
+        assert subprocess.run([*run_in_it, *health_check], capture_output=True).returncode != 0
     return f"{pathlib.Path(binary).stat().st_size / 1e6:.1f} MB, {' '.join(words)}"

@@ -31,7 +31,7 @@ pub fn check(address: &Address) -> Result<String, String> {
     let address = address.clone();
     // A thread of its own, because name resolution cannot be interrupted. It ends with the process.
     thread::spawn(move || sender.send(check_until(&address, Instant::now() + MAX_SOCKET_TIME)));
-    result.recv_timeout(MAX_CHECK_TIME).unwrap_or_else(|_| Err("check timed out: the name does not resolve".into()))
+    result.recv_timeout(MAX_CHECK_TIME).unwrap_or_else(|_| Err("check timed out: no answer from a name server".into()))
 }
 
 fn check_until(address: &Address, deadline: Instant) -> Result<String, String> {

@@ -46,7 +46,6 @@ impl EarlyExit {
             ErrorKind::InvalidValue => format!("{option} requires a value"),
             ErrorKind::TooManyValues => format!("{option} does not take a value (got '{value}')"),
             ErrorKind::ArgumentConflict => match name(ContextKind::PriorArg) {
-                "" => format!("{option} cannot be combined with other options"),
                 other if other == option => format!("{option} may only be given once"),
                 other => format!("{option} and {other} cannot be used together"),
             },

@@ -2,8 +2,10 @@
 
 use std::io;
 
+use log::Level;
 use mio::Registry;
 
+use crate::daemon::logging;
 use crate::daemon::output;
 use crate::daemon::systemd::Notifier;
 use crate::event_loop::clock::{Clock, NEVER};
@@ -21,10 +23,10 @@ pub struct Monitoring {
 }
 
 impl Monitoring {
-    /// Returns how many descriptors the two hold.
-    pub fn descriptors(&self) -> usize {
-        self.endpoint.as_ref().map_or(0, |_| Endpoint::DESCRIPTORS)
-            + self.notifier.as_ref().map_or(0, |_| Notifier::DESCRIPTORS)
+    /// Returns how many descriptors the two will open: the endpoint's except for its listener, which is open already, like the
+    /// notifier's socket.
+    pub fn descriptors_to_open(&self) -> usize {
+        self.endpoint.as_ref().map_or(0, |_| Endpoint::DESCRIPTORS - 1)
     }
 }
 
@@ -55,7 +57,7 @@ impl Monitor for Monitoring {
     }
 
     fn print_counters(&mut self, counters: &Counters) {
-        output::print_stderr(format_args!("echod: {}", describe(counters)));
+        logging::log_always(Level::Info, format_args!("{}", describe(counters)));
     }
 
     #[inline]

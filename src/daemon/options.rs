@@ -27,7 +27,8 @@ const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 /// The maximum buffer size, 16 MiB. A stalled connection may hold that much, and a buffer larger than the kernel's is never full.
 const MAX_BUFFER_SIZE: u32 = 16 << 20;
 
-/// The maximum of `--max-buffered`, 1 TiB (2 GiB where pointers have 32 bits): a larger number is a mistake rather than a machine.
+/// The maximum of `--max-buffered`, 1 TiB (2 GiB on 32-bit targets): a larger number is a mistake rather than the memory of a
+/// machine.
 const MAX_MAX_BUFFERED: usize = if usize::BITS > 40 { 1 << 40 } else { 1 << 31 };
 
 /// The maximum of `--socket-buffer`. Linux doubles the value to account for its own overhead and keeps it in an int: socket(7).
@@ -120,6 +121,23 @@ pub fn command() -> clap::Command {
     })
 }
 
+/// The options that mean something only to a daemon that serves, and so not with `--check`.
+const SERVING_OPTIONS: [&str; 13] = [
+    "listen",
+    "one_shot",
+    "max_connections",
+    "idle_timeout",
+    "drain_timeout",
+    "buffer_size",
+    "max_buffered",
+    "socket_buffer",
+    "backlog",
+    "reuse_port",
+    "busy_poll",
+    "metrics",
+    "explain",
+];
+
 // The width is fixed, so that the help is the same everywhere and the README can contain it. Values may begin with a hyphen:
 // all such values are invalid, but the message then names the option and the value, whereas clap would report "-1s" as an
 // unknown option.
@@ -188,7 +206,7 @@ struct Arguments {
 
     /// Test the echo server at ADDRESS instead of serving, and exit
     #[arg(long, value_name = "ADDRESS", value_parser = parser(Address::parse), allow_hyphen_values = true)]
-    #[arg(exclusive = true)]
+    #[arg(conflicts_with_all = SERVING_OPTIONS)]
     check: Option<Address>,
 
     /// Log each connection; -vv: also each readiness event
@@ -240,6 +258,15 @@ mod tests {
     #[test]
     fn command_definition_passes_clap_checks() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn option_help_is_short_and_starts_with_a_capital() {
+        for option in command().get_arguments() {
+            let help = option.get_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.len() <= 70 && !help.ends_with('.'), "{}: {help}", option.get_id());
+            assert!(help.starts_with(|c: char| c.is_ascii_uppercase()), "{}: {help}", option.get_id());
+        }
     }
 
     #[test]
@@ -315,11 +342,16 @@ mod tests {
     }
 
     #[test]
-    fn check_is_exclusive() {
+    fn check_conflicts_with_every_option_for_serving() {
         assert_eq!(options(&["--check", "9999"]).check, Some(Address::Port(9999)));
-        let expected = "echod: --check cannot be combined with other options";
-        assert_eq!(refused(&["--check=9999", "-v"]), expected);
-        assert_eq!(refused(&["--listen=9999", "--check=9999"]), expected);
+        assert_eq!(options(&["--check", "9999", "-q"]).check, Some(Address::Port(9999)));
+        let expected = "echod: --check and --listen cannot be used together";
+        assert_eq!(refused(&["--check=9999", "--listen=9999"]), expected);
+        let command = command();
+        let ids = command.get_arguments().map(|option| option.get_id().as_str());
+        let others: Vec<&str> =
+            ids.filter(|id| !["check", "verbose", "quiet", "help", "version"].contains(id)).collect();
+        assert_eq!(others, SERVING_OPTIONS, "a new option should be in the list");
     }
 
     #[test]

@@ -223,6 +223,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::daemon::writer_thread::MAX_QUEUED_LINES;
 
     impl NonBlockingWriter {
         /// Writes lines until one is dropped and returns their number. Their length divides a page, so that a pipe is full
@@ -276,11 +277,22 @@ mod tests {
 
     #[test]
     fn full_pipe_drops_and_counts_whole_lines() {
+        let mut accepted = 0;
         for route in 0..2 {
             let (mut reader, writer) = io::pipe().expect("pipe");
             let mut output = both_routes(&writer).into_iter().nth(route).expect("two routes");
             drop(writer);
-            let accepted = output.fill();
+            if route == 0 {
+                accepted = output.fill();
+            } else {
+                // As many as above, one that the thread is writing, and the queue. The thread may be late.
+                accepted += 1 + MAX_QUEUED_LINES;
+                for n in 0..accepted {
+                    while !output.write_line(&numbered(n)) {
+                        thread::yield_now();
+                    }
+                }
+            }
             let before = lines_dropped();
             output.write_line(b"dropped");
             output.try_write_line("dropped").expect("a full pipe should not be an error");

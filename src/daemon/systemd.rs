@@ -102,9 +102,14 @@ impl Notifier {
     /// The number of descriptors that a notifier holds.
     pub const DESCRIPTORS: usize = 1;
 
+    /// Returns whether NOTIFY_SOCKET is set.
+    pub fn is_wanted() -> bool {
+        notify_socket().is_some()
+    }
+
     /// Returns a notifier if NOTIFY_SOCKET is set. An invalid address is logged and otherwise ignored.
     pub fn from_env() -> Option<Notifier> {
-        let name = env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())?;
+        let name = notify_socket()?;
         let watchdog = watchdog_interval_ms(env::var_os("WATCHDOG_PID"), env::var_os("WATCHDOG_USEC"), process::id());
         match Notifier::new(&name, watchdog) {
             Ok(notifier) => Some(notifier),
@@ -180,6 +185,10 @@ impl Notifier {
         self.next_status = now + STATUS_INTERVAL_MS;
         self.next_watchdog = self.watchdog_interval_ms.map_or(NEVER, |every| now + every);
     }
+}
+
+fn notify_socket() -> Option<OsString> {
+    env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())
 }
 
 /// Returns whether sending failed only because there is no room at the moment.

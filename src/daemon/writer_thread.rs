@@ -13,17 +13,17 @@ use crate::daemon::output::count_dropped_line;
 
 /// The maximum number of lines that wait for the thread. A line has at most 4 KiB, so a stopped terminal costs 1 MiB at most.
 /// Fewer would drop lines of a burst at `trace` before the thread is scheduled.
-const MAX_QUEUED_LINES: usize = 256;
+pub(crate) const MAX_QUEUED_LINES: usize = 256;
 
-/// How long to wait for the thread at startup and at exit. A terminal that is read takes well under a millisecond; one that is
-/// stopped delays the daemon by this much, once.
+/// How long to wait for the thread at startup and again at exit. A terminal that is read takes well under a millisecond; one
+/// that is stopped delays each by this much.
 const MAX_WAIT: Duration = Duration::from_millis(100);
 
 /// The sending side of the thread.
 #[derive(Debug)]
 pub struct WriterThread {
     lines: SyncSender<Line>,
-    /// Whether the thread has failed to catch up within [`MAX_WAIT`]. It is not waited for again.
+    /// Whether the thread has failed to catch up within [`MAX_WAIT`].
     is_stuck: bool,
 }
 
@@ -48,13 +48,13 @@ impl WriterThread {
     }
 
     /// Queues a line and waits for it for a moment. Returns the error if writing fails. A line that is still queued after
-    /// [`MAX_WAIT`] is not an error: it is written when the reader continues.
+    /// [`MAX_WAIT`] is not an error: it is written when the reader continues. Later lines are not waited for then.
     pub fn send_and_wait(&mut self, bytes: Vec<u8>) -> io::Result<()> {
+        if self.is_stuck {
+            return self.send(bytes);
+        }
         let (sender, result) = mpsc::sync_channel(1);
         self.lines.try_send(Line { bytes, result: Some(sender) }).map_err(to_io_error)?;
-        if self.is_stuck {
-            return Ok(());
-        }
         match result.recv_timeout(MAX_WAIT) {
             Ok(result) => result,
             Err(RecvTimeoutError::Timeout) => {
@@ -67,6 +67,7 @@ impl WriterThread {
 
     /// Waits for a moment until everything queued is written. For the end of the process, which ends the thread.
     pub fn flush(&mut self) {
+        self.is_stuck = false; // It may have caught up since.
         let _ = self.send_and_wait(Vec::new()); // An error of an earlier line has been counted.
     }
 }
@@ -137,8 +138,13 @@ mod tests {
         let (mut reader, writer) = io::pipe().expect("pipe");
         let mut thread = WriterThread::start(writer.into()).expect("thread");
         let line = || vec![b'x'; 4096];
-        let full = (0..1000).find_map(|_| thread.send(line()).err()).expect("the pipe and the queue should fill up");
-        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        // What the pipe holds, a line that the thread is writing, and the queue. The thread may be late.
+        for _ in 0..65_536 / 4096 + 1 + MAX_QUEUED_LINES {
+            while thread.send(line()).is_err() {
+                thread::yield_now();
+            }
+        }
+        assert_eq!(thread.send(line()).expect_err("full queue").kind(), io::ErrorKind::WouldBlock);
         assert_eq!(thread.send_and_wait(line()).expect_err("full queue").kind(), io::ErrorKind::WouldBlock);
         reader.read_exact(&mut [0; 1 << 20]).expect("queued lines");
         while thread.send_and_wait(b"more\n".to_vec()).is_err() {

@@ -10,7 +10,7 @@ const LOG_INTERVAL_MS: u64 = 1_000;
 /// loop's milliseconds.
 ///
 /// The first line is logged at once. A condition that ends and returns many times a second, such as descriptor exhaustion while
-/// clients come and go, is then logged once per [`LOG_INTERVAL_MS`], with the number of lines left out since.
+/// clients come and go, is then logged once a second, with the number of lines left out since.
 #[derive(Debug, Default)]
 pub struct LogLimit {
     /// When the next line may be logged, in milliseconds.

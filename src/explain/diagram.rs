@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use std::{env, mem};
 
 use crate::daemon::output::NonBlockingWriter;
+use crate::explain::time::now;
 
 /// The sustained limit of lines per second: more than a reader can follow, and less than 1 % of a processor (a line costs some
 /// 5 µs, most of it in write(2)).
@@ -18,7 +19,7 @@ const MAX_LINES_PER_SECOND: u32 = 1000;
 /// The maximum number of lines printed at once after a quiet period: half a millisecond of work.
 const MAX_BURST_LINES: u32 = 100;
 
-/// How many of these lines are reserved for [`Priority::High`], so that a bulk transfer hides only its own middle and not how
+/// How many of these lines are reserved for more important ones, so that a bulk transfer hides only its own middle and not how
 /// other connections begin and end.
 const RESERVED_LINES: u32 = 30;
 
@@ -86,6 +87,8 @@ pub struct Prefix {
 pub enum Priority {
     /// It is one of many.
     Low,
+    /// It sums up many others.
+    Medium,
     /// The diagram cannot be understood without it.
     High,
 }
@@ -101,7 +104,7 @@ impl Diagram {
             writer,
             color,
             left: MAX_BURST_LINES,
-            refilled_at: Instant::now(),
+            refilled_at: now(),
             skipped: 0,
             has_skipped_lines: false,
             line: String::new(),
@@ -149,7 +152,7 @@ impl Diagram {
         self.finish();
     }
 
-    /// Prints a remark in the place of an arrow, on several lines if it is too long for one.
+    /// Prints a remark with [`Priority::High`] in the place of an arrow, on several lines if it is too long for one.
     pub fn remark(&mut self, mut prefix: Prefix, text: &str) {
         let mut rest = text;
         while !rest.is_empty() {
@@ -169,6 +172,7 @@ impl Diagram {
         self.refill();
         let needed = match priority {
             Priority::High => 1,
+            Priority::Medium => RESERVED_LINES,
             Priority::Low if self.skipped == 0 => RESERVED_LINES + 1,
             Priority::Low => MAX_BURST_LINES, // A gap needs a line of its own, so let it grow.
         };
@@ -242,7 +246,7 @@ impl Diagram {
     }
 
     fn refill(&mut self) {
-        let now = Instant::now();
+        let now = now();
         let earned =
             now.saturating_duration_since(self.refilled_at).as_millis() * u128::from(MAX_LINES_PER_SECOND) / 1000;
         if earned > 0 {
@@ -351,7 +355,7 @@ mod tests {
         let (reader, writer) = io::pipe().expect("pipe");
         let writer = NonBlockingWriter::new(&writer).expect("writer");
         // The budget does not grow while a test runs.
-        let refilled_at = Instant::now() + Duration::from_secs(3600);
+        let refilled_at = now() + Duration::from_secs(3600);
         let diagram = Diagram {
             writer,
             color: false,

@@ -5,12 +5,19 @@
 //! hundreds of thousands of sockets: 6 ms with 14 sockets in it, measured. So the kernel is asked for a single socket by its
 //! two addresses, over netlink (sock_diag(7)), as ss(8) does for all of them: some 20 µs, however many sockets there are. The
 //! files are read only if netlink is not available (a sandbox, a kernel without it), and then rarely: see `ReadBudget`.
+//!
+//! The table is that of our network namespace, and a query does not find a socket that is bound to a device. So the absence of a
+//! socket proves nothing until the table has shown this very socket once, recognized by its inode: see [`SocketTable::lookup`].
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use std::{fmt, fs};
+
+#[cfg(target_os = "linux")]
+use crate::explain::sock_diag::SockDiag;
 
 /// The states of RFC 9293, 3.3.2, that a server can be in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +47,7 @@ pub enum TcpState {
 
 impl TcpState {
     /// Converts the kernel's number (include/net/tcp_states.h), which `/proc/net/tcp` shows in hexadecimal.
-    fn from_number(number: u8) -> Option<TcpState> {
+    pub(super) fn from_number(number: u8) -> Option<TcpState> {
         Some(match number {
             1 => TcpState::Established,
             3 | 12 => TcpState::SynReceived, // 12: not accepted yet, and without a socket
@@ -83,11 +90,74 @@ pub struct AddressPair {
     pub remote: SocketAddr,
 }
 
+/// A socket to look up, and whether the table is known to show it.
+#[derive(Clone, Copy, Debug)]
+pub struct SocketId {
+    /// Its addresses.
+    pub pair: AddressPair,
+    /// Its inode, as in fstat(2). After close(2), the table shows 0 instead.
+    inode: u64,
+    /// Whether the table has shown it. If so, it is the table of the right namespace.
+    is_verified: bool,
+    /// The kernel's unique number of the socket, if the table has shown it over netlink.
+    pub(super) cookie: Option<[u8; 8]>,
+}
+
+impl SocketId {
+    /// Identifies an open socket.
+    pub fn new(pair: AddressPair, socket: impl AsFd) -> SocketId {
+        // fstat(2) cannot fail on an open socket. If it did, the socket would not be recognized.
+        let inode = rustix::fs::fstat(socket).map_or(u64::MAX, |stat| stat.st_ino);
+        SocketId { pair, inode, is_verified: false, cookie: None }
+    }
+
+    /// Returns whether the table is known to show this socket.
+    pub fn is_verified(&self) -> bool {
+        self.is_verified
+    }
+
+    /// Returns what it means that the table does, or does not, contain an entry with its addresses.
+    fn recognize(&mut self, entry: Option<Entry>) -> Lookup {
+        match entry {
+            Some(entry) if entry.inode == self.inode || self.is_verified && entry.inode == 0 => {
+                self.is_verified = true;
+                self.cookie = entry.cookie.or(self.cookie);
+                entry.state.map_or(Lookup::Skipped, Lookup::State)
+            }
+            // The addresses belong to another socket, for example the next connection from the same port.
+            _ if self.is_verified => Lookup::Gone,
+            _ => Lookup::Unknown,
+        }
+    }
+}
+
+/// The result of looking up a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// The socket is in this state.
+    State(TcpState),
+    /// The table has shown the socket, and no longer contains it.
+    Gone,
+    /// The table has never shown the socket. It is in another network namespace, or bound to a device.
+    Unknown,
+    /// The table was not queried, because that would be too expensive now.
+    Skipped,
+}
+
+/// An entry of the table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    /// `None`: a number that we do not know.
+    pub(super) state: Option<TcpState>,
+    pub(super) inode: u64,
+    pub(super) cookie: Option<[u8; 8]>,
+}
+
 /// Handle for querying kernel socket state.
 #[derive(Debug)]
 pub struct SocketTable {
     #[cfg(target_os = "linux")]
-    netlink: Option<netlink::SockDiag>,
+    netlink: Option<SockDiag>,
     budget: ReadBudget,
     /// Whether a file was read in this iteration of the loop.
     has_read: bool,
@@ -99,30 +169,32 @@ impl SocketTable {
     pub fn new() -> SocketTable {
         SocketTable {
             #[cfg(target_os = "linux")]
-            netlink: netlink::SockDiag::open().ok(),
+            netlink: SockDiag::open().ok(),
             budget: ReadBudget::new(Instant::now()),
             has_read: false,
             max_table_len: MAX_TABLE_LEN,
         }
     }
 
-    /// Returns the state of this connection in the kernel, [`TcpState::Closed`] if the kernel does not have it. `None`: unknown,
-    /// or too expensive to find out now.
-    pub fn state(&mut self, pair: &AddressPair) -> Option<TcpState> {
+    /// Looks up the state of a socket, also after close(2).
+    pub fn lookup(&mut self, socket: &mut SocketId) -> Lookup {
         #[cfg(target_os = "linux")]
         if let Some(netlink) = &mut self.netlink {
-            match netlink.state(pair) {
-                Ok(state) => return state,
+            match netlink.entry(socket) {
+                Ok(entry) => return socket.recognize(entry),
                 Err(_) => self.netlink = None, // Use the files from now on.
             }
         }
         if self.has_read {
-            return None;
+            return Lookup::Skipped;
         }
         self.has_read = true;
-        let path = if pair.local.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
+        let path = if socket.pair.local.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
         let max_len = self.max_table_len;
-        self.budget.spend(|| state_in(&read_bounded(path, max_len)?, pair))?
+        match self.budget.spend(|| Some(entry_in(&read_bounded(path, max_len)?, &socket.pair))) {
+            Some(Some(entry)) => socket.recognize(entry),
+            _ => Lookup::Skipped,
+        }
     }
 
     /// Returns how many segments the kernel has answered with RST so far in this network namespace: all RSTs that it sent
@@ -188,15 +260,17 @@ fn read_bounded(path: &str, max_len: u64) -> Option<String> {
 }
 
 /// Finds a connection in the text of `/proc/net/tcp` or `tcp6` (proc_pid_net(5)).
-fn state_in(table: &str, pair: &AddressPair) -> Option<TcpState> {
+fn entry_in(table: &str, pair: &AddressPair) -> Option<Entry> {
     let (local, remote) = (to_proc_format(pair.local), to_proc_format(pair.remote));
     for row in table.lines().skip(1) {
         let mut fields = row.split_ascii_whitespace().skip(1);
         if fields.next() == Some(&local) && fields.next() == Some(&remote) {
-            return TcpState::from_number(u8::from_str_radix(fields.next()?, 16).ok()?);
+            let state = TcpState::from_number(u8::from_str_radix(fields.next()?, 16).ok()?);
+            // Between state and inode: queues, timer, retransmissions, user, timeouts.
+            return Some(Entry { state, inode: fields.nth(5)?.parse().ok()?, cookie: None });
         }
     }
-    Some(TcpState::Closed)
+    None
 }
 
 /// Formats an address as those files do: as 32-bit words in memory order, then the port.
@@ -229,164 +303,115 @@ pub fn fin_timeout() -> Duration {
     Duration::from_secs(seconds.unwrap_or(60))
 }
 
-/// Queries for single sockets: sock_diag(7). The kernel answers during send(2), so nothing here waits.
-#[cfg(target_os = "linux")]
-mod netlink {
-    use std::os::fd::OwnedFd;
-
-    use rustix::io::Errno;
-    use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
-
-    use super::{AddressPair, IpAddr, SocketAddr, TcpState, io};
-
-    /// struct nlmsghdr.
-    const HEADER: usize = 16;
-    const NLMSG_ERROR: u16 = 2;
-    const SOCK_DIAG_BY_FAMILY: u16 = 20;
-    const NLM_F_REQUEST: u16 = 1;
-    const IPPROTO_TCP: u8 = 6;
-
-    #[derive(Debug)]
-    pub struct SockDiag {
-        socket: OwnedFd,
-        sequence: u32,
-    }
-
-    impl SockDiag {
-        pub fn open() -> io::Result<SockDiag> {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
-            Ok(SockDiag { socket, sequence: 0 })
-        }
-
-        pub fn state(&mut self, pair: &AddressPair) -> io::Result<Option<TcpState>> {
-            self.sequence = self.sequence.wrapping_add(1);
-            send(&self.socket, &request(pair, self.sequence), SendFlags::empty())?;
-            let mut answer = [0; 512];
-            loop {
-                let (length, _) = recv(&self.socket, &mut answer, RecvFlags::empty())?;
-                let answer = &answer[..length.min(512)];
-                if answer.len() < HEADER + 4 {
-                    return Err(io::ErrorKind::InvalidData.into());
-                }
-                let half = |at: usize| u16::from_ne_bytes([answer[at], answer[at + 1]]);
-                let word = |at: usize| u32::from_ne_bytes(answer[at..at + 4].try_into().expect("four"));
-                if word(8) != self.sequence {
-                    continue; // The response to an earlier request.
-                }
-                return match half(4) {
-                    SOCK_DIAG_BY_FAMILY => Ok(TcpState::from_number(answer[HEADER + 1])),
-                    NLMSG_ERROR if word(HEADER) as i32 == -Errno::NOENT.raw_os_error() => Ok(Some(TcpState::Closed)),
-                    _ => Err(io::ErrorKind::Unsupported.into()),
-                };
-            }
-        }
-    }
-
-    /// Encodes struct nlmsghdr and struct inet_diag_req_v2. Ports and addresses are in network byte order.
-    fn request(pair: &AddressPair, number: u32) -> Vec<u8> {
-        const LENGTH: u32 = 72;
-        let mut request = Vec::with_capacity(LENGTH as usize);
-        request.extend(LENGTH.to_ne_bytes());
-        request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-        request.extend(NLM_F_REQUEST.to_ne_bytes());
-        request.extend(number.to_ne_bytes());
-        request.extend([0; 4]); // Port 0 is the kernel.
-        let family = if pair.local.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        request.extend([family.as_raw() as u8, IPPROTO_TCP, 0, 0]);
-        request.extend(u32::MAX.to_ne_bytes()); // In any state.
-        request.extend(pair.local.port().to_be_bytes());
-        request.extend(pair.remote.port().to_be_bytes());
-        for end in [pair.local, pair.remote] {
-            match end.ip() {
-                IpAddr::V4(ip) => request.extend(ip.octets().into_iter().chain([0; 12])),
-                IpAddr::V6(ip) => request.extend(ip.octets()),
-            }
-        }
-        // A link-local address is ambiguous without its interface.
-        let interface = if let SocketAddr::V6(address) = pair.local { address.scope_id() } else { 0 };
-        request.extend(interface.to_ne_bytes());
-        request.extend([0xff; 8]); // With any cookie.
-        debug_assert_eq!(request.len(), LENGTH as usize);
-        request
-    }
-}
-
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use std::net::{Shutdown, TcpListener, TcpStream};
 
     use super::*;
 
-    /// Returns a listener on this address and a connection to it: the server's end, the client's end, and the addresses.
-    fn connected(listen: &str) -> (TcpListener, TcpStream, TcpStream, AddressPair) {
+    /// Returns a listener on this address and a connection to it: the server's end, the client's end, and the server's identity.
+    fn connected(listen: &str) -> (TcpListener, TcpStream, TcpStream, SocketId) {
         let listener = TcpListener::bind(listen).expect("listener");
         let port = listener.local_addr().expect("address").port();
         let host = if listen.contains("::1") { "::1" } else { "127.0.0.1" };
         let client = TcpStream::connect((host, port)).expect("connection");
         let (server, remote) = listener.accept().expect("connection");
-        let pair = AddressPair { local: server.local_addr().expect("address"), remote };
-        (listener, server, client, pair)
+        let socket = SocketId::new(AddressPair { local: server.local_addr().expect("address"), remote }, &server);
+        (listener, server, client, socket)
     }
 
-    fn eventually(mut state: impl FnMut() -> Option<TcpState>, expected: TcpState) {
+    fn eventually(mut lookup: impl FnMut() -> Lookup, expected: Lookup) {
         let deadline = Instant::now() + Duration::from_secs(10);
-        while state() != Some(expected) {
-            assert!(Instant::now() < deadline, "state is {:?}, expected {expected}", state());
+        while lookup() != expected {
+            assert!(Instant::now() < deadline, "found {:?}, expected {expected:?}", lookup());
             std::thread::yield_now();
         }
     }
 
+    /// Looks up a socket, however long the files of /proc are.
+    fn lookup(table: &mut SocketTable, socket: &mut SocketId) -> Lookup {
+        table.end_iteration();
+        table.budget = ReadBudget { left: Duration::from_secs(3600), refilled_at: Instant::now() };
+        table.lookup(socket)
+    }
+
+    /// Returns the two ways to query the table.
+    fn tables() -> [SocketTable; 2] {
+        [SocketTable::new(), SocketTable { netlink: None, max_table_len: u64::MAX, ..SocketTable::new() }]
+    }
+
     #[test]
     fn connection_is_tracked_after_close_over_netlink_and_proc() {
-        let unlimited = || ReadBudget { left: Duration::from_secs(3600), refilled_at: Instant::now() };
-        let by_file = || SocketTable { netlink: None, max_table_len: u64::MAX, ..SocketTable::new() };
-        for (listen, kernel) in
-            ["127.0.0.1:0", "[::1]:0", "[::]:0"].into_iter().flat_map(|l| [(l, SocketTable::new()), (l, by_file())])
+        for (listen, mut table) in
+            ["127.0.0.1:0", "[::1]:0", "[::]:0"].into_iter().flat_map(|l| tables().map(|t| (l, t)))
         {
-            let mut kernel = kernel;
-            let (_listener, server, client, pair) = connected(listen);
-            let mut state = || {
-                kernel.end_iteration();
-                kernel.budget = unlimited();
-                kernel.state(&pair)
-            };
-            assert_eq!(state(), Some(TcpState::Established), "{listen}");
+            let (_listener, server, client, mut socket) = connected(listen);
+            let mut never_shown = socket;
+            let mut state = || lookup(&mut table, &mut socket);
+            assert_eq!(state(), Lookup::State(TcpState::Established), "{listen}");
             server.shutdown(Shutdown::Write).expect("shutdown");
-            eventually(&mut state, TcpState::FinWait2);
+            eventually(&mut state, Lookup::State(TcpState::FinWait2));
             drop(server);
-            assert_eq!(state(), Some(TcpState::FinWait2), "{listen}: after close(2)");
+            assert_eq!(state(), Lookup::State(TcpState::FinWait2), "{listen}: after close(2)");
+            assert_eq!(lookup(&mut table, &mut never_shown), Lookup::Unknown, "it has no inode any more");
+            let mut state = || lookup(&mut table, &mut socket);
             drop(client);
-            eventually(&mut state, TcpState::TimeWait);
+            eventually(&mut state, Lookup::State(TcpState::TimeWait));
 
-            let (_listener, server, client, pair) = connected(listen);
-            let mut state = || {
-                kernel.end_iteration();
-                kernel.budget = unlimited();
-                kernel.state(&pair)
-            };
+            let (_listener, server, client, mut socket) = connected(listen);
+            let mut state = || lookup(&mut table, &mut socket);
+            assert_eq!(state(), Lookup::State(TcpState::Established), "{listen}");
             client.shutdown(Shutdown::Write).expect("shutdown");
-            eventually(&mut state, TcpState::CloseWait);
+            eventually(&mut state, Lookup::State(TcpState::CloseWait));
             drop(server);
-            eventually(&mut state, TcpState::Closed);
+            eventually(&mut state, Lookup::Gone);
+        }
+    }
+
+    #[test]
+    fn absent_socket_is_unknown_until_it_was_shown_once() {
+        for mut table in tables() {
+            let (_listener, server, client, mut socket) = connected("127.0.0.1:0");
+            let mut never_shown = socket;
+            // Another socket with the same addresses, as there may be in our namespace if ours is in another one.
+            let mut other = SocketId { inode: socket.inode + 1, ..socket };
+            assert_eq!(lookup(&mut table, &mut other), Lookup::Unknown);
+            assert_eq!(lookup(&mut table, &mut socket), Lookup::State(TcpState::Established));
+            socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
+            drop(client); // RST
+            eventually(|| lookup(&mut table, &mut socket), Lookup::Gone);
+            assert_eq!(lookup(&mut table, &mut never_shown), Lookup::Unknown);
+            drop(server);
+        }
+    }
+
+    #[test]
+    fn reused_addresses_are_not_the_same_socket() {
+        for mut table in tables() {
+            let (_listener, _server, _client, mut socket) = connected("127.0.0.1:0");
+            assert_eq!(lookup(&mut table, &mut socket), Lookup::State(TcpState::Established));
+            let mut successor = SocketId { inode: socket.inode + 1, ..socket };
+            if let Some(cookie) = &mut successor.cookie {
+                cookie[0] ^= 1;
+            }
+            assert_eq!(lookup(&mut table, &mut successor), Lookup::Gone, "the entry is another socket's");
         }
     }
 
     #[test]
     fn proc_files_are_read_once_per_iteration_within_budget() {
-        let mut kernel = SocketTable { netlink: None, max_table_len: u64::MAX, ..SocketTable::new() };
-        kernel.budget = ReadBudget { left: Duration::from_secs(3600), refilled_at: Instant::now() };
-        let (_listener, _server, _client, pair) = connected("127.0.0.1:0");
-        assert!(kernel.state(&pair).is_some());
-        assert_eq!(kernel.state(&pair), None, "a second read in the same iteration");
-        kernel.end_iteration();
-        kernel.budget.left = Duration::ZERO;
-        kernel.budget.refilled_at = Instant::now() + Duration::from_secs(3600);
-        assert_eq!(kernel.state(&pair), None, "the budget is used up");
-        kernel.end_iteration();
-        kernel.budget = ReadBudget::new(Instant::now());
-        kernel.max_table_len = 100;
-        assert_eq!(kernel.state(&pair), None, "the table is too long");
+        let [_, mut table] = tables();
+        let (_listener, _server, _client, mut socket) = connected("127.0.0.1:0");
+        assert_eq!(lookup(&mut table, &mut socket), Lookup::State(TcpState::Established));
+        assert_eq!(table.lookup(&mut socket), Lookup::Skipped, "a second read in the same iteration");
+        table.end_iteration();
+        table.budget.left = Duration::ZERO;
+        table.budget.refilled_at = Instant::now() + Duration::from_secs(3600);
+        assert_eq!(table.lookup(&mut socket), Lookup::Skipped, "the budget is used up");
+        table.end_iteration();
+        table.budget = ReadBudget::new(Instant::now());
+        table.max_table_len = 100;
+        assert_eq!(table.lookup(&mut socket), Lookup::Skipped, "the table is too long");
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::event_loop::outcome::CloseReason;
 use crate::explain::diagram::{Arrow, Diagram, MEANING_COLUMNS, Prefix, Priority, Side, quoted};
-use crate::explain::socket_table::{AddressPair, SocketTable, TcpState};
+use crate::explain::socket_table::{Lookup, SocketId, SocketTable, TcpState};
+use crate::explain::time::now;
 
 /// The maximum number of reads and writes of one connection that get a line of their own in
 /// [`BULK_INTERVAL`](super::explainer::BULK_INTERVAL). The others are summed up.
@@ -17,7 +18,7 @@ pub(super) struct TrackedConnection {
     pub(super) number: u32,
     accepted_at: Instant,
     /// `None`: a Unix socket, or a TCP connection that was already reset.
-    pub(super) pair: Option<AddressPair>,
+    pub(super) socket: Option<SocketId>,
     /// The longest segment in bytes; 0 if unknown.
     mss: usize,
     pub(super) state: TcpState,
@@ -26,12 +27,14 @@ pub(super) struct TrackedConnection {
     /// Bytes of the echo that the kernel has not accepted yet.
     pending: usize,
     /// The state in the kernel when data was read, for the line of its echo: by then a quick client may be in the next state.
-    state_at_read: Option<TcpState>,
+    state_at_read: Option<Lookup>,
     /// Reads and writes since `window_start`.
     lines: u32,
     window_start: Instant,
     /// Reads and writes without a line of their own.
     suppressed: Suppressed,
+    /// Whether the explainer has the connection in its queue of sums to print.
+    pub(super) is_queued: bool,
 }
 
 /// A sum of reads and writes.
@@ -43,14 +46,14 @@ struct Suppressed {
 }
 
 impl TrackedConnection {
-    pub(super) fn new(number: u32, pair: Option<AddressPair>, mss: usize) -> TrackedConnection {
-        let accepted_at = Instant::now();
+    pub(super) fn new(number: u32, socket: Option<SocketId>, mss: usize) -> TrackedConnection {
+        let accepted_at = now();
         TrackedConnection {
             number,
             accepted_at,
-            pair,
+            socket,
             mss,
-            state: if pair.is_some() { TcpState::SynReceived } else { TcpState::Established },
+            state: if socket.is_some() { TcpState::SynReceived } else { TcpState::Established },
             received: 0,
             sent: 0,
             pending: 0,
@@ -58,12 +61,13 @@ impl TrackedConnection {
             lines: 0,
             window_start: accepted_at,
             suppressed: Suppressed::default(),
+            is_queued: false,
         }
     }
 
     /// Returns the beginning of a line about what happens now.
     pub(super) fn dated(&self) -> Prefix {
-        Prefix { number: self.number, time: Some(self.accepted_at.elapsed()) }
+        Prefix { number: self.number, time: Some(now().duration_since(self.accepted_at)) }
     }
 
     /// Returns the beginning of a line about something inferred whose time is unknown.
@@ -74,19 +78,35 @@ impl TrackedConnection {
     /// Changes the state. Returns the transition as text, empty for a Unix socket.
     pub(super) fn enter(&mut self, state: TcpState) -> String {
         let before = mem::replace(&mut self.state, state);
-        if self.pair.is_some() { format!("{before} → {state}") } else { String::new() }
+        if self.socket.is_some() { format!("{before} → {state}") } else { String::new() }
     }
 
-    /// Asks the kernel for the state, if there is budget to print it.
-    pub(super) fn kernel_state(&self, diagram: &mut Diagram, sockets: &mut SocketTable) -> Option<TcpState> {
-        let pair = self.pair.as_ref()?;
-        if diagram.has_room(Priority::High) { sockets.state(pair) } else { None }
+    /// Returns whether this is a TCP connection.
+    pub(super) fn is_tcp(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// Returns whether the kernel's table shows its socket, so that it can be tracked after close(2).
+    pub(super) fn is_visible(&self) -> bool {
+        self.socket.is_some_and(|socket| socket.is_verified())
+    }
+
+    /// Asks the kernel for the state of the socket, which is open, if there is budget to print it.
+    pub(super) fn kernel_state(&mut self, diagram: &mut Diagram, sockets: &mut SocketTable) -> Lookup {
+        match &mut self.socket {
+            Some(socket) if diagram.has_room(Priority::High) => match sockets.lookup(socket) {
+                // The table does not contain closed sockets, but this one still exists, because we hold it open.
+                Lookup::Gone => Lookup::State(TcpState::Closed),
+                found => found,
+            },
+            _ => Lookup::Skipped,
+        }
     }
 
     // ---- opened ----
 
     /// Prints the handshake, which the kernel has completed before accept(2) returned.
-    pub(super) fn print_handshake(&mut self, diagram: &mut Diagram, kernel: Option<TcpState>) {
+    pub(super) fn print_handshake(&mut self, diagram: &mut Diagram, kernel: Lookup) {
         let listen = format!("{} → {}", TcpState::Listen, self.state);
         let established = self.enter(TcpState::Established);
         for (from, label, meaning, kernel) in [
@@ -101,19 +121,13 @@ impl TrackedConnection {
 
     // ---- data ----
 
-    /// Counts a read or write. Returns whether it is the first one that gets no line of its own.
-    pub(super) fn count_line(&mut self, interval: Duration, diagram: &mut Diagram) -> bool {
-        if self.window_start.elapsed() >= interval {
-            self.print_suppressed(diagram);
-            (self.lines, self.window_start) = (0, Instant::now());
+    /// Counts a read or write. A new interval with single lines begins when the last one is over and its sum is printed.
+    pub(super) fn count_line(&mut self, interval: Duration) {
+        let now = now();
+        if now.duration_since(self.window_start) >= interval && !self.has_suppressed() {
+            (self.lines, self.window_start) = (0, now);
         }
-        self.lines += 1;
-        self.lines == MAX_SINGLE_LINES + 1
-    }
-
-    /// Returns when the current window of single lines began.
-    pub(super) fn window_start(&self) -> Instant {
-        self.window_start
+        self.lines = self.lines.saturating_add(1);
     }
 
     pub(super) fn print_received(&mut self, diagram: &mut Diagram, sockets: &mut SocketTable, bytes: &[u8]) {
@@ -159,7 +173,7 @@ impl TrackedConnection {
         if !diagram.has_room(Priority::Low) {
             return diagram.skip_line();
         }
-        let label = match self.pair {
+        let label = match self.socket {
             None => format!("{count} bytes"),
             Some(_) if self.mss > 0 && count > self.mss => {
                 format!("PSH+ACK len {count} ×{}", count.div_ceil(self.mss))
@@ -167,16 +181,29 @@ impl TrackedConnection {
             Some(_) => format!("PSH+ACK len {count}"),
         };
         let meaning = bytes.map_or_else(|| "read and discarded".into(), |bytes| quoted(bytes, MEANING_COLUMNS));
-        let now = match from {
-            Side::Server if self.state_at_read.is_some() => self.state_at_read.take(),
+        let now = match self.state_at_read.take() {
+            Some(state) if from == Side::Server => state,
             _ => self.kernel_state(diagram, sockets),
         };
-        self.state_at_read = if from == Side::Client { now } else { None };
+        self.state_at_read = (from == Side::Client).then_some(now);
         if self.state == TcpState::FinWait1 && is_fin_acknowledged(now) {
-            self.print_inferred_ack(diagram, TcpState::FinWait2, TcpState::FinWait2);
+            self.print_inferred_ack(diagram, TcpState::FinWait2, now);
         }
         let arrow = Arrow { from, inferred: false, label: &label };
         diagram.arrow(self.dated(), arrow, &meaning, &kernel_column(now), Priority::Low);
+    }
+
+    /// Returns whether there are reads and writes that had no line of their own.
+    pub(super) fn has_suppressed(&self) -> bool {
+        self.suppressed.calls > 0
+    }
+
+    /// Prints their sum if there is budget for it; otherwise they remain suppressed. Returns whether none are left.
+    pub(super) fn try_print_suppressed(&mut self, diagram: &mut Diagram) -> bool {
+        if self.has_suppressed() && diagram.has_room(Priority::Medium) {
+            self.print_suppressed(diagram);
+        }
+        !self.has_suppressed()
     }
 
     /// Prints the sum of the reads and writes that had no line of their own, if there are any.
@@ -193,18 +220,21 @@ impl TrackedConnection {
     /// Prints the client's FIN, which read(2) has reported.
     pub(super) fn print_client_fin(&mut self, diagram: &mut Diagram, sockets: &mut SocketTable) {
         let arrow = |from, inferred, label| Arrow { from, inferred, label };
-        if self.pair.is_none() {
+        if self.socket.is_none() {
             self.state = if self.state == TcpState::Established { TcpState::CloseWait } else { TcpState::Closed };
             let arrow = arrow(Side::Client, false, "end of file");
             return diagram.arrow(self.dated(), arrow, "no more data, or closed", "", Priority::High);
         }
         let now = self.kernel_state(diagram, sockets);
-        if self.state == TcpState::FinWait1 {
-            // No system call reports the ACK of our FIN, but it came before or with this FIN. (In a simultaneous close, which
-            // RFC 9293 allows, the FINs cross; the two segments drawn here are then one, after CLOSING.)
-            self.print_inferred_ack(diagram, TcpState::FinWait2, TcpState::FinWait2);
+        if self.state == TcpState::FinWait1 && now != Lookup::State(TcpState::Closing) {
+            // No system call reports the ACK of our FIN, but it came before or with this FIN, unless the FINs have crossed.
+            self.print_inferred_ack(diagram, TcpState::FinWait2, Lookup::Skipped);
         }
-        let next = if self.state == TcpState::Established { TcpState::CloseWait } else { TcpState::TimeWait };
+        let next = match self.state {
+            TcpState::Established => TcpState::CloseWait,
+            TcpState::FinWait1 => TcpState::Closing,
+            _ => TcpState::TimeWait,
+        };
         let transition = self.enter(next);
         let fin = arrow(Side::Client, false, "FIN+ACK");
         diagram.arrow(self.dated(), fin, &transition, &kernel_column(now), Priority::High);
@@ -216,38 +246,44 @@ impl TrackedConnection {
     pub(super) fn print_server_fin(&mut self, diagram: &mut Diagram, sockets: &mut SocketTable) {
         let arrow = |from, label| Arrow { from, inferred: false, label };
         let by_close = self.state == TcpState::CloseWait;
-        if self.pair.is_none() {
+        if self.socket.is_none() {
             self.state = if by_close { TcpState::Closed } else { TcpState::FinWait1 };
             let meaning = if by_close { "we close as well" } else { "no more data from us" };
             return diagram.arrow(self.dated(), arrow(Side::Server, "end of file"), meaning, "", Priority::High);
         }
         let now = self.kernel_state(diagram, sockets);
-        if now == Some(TcpState::Closed) {
+        if now == Lookup::State(TcpState::Closed) {
             // The echo reached a client that had closed without waiting for it.
-            let transition = self.enter(TcpState::Closed);
-            return diagram.arrow(self.dated(), arrow(Side::Client, "RST"), &transition, "gone", Priority::High);
+            return self.print_inferred_rst(diagram, now);
         }
         let transition = self.enter(if by_close { TcpState::LastAck } else { TcpState::FinWait1 });
-        // Before close(2), the kernel still reports the previous state.
-        let kernel = if by_close { String::new() } else { kernel_column(now) };
+        // If it is close(2) that sends the FIN, the kernel still reports the previous state.
+        let kernel = if now == Lookup::State(TcpState::CloseWait) { String::new() } else { kernel_column(now) };
         diagram.arrow(self.dated(), arrow(Side::Server, "FIN+ACK"), &transition, &kernel, Priority::High);
         if is_fin_acknowledged(now) && self.state == TcpState::FinWait1 {
-            self.print_inferred_ack(diagram, TcpState::FinWait2, TcpState::FinWait2);
+            self.print_inferred_ack(diagram, TcpState::FinWait2, now);
         }
     }
 
     /// Prints the client's ACK of our FIN, inferred from the state in the kernel.
-    pub(super) fn print_inferred_ack(&mut self, diagram: &mut Diagram, next: TcpState, kernel: TcpState) {
+    pub(super) fn print_inferred_ack(&mut self, diagram: &mut Diagram, next: TcpState, kernel: Lookup) {
         let transition = self.enter(next);
         let arrow = Arrow { from: Side::Client, inferred: true, label: "ACK" };
-        diagram.arrow(self.dated(), arrow, &transition, &kernel_column(Some(kernel)), Priority::High);
+        diagram.arrow(self.dated(), arrow, &transition, &kernel_column(kernel), Priority::High);
+    }
+
+    /// Prints the client's RST, inferred from the state in the kernel.
+    fn print_inferred_rst(&mut self, diagram: &mut Diagram, kernel: Lookup) {
+        let transition = self.enter(TcpState::Closed);
+        let arrow = Arrow { from: Side::Client, inferred: true, label: "RST" };
+        diagram.arrow(self.dated(), arrow, &transition, &kernel_column(kernel), Priority::High);
     }
 
     /// Prints the client's FIN, which arrived after our close(2), and the kernel's ACK.
-    pub(super) fn print_inferred_fin(&mut self, diagram: &mut Diagram, next: TcpState, kernel: TcpState) {
+    pub(super) fn print_inferred_fin(&mut self, diagram: &mut Diagram, next: TcpState, kernel: Lookup) {
         let transition = self.enter(next);
         let fin = Arrow { from: Side::Client, inferred: true, label: "FIN+ACK" };
-        diagram.arrow(self.dated(), fin, &transition, &kernel_column(Some(kernel)), Priority::High);
+        diagram.arrow(self.dated(), fin, &transition, &kernel_column(kernel), Priority::High);
         let ack = Arrow { from: Side::Server, inferred: true, label: "ACK" };
         diagram.arrow(self.dated(), ack, "", "", Priority::High);
     }
@@ -255,37 +291,44 @@ impl TrackedConnection {
     // ---- end ----
 
     /// Prints what the close(2) that follows sends, or why the connection is closed already.
-    pub(super) fn print_end(&mut self, diagram: &mut Diagram, reason: CloseReason, unread: u32) {
-        if self.pair.is_none() {
+    pub(super) fn print_end(
+        &mut self,
+        diagram: &mut Diagram,
+        sockets: &mut SocketTable,
+        reason: CloseReason,
+        unread: u32,
+    ) {
+        if self.socket.is_none() || matches!(reason, CloseReason::Error(_)) {
             self.state = TcpState::Closed;
+        }
+        if self.state == TcpState::Closed {
             return;
         }
-        let (from, label) = match reason {
-            _ if self.state == TcpState::Closed => return,
-            CloseReason::Reset => (Side::Client, "RST"),
-            CloseReason::Error(_) => {
-                self.state = TcpState::Closed;
-                return;
-            }
-            _ if unread > 0 => {
-                let text = format!("close(2) with {unread} bytes unread sends RST instead of FIN");
-                diagram.remark(self.dated(), &text);
-                (Side::Server, "RST")
-            }
-            CloseReason::Idle | CloseReason::Cut
-                if matches!(self.state, TcpState::Established | TcpState::CloseWait) =>
-            {
-                (Side::Server, "FIN+ACK")
-            }
+        let is_forced = matches!(reason, CloseReason::Idle | CloseReason::Cut);
+        let (from, label, next) = match self.state {
+            _ if reason == CloseReason::Reset => (Side::Client, "RST", TcpState::Closed),
+            _ if unread > 0 || is_forced && self.pending > 0 => (Side::Server, "RST", TcpState::Closed),
+            TcpState::Established if is_forced => (Side::Server, "FIN+ACK", TcpState::FinWait1),
+            TcpState::CloseWait if is_forced => (Side::Server, "FIN+ACK", TcpState::LastAck),
             _ => return,
         };
-        let transition = match (label, self.state) {
-            ("RST", _) => self.enter(TcpState::Closed),
-            (_, TcpState::Established) => self.enter(TcpState::FinWait1),
-            _ => self.enter(TcpState::LastAck),
-        };
-        let kernel = if from == Side::Client { "gone" } else { "" };
-        diagram.arrow(self.dated(), Arrow { from, inferred: false, label }, &transition, kernel, Priority::High);
+        let (mut inferred, mut kernel) = (false, "CLOSED"); // That is what ECONNRESET and EPIPE mean.
+        if from == Side::Server {
+            let now = self.kernel_state(diagram, sockets);
+            if now == Lookup::State(TcpState::Closed) {
+                // The client's RST has arrived, but we have not read it yet. Our close(2) sends nothing.
+                return self.print_inferred_rst(diagram, now);
+            }
+            // If the state is unknown, such an RST cannot be ruled out.
+            (inferred, kernel) = (!matches!(now, Lookup::State(_)), "");
+        }
+        if from == Side::Server && label == "RST" {
+            let (count, why) = if unread > 0 { (unread as usize, "unread") } else { (self.pending, "pending") };
+            let text = format!("close(2) with {count} bytes {why} sends RST instead of FIN");
+            diagram.remark(self.dated(), &text);
+        }
+        let transition = self.enter(next);
+        diagram.arrow(self.dated(), Arrow { from, inferred, label }, &transition, kernel, Priority::High);
     }
 
     /// Prints that TIME-WAIT is on our side.
@@ -312,15 +355,16 @@ impl TrackedConnection {
 }
 
 /// Returns the text of the last column: the state in the kernel.
-pub(super) fn kernel_column(state: Option<TcpState>) -> String {
-    match state {
-        Some(TcpState::Closed) => "gone".into(),
-        Some(state) => state.to_string(),
-        None => String::new(),
+pub(super) fn kernel_column(lookup: Lookup) -> String {
+    match lookup {
+        Lookup::State(state) => state.to_string(),
+        Lookup::Gone => "gone".into(),
+        Lookup::Unknown => "unknown".into(),
+        Lookup::Skipped => String::new(),
     }
 }
 
 /// Returns whether this state in the kernel means that our FIN has been acknowledged.
-fn is_fin_acknowledged(state: Option<TcpState>) -> bool {
-    matches!(state, Some(TcpState::FinWait2 | TcpState::TimeWait))
+fn is_fin_acknowledged(lookup: Lookup) -> bool {
+    matches!(lookup, Lookup::State(TcpState::FinWait2 | TcpState::TimeWait))
 }

@@ -6,13 +6,12 @@
 //!
 //! Monitoring must keep working when the daemon is in trouble. So a file descriptor is reserved for every possible request
 //! ([`Reserve`]), and each request is bounded in what it may hold (8 KiB), cost (a few system calls per iteration) and last
-//! (5 s).
+//! (5 s). When all slots are taken, the oldest connection that is not being answered makes way ([`Slots::evict`]).
 
 use std::io;
 use std::time::{Duration, SystemTime};
 
 use mio::{Interest, Registry};
-use slab::Slab;
 
 use crate::event_loop::clock::NEVER;
 use crate::event_loop::counters::Snapshot;
@@ -25,10 +24,13 @@ use crate::metrics::durations::IterationDurations;
 use crate::metrics::exposition;
 use crate::metrics::process::Process;
 use crate::metrics::reserve::Reserve;
-use crate::metrics::slots::{MAX_REQUESTS, Request};
+use crate::metrics::slots::{MAX_REQUESTS, Slots};
 
-/// The maximum number of accepts in one iteration. As many failures as there are slots are tolerated.
+/// The maximum number of accepts in one iteration. With an eviction each, they cost about half a millisecond.
 const MAX_ACCEPTS_PER_ITERATION: usize = 2 * MAX_REQUESTS;
+
+/// The maximum number of failed accepts in one iteration. After that accepting pauses, as with a network that is down.
+const MAX_FAILURES_PER_ITERATION: usize = MAX_REQUESTS;
 
 /// How long accepting pauses after a failure, in milliseconds.
 const PAUSE_MS: u64 = 100;
@@ -37,7 +39,7 @@ const PAUSE_MS: u64 = 100;
 #[derive(Debug)]
 pub struct Endpoint {
     listener: Listener,
-    requests: Slab<Request>,
+    slots: Slots,
     reserve: Reserve,
     /// When a pause of accepting ends, in milliseconds; [`NEVER`] while there is none.
     resume_at: u64,
@@ -52,13 +54,16 @@ impl Endpoint {
     /// The number of descriptors that the endpoint holds, all of them from the start: the listener and the reserve.
     pub const DESCRIPTORS: usize = 1 + Reserve::SIZE;
 
-    /// Binds the address. SO_REUSEPORT is never set, even if the echo has it: a scraper would reach a different process each time.
+    /// Binds an address that has one listener: a port (all interfaces, dual-stack), or an IP address and a port.
+    ///
+    /// SO_REUSEPORT is never set, even if the echo has it: a scraper would reach a different process each time. The backlog is
+    /// the kernel's maximum, so that many silent clients do not keep others from connecting.
     pub fn bind(address: &Address) -> Result<Endpoint, BindError> {
-        let options = ListenOptions { backlog: 64, reuse_port: false, socket_buffer: None };
+        let options = ListenOptions { backlog: u32::MAX, reuse_port: false, socket_buffer: None };
         let listener = address.bind(&options)?.remove(0);
         Ok(Endpoint {
             listener,
-            requests: Slab::with_capacity(MAX_REQUESTS),
+            slots: Slots::new(),
             reserve: Reserve::default(),
             resume_at: NEVER,
             has_work: false,
@@ -84,46 +89,28 @@ impl Endpoint {
         self.has_work = true;
         match index.checked_sub(1) {
             None => self.listener.ready = true,
-            Some(slot) => {
-                if let Some(request) = self.requests.get_mut(slot as usize) {
-                    request.ready = true;
-                }
-            }
+            Some(slot) => self.slots.mark_ready(slot as usize),
         }
     }
 
     /// Returns when [`Endpoint::update`] must be called even if nothing happens, in milliseconds since the loop started, or
     /// [`NEVER`]. 0 means at once.
     pub fn next_deadline(&self) -> u64 {
-        if self.has_work {
-            return 0;
-        }
-        // Linear in the number of requests: usually there are none, and never more than 16.
-        self.requests.iter().map(|(_, request)| request.deadline).fold(self.resume_at, u64::min)
+        if self.has_work { 0 } else { self.slots.next_deadline().min(self.resume_at) }
     }
 
-    /// Does the work that is due at `now`: accepts, serves each ready request once, and closes those that are done or late.
+    /// Does the work that is due at `now`: serves requests, and accepts new ones.
     pub fn update(&mut self, now: u64, registry: &Registry, snapshot: &Snapshot, lines_dropped: u64) {
         if now < self.next_deadline() {
             return;
         }
-        self.has_work = false;
-        self.accept(now, registry);
-        self.reserve.fill(self.requests.len());
-        let mut context = Context {
-            reserve: &mut self.reserve,
-            iterations: &self.iterations,
-            started: self.started,
-            snapshot,
-            lines_dropped,
-        };
-        self.requests.retain(|_, request| {
-            let is_done = request.ready && request.serve(&mut context);
-            !is_done && now < request.deadline // Dropping it calls close(2).
-        });
-        self.reserve.fill(self.requests.len());
-        // No further event reports remaining work, or pending connections for which a slot is free now.
-        self.has_work = self.can_accept() || self.requests.iter().any(|(_, request)| request.ready);
+        let Endpoint { slots, reserve, iterations, .. } = self;
+        let mut context = Context { reserve, iterations, started: self.started, snapshot, lines_dropped };
+        slots.serve_ready(now, &mut context);
+        self.accept(now, registry, snapshot, lines_dropped);
+        self.reserve.fill(self.slots.len());
+        // No further event reports remaining work, or connections that are still in the backlog.
+        self.has_work = self.can_accept() || self.slots.any_ready();
     }
 
     /// Counts an iteration of the loop that took this long.
@@ -131,39 +118,53 @@ impl Endpoint {
         self.iterations.record(nanoseconds);
     }
 
-    fn accept(&mut self, now: u64, registry: &Registry) {
+    fn accept(&mut self, now: u64, registry: &Registry, snapshot: &Snapshot, lines_dropped: u64) {
         if self.resume_at <= now {
             self.resume_at = NEVER;
         }
+        let mut failures = 0;
         for _ in 0..MAX_ACCEPTS_PER_ITERATION {
             if !self.can_accept() {
                 return;
             }
             self.reserve.release();
             match self.listener.accept() {
-                Ok(accepted) => self.open(<(Stream, Peer)>::from(accepted).0, now, registry),
+                Ok(accepted) => {
+                    let Endpoint { slots, reserve, iterations, .. } = self;
+                    if slots.is_full() {
+                        slots.evict(&mut Context {
+                            reserve,
+                            iterations,
+                            started: self.started,
+                            snapshot,
+                            lines_dropped,
+                        });
+                        reserve.refill();
+                    }
+                    self.open(<(Stream, Peer)>::from(accepted).0, now, registry);
+                }
                 Err(error) => match AcceptError::classify(&error) {
                     AcceptError::WouldBlock => self.listener.ready = false,
-                    AcceptError::Interrupted | AcceptError::Aborted => {}
+                    AcceptError::Interrupted | AcceptError::Aborted if failures < MAX_FAILURES_PER_ITERATION => {
+                        failures += 1
+                    }
                     // Even a fatal error is not the end of the daemon: the echo continues without metrics.
-                    AcceptError::ResourcesExhausted | AcceptError::Fatal => self.resume_at = now + PAUSE_MS,
+                    _ => self.resume_at = now + PAUSE_MS,
                 },
             }
         }
-        self.resume_at = now + PAUSE_MS; // At least half of them failed, as with a network that is down.
     }
 
-    /// Returns whether there may be a pending connection, and room for it.
+    /// Returns whether there may be a connection in the backlog. If all slots are taken, it gets that of another one.
     fn can_accept(&self) -> bool {
-        self.listener.ready && self.resume_at == NEVER && self.requests.len() < MAX_REQUESTS
+        self.listener.ready && self.resume_at == NEVER
     }
 
     fn open(&mut self, mut stream: Stream, now: u64, registry: &Registry) {
-        let entry = self.requests.vacant_entry();
-        let token = EventSource::Monitor(entry.key() as u32 + 1).into();
+        let token = EventSource::Monitor(self.slots.next_slot() as u32 + 1).into();
         // Registering fails if memory has run out. Then this connection is closed, and the client will try again.
         if registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE).is_ok() {
-            entry.insert(Request::new(stream, now));
+            self.slots.insert(stream, now);
         }
     }
 }
@@ -205,5 +206,18 @@ pub(super) mod tests {
             snapshot: &Snapshot { counters: Counters::default(), max_connections: 3, accept_paused: false, draining },
             lines_dropped: 0,
         })
+    }
+
+    #[test]
+    fn port_alone_listens_on_ipv4_and_ipv6() {
+        let endpoint = Endpoint::bind(&Address::Port(0)).expect("listener");
+        let local = endpoint.local();
+        if !local.starts_with("http://[::]:") {
+            return; // Without IPv6, a port means 0.0.0.0; the listener has logged that.
+        }
+        let port: u16 = local.rsplit(':').next().and_then(|port| port.parse().ok()).expect("port");
+        for ip in ["127.0.0.1", "::1"] {
+            std::net::TcpStream::connect((ip, port)).unwrap_or_else(|error| panic!("{ip}: {error}"));
+        }
     }
 }

@@ -28,7 +28,7 @@ pub fn page(snapshot: &Snapshot, lines_dropped: u64, iterations: &IterationDurat
     page.counter("echod_discarded_bytes_total", "Bytes read and discarded after the server's FIN.", discarded);
     let help = "Connections with unsent data whose peer is not reading.";
     page.gauge("echod_stalled_connections", help, stalled);
-    page.gauge("echod_buffered_bytes", "Unsent bytes held in user space, of all connections.", buffered);
+    page.gauge("echod_buffered_bytes", "Memory in bytes that holds unsent output of all connections.", buffered);
     page.counter("echod_accept_errors_total", "Accepts that failed.", counters.accept_errors);
     page.head("echod_accept_pauses_total", "counter", "Times accepting was paused, by reason.");
     for (reason, count) in PauseReason::NAMES.iter().zip(counters.accept_pauses) {

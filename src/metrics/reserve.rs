@@ -4,8 +4,9 @@ use socket2::{Domain, Socket, Type};
 
 use crate::metrics::slots::MAX_REQUESTS;
 
-/// One descriptor for each possible request, and one for the files under /proc. One of them is closed right before a descriptor
-/// is needed, so that a request gets one even if connections use all the others.
+/// One descriptor for each possible request, one for a connection that is accepted while all slots are taken, and one for the
+/// files under /proc. One of them is closed right before a descriptor is needed, so that a request gets one even if connections
+/// use all the others.
 ///
 /// This is not the "reserve file descriptor" trick of accept loops, which accepts a connection to close it at once and spins when
 /// accept(2) reports EMFILE for an empty backlog. Here the connection is kept, and with a free descriptor accept(2) reports an
@@ -18,7 +19,7 @@ pub(super) struct Reserve {
 }
 
 impl Reserve {
-    pub(super) const SIZE: usize = MAX_REQUESTS + 1;
+    pub(super) const SIZE: usize = MAX_REQUESTS + 2;
 
     /// Frees one descriptor.
     pub(super) fn release(&mut self) {

@@ -108,8 +108,8 @@ fn too_few_descriptors_fail_with_a_message() {
 
 #[test]
 fn system_calls_exclude_the_teardown() {
-    // At most one wait, one read and one write per echo. Closing 400 connections would add 2,000 calls to some 1,000 echoes.
-    let run = run("--peers none --rounds 1 --seconds 0.02 --connections 400");
+    // One wait, one read and one write per echo. Closing 400 connections would add 1,000 calls to some 20 echoes.
+    let run = run("--peers none --rounds 1 --seconds 0.02 --connections 400 --rate 2000");
     let scenario = &run.results["scenarios"][0];
     let Some(calls) = scenario["servers"][0]["system_calls_per_echo"].as_f64() else {
         let reason = &run.results["machine"]["system_calls_not_counted_because"];
@@ -117,23 +117,23 @@ fn system_calls_exclude_the_teardown() {
         println!("skipped: {reason}");
         return;
     };
-    assert!(calls < 3.3, "{calls} system calls per echo");
+    assert!(calls < 10.0, "{calls} system calls per echo");
     assert!(run.stdout.contains("calls: counted by "), "{}", run.stdout);
 }
 
 #[test]
 fn connection_is_opened_and_closed_before_measuring() {
-    static EVENTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    static BYTES: Mutex<Vec<(usize, u64)>> = Mutex::new(Vec::new());
     let address = serve_with(|number, stream| {
-        EVENTS.lock().expect("no panic").push(format!("open {number}"));
-        echo(stream, |_, _| ());
-        EVENTS.lock().expect("no panic").push(format!("close {number}"));
+        let mut total = 0;
+        echo(stream, |position, bytes| total = position + bytes.len() as u64);
+        BYTES.lock().expect("no panic").push((number, total));
     });
     let run = run(&format!("{QUICK} --connect {address} --connections 1"));
     assert_eq!(run.status, 0, "{}", run.stderr);
-    // 0 is the search for an address that accepts, 1 the connection that is closed first, 2 the measured one.
-    let events = EVENTS.lock().expect("no panic").join(", ");
-    assert!(events.contains("close 1, open 2"), "{events}");
+    let closed = BYTES.lock().expect("no panic");
+    // First the search for an address that accepts, then a connection with one message, then the measured one.
+    assert!(matches!(closed[..], [(0, 0), (1, 64), (2, 128..), ..]), "{closed:?}");
 }
 
 #[test]
@@ -148,12 +148,6 @@ fn foreign_server_is_not_described_as_echod() {
     assert_eq!(run.status, 0, "{}", run.stderr);
     assert!(run.stdout.contains("already running, process unknown"), "{}", run.stdout);
     assert!(!run.stdout.contains("echod-50us") && !run.stdout.contains("awake"), "{}", run.stdout);
-}
-
-#[test]
-fn user_time_of_few_ticks_is_a_dash() {
-    let run = run(&format!("{QUICK} --connections 1 --rate 100"));
-    assert!(run.results["scenarios"][0]["servers"][0]["user_part_of_cpu_time"].is_null(), "{}", run.results);
 }
 
 #[test]
@@ -202,6 +196,7 @@ fn wrong_options_have_status_2() {
         ("--scenario fifty --connections 3", "does not go with scenario 'fifty'"),
         ("--connections 3 --rate 5 --in-flight 2", "use only one of them"),
         ("--cores 0", "two core numbers"),
+        ("--cores 0,9999", "may not use core 9999"),
     ] {
         assert_rejected(arguments, complaint);
     }
@@ -227,22 +222,27 @@ fn unwritable_output_fails_before_measuring() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write to /proc/nowhere"));
 }
 
-/// Starts a run that takes half a minute, and returns it with the process of its server.
-fn long_run() -> (Child, Pid, PathBuf) {
+/// Starts a long run, and returns it with a process `echod` whose parent is called `parent`.
+#[allow(clippy::zombie_processes, reason = "the caller waits for it")]
+fn long_run(arguments: &[&str], parent: &str) -> (Child, Pid, PathBuf) {
     let directory = directory();
     let mut child = Command::new(executable())
-        .args(["--peers=none", "--rounds=1", "--seconds=30", "--scenario=ping-pong"])
+        .args(["--peers=none", "--scenario=ping-pong"])
+        .args(arguments)
         .arg(format!("--output={}", directory.display()))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .expect("the benchmark");
+    let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
+    let parent_of = |pid: u32| -> Option<u32> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+    };
+    let is_server = |pid: &u32| name(*pid) == "echod" && parent_of(*pid).is_some_and(|it| name(it) == parent);
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        let server = crate::server::with_descendants(child.id())
-            .into_iter()
-            .find(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "echod"));
-        if let Some(server) = server {
+        if let Some(server) = crate::server::with_descendants(child.id()).into_iter().find(is_server) {
             return (child, Pid::from_raw(server.cast_signed()).expect("a pid"), directory);
         }
         if Instant::now() > deadline {
@@ -250,7 +250,7 @@ fn long_run() -> (Child, Pid, PathBuf) {
             child.wait().expect("reaped");
             panic!("the server does not start");
         }
-        thread::sleep(Duration::from_millis(5)); // Nothing signals the start of a grandchild.
+        thread::sleep(Duration::from_millis(2)); // Nothing signals the start of a grandchild.
     }
 }
 
@@ -265,7 +265,9 @@ fn assert_gone(process: Pid) {
 
 #[test]
 fn servers_die_with_a_killed_benchmark() {
-    let (mut child, server, directory) = long_run();
+    let name = executable().file_name().and_then(|name| name.to_str()).expect("a name");
+    let parent: String = name.chars().take(15).collect(); // TASK_COMM_LEN
+    let (mut child, server, directory) = long_run(&["--rounds=1", "--seconds=30"], &parent);
     child.kill().expect("SIGKILL");
     child.wait().expect("reaped");
     assert_gone(server);
@@ -274,7 +276,10 @@ fn servers_die_with_a_killed_benchmark() {
 
 #[test]
 fn servers_die_with_a_terminated_benchmark() {
-    let (mut child, server, directory) = long_run();
+    // The server is a child of a shell, which the kernel kills with the benchmark; its own children it does not.
+    let echod = env!("CARGO_BIN_EXE_echod");
+    let command = format!("--command=forked=sh -c '{echod} -q --listen 127.0.0.1:{{port}} & wait'");
+    let (mut child, server, directory) = long_run(&["--rounds=100", "--seconds=0.3", &command], "sh");
     kill_process(Pid::from_child(&child), Signal::TERM).expect("SIGTERM");
     assert_eq!(child.wait().expect("reaped").code(), Some(128 + 15));
     assert_gone(server);
@@ -335,6 +340,18 @@ fn running_server_is_measured_with_its_process() {
 }
 
 #[test]
+fn unreachable_server_and_missing_process_fail() {
+    let refused = run(&format!("{QUICK} --connect 127.0.0.1:1"));
+    assert_eq!(refused.status, 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("--connect: 127.0.0.1:1: Connection refused"), "{}", refused.stderr);
+    let address = serve_with(|_, stream| echo(stream, |_, _| ()));
+    // Larger than any process id: /proc/sys/kernel/pid_max is at most 4,194,304.
+    let missing = run(&format!("{QUICK} --connect {address} --pid 4194305"));
+    assert_eq!(missing.status, 1, "{}", missing.stderr);
+    assert!(missing.stderr.contains("--pid: process 4194305 does not exist"), "{}", missing.stderr);
+}
+
+#[test]
 fn unix_socket_is_measured() {
     let path = directory().join("socket");
     let listener = UnixListener::bind(&path).expect("a socket");
@@ -351,10 +368,11 @@ fn unix_socket_is_measured() {
             });
         }
     });
-    let run = run(&format!("{QUICK} --connect unix:{} --scenario fifty,bulk,churn", path.display()));
+    let run =
+        run(&format!("{QUICK} --connect unix:{} --scenario fifty,bulk,stream,churn,beside-bulk-8", path.display()));
     assert_eq!(run.status, 0, "{}{}", run.stdout, run.stderr);
     let scenarios = run.results["scenarios"].as_array().expect("a list");
-    assert_eq!(scenarios.len(), 3);
+    assert_eq!(scenarios.len(), 5);
 }
 
 #[test]
@@ -409,6 +427,7 @@ fn saved_build_is_compared_side_by_side() {
     assert!(stdout.contains("saved as baseline 'before'"), "{stdout}");
     let (status, stdout, stderr) = bench("--rounds 8 --baseline before");
     assert_eq!(status, Some(0), "{stderr}");
+    assert_eq!(fs::read_dir(output.join("earlier")).expect("results of the first run").count(), 1);
     assert!(stdout.contains("\nbefore  ") && stdout.contains("saved build, commit "), "{stdout}");
     assert!(stdout.contains("compared with baseline 'before'"), "{stdout}");
     assert!(stdout.contains("cpu_per_echo") && stdout.contains("no change"), "{stdout}");

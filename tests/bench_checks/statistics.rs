@@ -1,8 +1,12 @@
 //! The arithmetic behind the tables.
 
+use std::time::Duration;
+
 use crate::bench::order;
+use crate::generator::new_histogram;
 use crate::results::compare::{Change, Verdict};
-use crate::results::{Spread, skipped_at_each_end};
+use crate::results::{Round, Row, Spread, skipped_at_each_end};
+use crate::server::Cpu;
 
 #[test]
 fn median_is_middle_value() {
@@ -96,4 +100,41 @@ fn too_few_rounds_give_no_interval() {
     assert!(Change::of_pairs(&[pairs[0]; 6], 0.05).is_some());
     assert!(Change::of_samples(&[1.0; 3], &[1.0; 3], 0.05).is_none());
     assert!(Change::of_samples(&[1.0; 4], &[1.0; 4], 0.05).is_some());
+}
+
+/// Returns a round of one second in which the server used some ticks of 10 ms.
+fn round(user_ticks: u64, system_ticks: u64) -> Round {
+    let total = Duration::from_millis(10 * (user_ticks + system_ticks));
+    Round {
+        echoes: 1000,
+        bytes: 64_000,
+        window: Duration::from_secs(1),
+        latency: new_histogram(),
+        new_connections: None,
+        lateness: new_histogram(),
+        cpu: Some(Cpu { total, user_ticks, system_ticks }),
+        generator_lost: Duration::ZERO,
+        server_lost: Duration::ZERO,
+        started: Duration::ZERO,
+        position: 0,
+        repeats: 0,
+    }
+}
+
+#[test]
+fn user_part_of_few_ticks_is_unknown() {
+    let mut row = Row::new("server");
+    row.rounds.push(round(10, 80));
+    assert!(row.user_part().is_none(), "90 ticks say little");
+    row.rounds.push(round(15, 15));
+    assert_eq!(row.user_part(), Some(25.0 / 120.0));
+}
+
+#[test]
+fn lost_time_of_either_core_is_a_disturbance() {
+    let mut round = round(10, 80);
+    assert_eq!(round.disturbance(), 0.0);
+    round.generator_lost = Duration::from_millis(100);
+    round.server_lost = Duration::from_millis(300);
+    assert_eq!(round.disturbance(), 0.3);
 }

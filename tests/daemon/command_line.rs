@@ -3,10 +3,11 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use crate::support::{Client, Daemon, RunOutput, Signal, pattern, pending_connections, wait_until};
+use crate::support::{Address, Client, Daemon, RunOutput, Signal, pattern, pending_connections, wait_until};
 
 #[test]
 fn help_and_version_exit_with_status_0() {
@@ -331,6 +332,24 @@ fn backlog_option_is_passed_to_listen() {
     daemon.connect().echo(b"served");
 }
 
+// --metrics
+
+#[test]
+fn metrics_port_listens_on_all_interfaces() {
+    let daemon = Daemon::start(&["--metrics", "0"]);
+    let stdout = daemon.stdout();
+    assert!(
+        stdout.contains("listening on http://[::]:") || stdout.contains("listening on http://0.0.0.0:"),
+        "{stdout}"
+    );
+    let port = daemon.addresses()[1].to_string().rsplit(':').next().unwrap().trim_end_matches('/').parse().unwrap();
+    for ip in ["127.0.0.1", "127.0.0.2"] {
+        let client = Client::connect(&Address::Tcp(SocketAddr::new(ip.parse().unwrap(), port)));
+        client.send(b"GET /healthz HTTP/1.0\r\n\r\n");
+        client.expect(b"HTTP/1.1 200");
+    }
+}
+
 // --reuse-port
 
 #[test]
@@ -439,4 +458,35 @@ fn rust_log_overrides_verbosity_options() {
     assert_eq!(lines(&["-vv"], Some("off")).0, 0, "RUST_LOG=off overrides -vv");
     assert_eq!(lines(&["-q"], Some("info")).0, info, "RUST_LOG=info overrides -q");
     assert_eq!(lines(&[], Some("echod=debug")).1, 2, "RUST_LOG=echod=debug overrides the default");
+}
+
+#[test]
+fn invalid_rust_log_causes_one_warning_at_the_default_level() {
+    for (filter, arguments, lines) in
+        [("[", &[][..], 3), ("echod =debug", &[], 3), ("echod=loud", &[], 3), ("[", &["-q"], 1)]
+    {
+        let mut daemon = Daemon::with(arguments).env("RUST_LOG", filter).start();
+        daemon.terminate();
+        let log = daemon.whole_stderr();
+        let warnings: Vec<&str> = log.lines().filter(|line| line.contains("WARN")).collect();
+        assert_eq!(warnings.len(), 1, "RUST_LOG={filter}: {log}");
+        assert!(warnings[0].contains("ignoring invalid RUST_LOG: "), "{log}");
+        assert!(
+            log.lines().count() >= lines,
+            "RUST_LOG={filter} {arguments:?}: expected the default level, got:\n{log}"
+        );
+    }
+}
+
+#[test]
+fn counters_are_printed_like_log_lines_at_any_level() {
+    for filter in ["off", "info", "["] {
+        let daemon = Daemon::with(&[]).env("RUST_LOG", filter).start();
+        daemon.signal(Signal::USR1);
+        let line = daemon.wait_for_log(|line| line.contains("connections: 0 accepted"));
+        // [2026-01-02T03:04:05.678Z INFO ] connections: ...
+        let (prefix, message) = line.split_once("] ").unwrap();
+        assert!(prefix.starts_with("[20") && prefix.contains("Z INFO"), "expected time and level: {line}");
+        assert!(message.starts_with("connections: "), "{line}");
+    }
 }

@@ -1,8 +1,9 @@
 //! File descriptor exhaustion: accepting pauses, open connections are served, and waiting costs no CPU.
 
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Daemon, Signal, pattern, pending_connections, wait_until};
+use crate::support::{Client, Daemon, Signal, eventually, pattern, pending_connections, skip_missing, wait_until};
 
 #[test]
 fn more_clients_than_descriptors_are_served_without_spinning() {
@@ -132,14 +133,115 @@ fn shutdown_without_descriptors_ends_at_drain_timeout() {
 
 #[test]
 fn first_log_line_needs_no_free_descriptor() {
-    // The parent leaves twenty descriptors open that the connection limit does not take into account, so accept fails with
-    // EMFILE. With -q, that is the first line of the log.
-    let inherited: String = (20..40).map(|fd| format!("exec {fd}</dev/null; ")).collect();
-    let script = format!("ulimit -n 45; {inherited} exec \"$@\"");
-    let daemon = Daemon::with(&["-q"]).through(&["bash", "-c", &script, "bash"]).start();
-    let clients: Vec<Client> = (0..28).map(|_| daemon.connect()).collect();
+    // With -q, the line about descriptor exhaustion is the first one of the log.
+    let daemon = Daemon::start(&["-q"]);
+    let first = daemon.connect();
+    first.echo(b"running");
+    let open = daemon.descriptors();
+    let lowest_free = (0..).find(|number| !open.contains(number)).unwrap();
+    daemon.limit_descriptors(lowest_free as u64);
+    let _waiting = daemon.connect();
     daemon.wait_for_log_text("pausing accepts");
     daemon.signal(Signal::USR1);
     daemon.wait_for_log_text("connections: ");
-    drop(clients);
+}
+
+#[test]
+fn flapping_exhaustion_logs_a_few_lines_per_second() {
+    let daemon = Daemon::start(&[]);
+    daemon.connect().echo(b"running");
+    let open = daemon.descriptors();
+    let mut free = (0u64..).filter(|&number| !open.contains(&(number as i32)));
+    daemon.limit_descriptors(free.nth(5).unwrap());
+    // Six clients come and go where five fit, so that exhaustion ends and returns all the time.
+    let span = Duration::from_secs(3);
+    let start = Instant::now();
+    let connections: usize = std::thread::scope(|scope| {
+        let client = || {
+            let mut count = 0;
+            while start.elapsed() < span {
+                daemon.connect().echo(b"served in the end");
+                count += 1;
+            }
+            count
+        };
+        let clients: Vec<_> = (0..6).map(|_| scope.spawn(client)).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).sum()
+    });
+    let log = daemon.stderr();
+    let lines = log.lines().filter(|line| line.contains("accepts")).count() as f64 / start.elapsed().as_secs_f64();
+    assert!(connections > 100 && log.contains("pausing accepts"), "{connections} connections:\n{log}");
+    assert!(lines <= 4.0, "{lines:.1} lines per second:\n{log}");
+}
+
+/// Returns the connection limit that the daemon has logged.
+#[track_caller]
+fn connection_limit(daemon: &Daemon) -> usize {
+    let line = daemon.wait_for_log(|line| line.contains(": at most "));
+    let number = line.split(": at most ").nth(1).and_then(|rest| rest.split(' ').next());
+    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("expected a number in {line}"))
+}
+
+/// Opens as many connections as the daemon allows, and one more. It must not run out of descriptors.
+#[track_caller]
+fn assert_limit_is_reached_without_exhaustion(daemon: &Daemon, limit: usize) {
+    let clients: Vec<Client> = (0..limit).map(|_| daemon.connect()).collect();
+    clients.iter().for_each(|client| client.echo(b"within the limit"));
+    let _waiting = daemon.connect();
+    daemon.wait_for_log_text(&format!("connection limit ({limit}) reached"));
+    assert!(!daemon.stderr().contains("pausing accepts"), "{}", daemon.stderr());
+}
+
+/// A script that executes the daemon with a limit of 100 descriptors, after the parent process has left 60 open.
+const LEAK: &str = "ulimit -n 100; for fd in {20..79}; do eval \"exec $fd</dev/null\"; done; exec \"$@\"";
+
+#[test]
+fn inherited_descriptors_lower_the_connection_limit() {
+    let daemon = Daemon::with(&[]).through(&["bash", "-c", LEAK, "bash"]).start();
+    let limit = connection_limit(&daemon);
+    assert!((20..40).contains(&limit), "expected a limit below the 40 remaining descriptors, got {limit}");
+    assert_limit_is_reached_without_exhaustion(&daemon, limit);
+}
+
+#[test]
+fn inherited_descriptors_are_counted_without_proc() {
+    let script = format!("mount -t tmpfs none /proc && {LEAK}");
+    let wrapper = ["unshare", "--mount", "bash", "-c", &script, "bash"];
+    let mut attempt = Command::new(wrapper[0]);
+    attempt.args(&wrapper[1..]).arg("true").stdout(Stdio::null()).stderr(Stdio::null());
+    if !attempt.status().is_ok_and(|status| status.success()) {
+        return skip_missing("root and unshare, for a mount namespace without /proc");
+    }
+    let daemon = Daemon::with(&[]).through(&wrapper).start();
+    let limit = connection_limit(&daemon);
+    assert!((20..40).contains(&limit), "expected a limit below the 40 remaining descriptors, got {limit}");
+    assert_limit_is_reached_without_exhaustion(&daemon, limit);
+}
+
+#[test]
+fn too_few_descriptors_exit_1_with_the_number_needed() {
+    for arguments in
+        [&["-l", "127.0.0.1:0"][..], &["-l", "127.0.0.1:0", "-l", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]]
+    {
+        let start = |limit: u64| Daemon::with(arguments).nofile(limit);
+        let mut limit = 6;
+        // The number is the least that may do. It rises if descriptors above the limit, which were not counted, are open.
+        for _ in 0..20 {
+            let mut daemon = start(limit).spawn();
+            let started = eventually("the daemon starts or exits", || match daemon.exit_code() {
+                Some(code) => Some(Err(code)),
+                None => daemon.stderr().contains("at most").then_some(Ok(())),
+            });
+            let Err(code) = started else { break };
+            let log = daemon.whole_stderr();
+            assert_eq!((code, log.lines().count(), daemon.whole_stdout().as_str()), (1, 1, ""), "limit {limit}: {log}");
+            let expected = format!("echod: the file descriptor limit is {limit}, but at least ");
+            let rest = log.strip_prefix(&expected).unwrap_or_else(|| panic!("limit {limit}: {log}"));
+            let needed: u64 = rest.split(' ').next().unwrap().parse().unwrap();
+            assert!(needed > limit, "{log}");
+            limit = needed;
+        }
+        let daemon = start(limit).start();
+        assert_limit_is_reached_without_exhaustion(&daemon, 1);
+    }
 }

@@ -18,7 +18,8 @@ fn signals_blocked_by_the_parent_still_work() {
     if !env_blocks_signals() {
         return skip_missing("env --block-signal");
     }
-    let block = ["env", "--block-signal=TERM", "--block-signal=INT", "--block-signal=HUP", "--block-signal=USR1"];
+    // --default-signal, in case that the tests run under nohup.
+    let block = ["env", "--default-signal=HUP", "--block-signal=TERM,INT,HUP,USR1"];
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let mut daemon = Daemon::with(&[]).through(&block).start();
         daemon.signal(Signal::USR1);
@@ -50,7 +51,10 @@ fn without_name_server(directory: &Directory) -> Option<Vec<String>> {
         resolv_conf.display()
     );
     let wrapper: Vec<String> =
-        ["unshare", "--net", "--mount", "sh", "-c", &script, "sh"].into_iter().map(String::from).collect();
+        ["env", "--default-signal=HUP", "unshare", "--net", "--mount", "sh", "-c", &script, "sh"]
+            .into_iter()
+            .map(String::from)
+            .collect();
     let mut attempt = Command::new(&wrapper[0]);
     attempt.args(&wrapper[1..]).arg("true").stdout(Stdio::null()).stderr(Stdio::null());
     attempt.status().is_ok_and(|status| status.success()).then_some(wrapper)
@@ -79,6 +83,20 @@ fn signal_during_name_resolution_exits_at_once() {
         assert!(!path.exists(), "the file of the Unix socket should be removed");
         assert_eq!(daemon.whole_stdout(), "");
     }
+}
+
+#[test]
+fn check_without_an_answer_from_a_name_server_fails_within_5_s() {
+    let directory = Directory::new();
+    let Some(wrapper) = without_name_server(&directory) else {
+        return skip_missing("root, unshare and ip, for a network without a name server");
+    };
+    let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+    let start = Instant::now();
+    let finished = Daemon::with(&["--check", "host.example:9999"]).without_listen().through(&wrapper).run();
+    assert_eq!((finished.code, finished.stdout.as_str()), (1, ""));
+    assert_eq!(finished.stderr, "echod: check timed out: no answer from a name server\n");
+    assert!(start.elapsed() < Duration::from_secs(5), "took {:?}", start.elapsed());
 }
 
 #[test]

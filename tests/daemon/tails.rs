@@ -85,37 +85,55 @@ fn drain_timeout_applies_to_a_tail() {
     assert!(daemon.whole_stderr().contains("closed: cut"), "{}", daemon.whole_stderr());
 }
 
-/// Stalls a connection: the client sends, does not read, and gives up sending when nothing is taken any more.
-fn stall(daemon: &Daemon) -> (Client, usize) {
-    let client = Client::connect_with_small_buffers(daemon.address());
-    let sent = client.send_until_stalled(&pattern(5, 60_000), Duration::from_millis(300), 100 << 20);
-    (client, sent)
+/// Stalls a connection such that the daemon has read everything and holds the rest of the echo in user space. (With bytes unread,
+/// close(2) sends RST anyway.) Returns how many bytes the client has sent and how many it has read.
+fn stall(daemon: &Daemon) -> (Client, usize, usize) {
+    let client = small_receiver(daemon);
+    let (mut sent, mut read) =
+        (client.send_until_stalled(&pattern(5, 60_000), Duration::from_millis(300), 100 << 20), 0);
+    for _ in 0..5000 {
+        let socket = client.remote_socket().expect("the daemon's end of the connection");
+        let in_user_space = sent.saturating_sub(read + client.unread() + socket.unacknowledged + socket.unread);
+        match socket.unread {
+            0 if in_user_space > 0 && client.local_socket().is_some_and(|local| local.unacknowledged == 0) => {
+                return (client, sent, read);
+            }
+            0 => {
+                client.send(&[0; 100]);
+                sent += 100;
+            }
+            _ => read += client.read_exactly(client.unread().clamp(1, 1000)).expect("bytes").len(),
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    panic!("the daemon should hold output in user space");
 }
 
 /// Asserts that the client cannot take what it has received for a complete echo.
-fn assert_reset(client: &Client, sent: usize) {
+fn assert_reset(client: &Client, missing: usize) {
     let (got, end) = client.read_until_closed();
-    assert!(got.len() < sent, "the echo is partial");
+    assert!(got.len() < missing, "the echo is partial");
     let error = end.expect_err("a reset, not a FIN");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
 }
 
 #[test]
 fn stalled_connection_closed_as_idle_is_reset() {
-    let daemon = Daemon::start(&["-v", "--idle-timeout", "1s"]);
-    let (client, sent) = stall(&daemon);
+    let daemon = Daemon::start(&["-v", "--idle-timeout", "2s"]);
+    let (client, sent, read) = stall(&daemon);
+    client.send_fin();
     daemon.wait_for_log_text("closed: idle");
-    assert_reset(&client, sent);
+    assert_reset(&client, sent - read);
 }
 
 #[test]
 fn stalled_connection_cut_in_a_drain_is_reset() {
     let mut daemon = Daemon::start(&["-v", "--drain-timeout", "500ms"]);
-    let (client, sent) = stall(&daemon);
+    let (client, sent, read) = stall(&daemon);
     client.send_fin();
     daemon.signal(Signal::TERM);
     daemon.expect_success();
-    assert_reset(&client, sent);
+    assert_reset(&client, sent - read);
 }
 
 #[test]

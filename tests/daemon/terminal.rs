@@ -56,11 +56,11 @@ fn unread_terminal_without_proc_does_not_block_the_daemon() {
     assert_serves_with_stuck_terminal(Daemon::with(&["-v"]).through(&wrapper));
 }
 
-/// Returns a shell script that executes a copy of the daemon as another user. The original may be in a directory that is closed to
-/// that user.
+/// Returns a shell script that executes a copy of the daemon as another user, who may not be allowed to enter the directory of
+/// the original.
 fn as_another_user(directory: &Directory) -> Option<String> {
-    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
-    if !can_run(&[&nobody[..], &["true"]].concat()) {
+    let other_user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    if !can_run(&[&other_user[..], &["true"]].concat()) {
         return None;
     }
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -68,7 +68,7 @@ fn as_another_user(directory: &Directory) -> Option<String> {
     let binary = std::env::var_os("ECHOD").unwrap_or_else(|| env!("CARGO_BIN_EXE_echod").into());
     fs::copy(binary, &copy).unwrap();
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
-    Some(format!("shift; exec {} {} \"$@\"", nobody.join(" "), copy.display()))
+    Some(format!("shift; exec {} {} \"$@\"", other_user.join(" "), copy.display()))
 }
 
 #[test]

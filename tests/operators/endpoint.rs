@@ -1,12 +1,23 @@
 //! The metrics endpoint: plain HTTP, and its independence from the echo at the connection limit, without descriptors, and during
 //! a drain.
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::http::{endpoint, get, metrics, receive, send_request};
-use crate::support::{Client, Daemon, Signal, TIMEOUT, pattern, pending_connections, wait_until};
+use crate::support::{Address, Client, Daemon, Signal, TIMEOUT, pattern, pending_connections, wait_until};
 
 const METRICS: &str = "--metrics=127.0.0.1:0";
+
+/// Raises the limit of this process to what is allowed, for a thousand clients and more.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
 
 #[test]
 fn endpoint_is_announced_after_the_listeners() {
@@ -34,6 +45,20 @@ fn endpoint_listens_on_ipv6() {
     }
     let daemon = Daemon::start(&["--metrics=[::1]:0"]);
     assert_eq!(get(&daemon, "/healthz").status, 200);
+}
+
+#[test]
+fn port_alone_answers_on_ipv4_and_ipv6() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        return crate::support::skip("IPv6 is not available");
+    }
+    let daemon = Daemon::start(&["--metrics=0"]);
+    let Address::Http(address) = *endpoint(&daemon) else { panic!("expected http://") };
+    for ip in ["127.0.0.1", "::1"] {
+        let client = Client::connect(&Address::Http((ip.parse::<std::net::IpAddr>().unwrap(), address.port()).into()));
+        client.send(b"GET /healthz HTTP/1.0\r\n\r\n");
+        assert_eq!(receive(&client).status, 200, "{ip}");
+    }
 }
 
 #[test]
@@ -170,6 +195,73 @@ fn descriptor_exhaustion_is_reported_without_spinning() {
     daemon.limit_descriptors(old_limit);
     waiting.expect(b"waiting");
     assert_eq!(metrics(&daemon).value("echod_accept_paused"), 0.0);
+}
+
+/// Returns clients of the endpoint that connect and send nothing.
+fn silent_clients(daemon: &Daemon, count: usize) -> Vec<Client> {
+    (0..count).map(|_| Client::connect(endpoint(daemon))).collect()
+}
+
+#[test]
+fn oldest_silent_client_makes_way_for_a_request() {
+    let daemon = Daemon::start(&[METRICS]);
+    let silent = silent_clients(&daemon, 16);
+    let start = Instant::now();
+    assert_eq!(get(&daemon, "/healthz").status, 200);
+    assert!(start.elapsed() < Duration::from_secs(2), "answered after {:?}", start.elapsed());
+    silent[0].expect_fin();
+    silent[1..].iter().for_each(Client::expect_nothing_yet);
+    // The others keep their places.
+    silent[1].send(b"GET /healthz HTTP/1.0\r\n\r\n");
+    assert_eq!(receive(&silent[1]).status, 200);
+}
+
+#[test]
+fn silent_clients_do_not_delay_healthz() {
+    raise_descriptor_limit();
+    let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
+    let silent = silent_clients(&daemon, 1000);
+    let address = endpoint(&daemon).clone();
+    let (stop, stopped) = mpsc::channel::<()>();
+    let arrivals = thread::spawn(move || {
+        let mut open = VecDeque::new();
+        while stopped.try_recv() == Err(mpsc::TryRecvError::Empty) {
+            open.push_back(Client::connect(&address));
+            if open.len() > 1000 {
+                open.pop_front();
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+    });
+    let mut waits: Vec<Duration> = (0..21)
+        .map(|_| {
+            let start = Instant::now();
+            assert_eq!(get(&daemon, "/healthz").status, 200);
+            start.elapsed()
+        })
+        .collect();
+    drop(stop);
+    arrivals.join().unwrap();
+    waits.sort_unstable();
+    // The median, because the machine may be busy with other tests.
+    assert!(waits[10] < Duration::from_millis(100), "{waits:?}");
+    drop(silent);
+}
+
+#[test]
+fn silent_client_makes_way_without_free_descriptors() {
+    let daemon = Daemon::start(&["--listen=127.0.0.1:0", METRICS]);
+    let client = daemon.connect();
+    client.echo(b"before exhaustion");
+    let open = daemon.descriptors();
+    daemon.limit_descriptors((0..).find(|number| !open.contains(number)).unwrap() as u64);
+    let _silent = silent_clients(&daemon, 40);
+    for _ in 0..3 {
+        let start = Instant::now();
+        assert!(metrics(&daemon).value("process_open_fds") > 16.0);
+        assert!(start.elapsed() < Duration::from_secs(2), "answered after {:?}", start.elapsed());
+    }
+    client.echo(b"open connections continue");
 }
 
 #[test]

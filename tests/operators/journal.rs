@@ -28,6 +28,7 @@ fn journal_lines_have_level_prefix_and_no_timestamp() {
     assert!(log.starts_with("<6>echod "), "{log}");
     assert!(log.contains("\n<7>connection 1 from 127.0.0.1:"), "{log}");
     assert!(log.contains("\n<6>SIGTERM received: shutting down"), "{log}");
+    assert!(log.contains("\n<6>connections: 1 accepted"), "{log}");
     assert!(!log.contains("INFO") && !log.contains('['), "{log}");
 }
 

@@ -1,25 +1,33 @@
 //! Bulk streams: large messages in both directions at once, alone or with small messages beside them.
 //!
-//! One thread does everything, in pieces of at most 64 KiB. After each piece it looks at the light clients, so their
-//! latency contains at most the duration of one piece of the generator's own work, some 30 µs.
+//! One thread does everything, in pieces: it reads at most 64 KiB and sends at most one message. After each piece it looks
+//! at the light clients, so their latency contains at most the duration of one piece of the generator's own work.
+//!
+//! The generator must be faster than the servers, or else the queues build up on its side, and a ping finds an idle server.
+//! So it sends from a file in memory, without a copy, and makes as few system calls as it can. Whether it is fast enough
+//! shows in the table: the servers' utilization should be near 100 %.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::time::Duration;
 
 use mio::{Events, Token};
 
 use super::light::{CONNECTOR, Connector, PINGER, Pinger};
 use super::patience::Patience;
-use super::pattern::verify;
+use super::pattern::{PatternFile, verify};
+use super::stream::Stream;
 use super::timer::TIMER;
 use super::{Address, Clients, EXTENSION_NS, Result, Sample, nanoseconds, new_histogram};
 
-/// Bytes per read or write.
-const PIECE: u64 = 64 * 1024;
+/// Bytes per read.
+const MAX_READ: usize = 64 * 1024;
+
+/// Bytes that are sent to one stream before the next one has its turn: a whole message, as a client would send it.
+const MAX_SEND: u64 = 256 * 1024;
 
 /// Pieces between two looks at the poller.
-const PIECES_PER_POLL: u32 = 16;
+const PIECES_PER_POLL: u32 = 4;
 
 /// The load of the bulk streams.
 pub struct BulkPlan {
@@ -40,6 +48,8 @@ pub struct BulkPlan {
 struct Readiness {
     readable: bool,
     writable: bool,
+    /// Whether the end of the input was announced: then a short read does not mean that the queue is empty.
+    read_closed: bool,
     is_queued: bool,
 }
 
@@ -73,14 +83,16 @@ impl Clients {
             None => None,
         };
         let all = 0..self.clients.len();
-        let ready = Readiness { readable: true, writable: true, is_queued: true };
+        let ready = Readiness { readable: true, writable: true, read_closed: false, is_queued: true };
         let mut queue = Queue { readiness: vec![ready; all.len()], streams: all.collect() };
         let (mut bytes, mut all_bytes) = (0, 0);
         let (mut before, mut after) = (None, None);
 
+        let file = PatternFile::new(&self.pattern)?;
         let start = self.clock.now();
         let (mut window, mut closes) = (start + nanoseconds(plan.warm_up)..u64::MAX, u64::MAX);
         let mut patience = Patience::new(self.patience, start);
+        let mut connector_has_event = false;
         loop {
             let mut now = self.clock.now();
             if before.is_none() && now >= window.start {
@@ -98,11 +110,13 @@ impl Clients {
             for _ in 0..PIECES_PER_POLL {
                 if let Some((pinger, connector)) = &mut light {
                     pinger.advance(&self.pattern, now, &window)?;
-                    connector.advance(&self.poll, &self.pattern, &mut self.buffer, now, &window)?;
+                    if std::mem::take(&mut connector_has_event) || !connector.is_waiting() {
+                        connector.advance(&self.poll, &self.pattern, &mut self.buffer, now, &window)?;
+                    }
                 }
                 let Some(stream) = queue.pop() else { break };
                 let (received, has_more) =
-                    self.bulk_piece(stream, &mut queue.readiness[stream], plan, after.is_none())?;
+                    self.bulk_piece(stream, &mut queue.readiness[stream], &file, plan, after.is_none())?;
                 if has_more {
                     queue.push(stream);
                 }
@@ -128,11 +142,16 @@ impl Clients {
             let wait =
                 if queue.streams.is_empty() { until_next(&light, now, [window.start, closes]) } else { Duration::ZERO };
             self.waiter.wait(&mut self.poll, &mut events, wait)?;
-            for event in events.iter().filter(|event| ![TIMER, PINGER, CONNECTOR].contains(&event.token())) {
+            for event in &events {
+                connector_has_event |= event.token() == CONNECTOR;
+                if [TIMER, PINGER, CONNECTOR].contains(&event.token()) {
+                    continue;
+                }
                 let Token(stream) = event.token();
                 let readiness = &mut queue.readiness[stream];
                 readiness.readable |= event.is_readable() || event.is_read_closed();
                 readiness.writable |= event.is_writable();
+                readiness.read_closed |= event.is_read_closed();
                 queue.push(stream);
             }
         }
@@ -153,18 +172,19 @@ impl Clients {
         })
     }
 
-    /// Reads and writes one piece each. Returns the received bytes, and whether there is more to do without waiting.
+    /// Reads at most [`MAX_READ`] and sends at most [`MAX_SEND`] bytes. Returns the received bytes, and whether there is more to do without waiting.
     fn bulk_piece(
         &mut self,
         number: usize,
         readiness: &mut Readiness,
+        file: &PatternFile,
         plan: &BulkPlan,
         is_sending: bool,
     ) -> Result<(u64, bool)> {
         let client = &mut self.clients[number];
         let mut received = 0;
         if readiness.readable {
-            match client.stream.read(&mut self.buffer[..PIECE as usize]) {
+            match client.stream.read(&mut self.buffer[..MAX_READ]) {
                 Ok(0) => {
                     let (received, sent) = (client.received, client.sent);
                     return Err(format!("connection {number}: closed after {received} of {sent} bytes").into());
@@ -173,6 +193,8 @@ impl Clients {
                     verify(&self.pattern, number, client.received, client.sent, &self.buffer[..count])?;
                     received = count as u64;
                     client.received += received;
+                    let may_have_more = count == MAX_READ || readiness.read_closed;
+                    readiness.readable = may_have_more || matches!(client.stream, Stream::Unix(_));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => readiness.readable = false,
                 Err(error) => return Err(format!("connection {number}: {error}").into()),
@@ -180,9 +202,10 @@ impl Clients {
         }
         let in_flight = plan.in_flight.map_or(u64::MAX, |messages| u64::from(messages) * plan.message);
         let due = (client.received / plan.message * plan.message).saturating_add(in_flight);
-        if readiness.writable && is_sending && client.sent < due {
-            let length = (due - client.sent).min(PIECE);
-            match client.stream.write(self.pattern.stretch(number, client.sent, length)) {
+        let end = due.min(client.sent + MAX_SEND);
+        while readiness.writable && is_sending && client.sent < end {
+            let length = end - client.sent;
+            match file.send(&client.stream, number, client.sent, length) {
                 Ok(count) => client.sent += count as u64,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => readiness.writable = false,
                 Err(error) => return Err(format!("connection {number}: {error}").into()),

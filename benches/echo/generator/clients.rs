@@ -155,10 +155,10 @@ impl Clients {
                 patience.start_drain(now);
             }
             while let Some(due) = schedule.due_until(now.min(closes)) {
-                if (opens..closes).contains(&due) {
-                    lateness.saturating_record(now - due);
-                }
                 self.send(schedule.client(self.clients.len()), 1, due)?;
+                if schedule.last_due() >= opens {
+                    lateness.saturating_record(now - schedule.last_due());
+                }
             }
             if after.is_some() && self.outstanding == 0 {
                 break;

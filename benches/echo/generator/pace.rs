@@ -47,6 +47,11 @@ impl Schedule {
         Some(self.start + (self.next as f64 * 1e9 / rate) as u64)
     }
 
+    /// Returns when the message that was just counted was due.
+    pub fn last_due(&self) -> u64 {
+        Schedule { next: self.next.saturating_sub(1), ..*self }.next_due().unwrap_or(self.start)
+    }
+
     /// Returns when the next message was due, if that is before `now`, and counts it as sent.
     pub fn due_until(&mut self, now: u64) -> Option<u64> {
         let due = self.next_due()?;

@@ -5,6 +5,11 @@
 //! look like the expected one. Every stretch of a stream is contiguous in memory: it is sent and compared without a copy,
 //! at the speed of memcmp(3).
 
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, memfd_create, sendfile};
+
 use super::Result;
 
 /// The length after which a client's stream repeats: the largest prime below 65,536.
@@ -43,6 +48,32 @@ impl Pattern {
         let start = (position as usize + phase) % PERIOD;
         let length = length.min(MAX_STRETCH as u64) as usize;
         &self.bytes[start..start + length]
+    }
+}
+
+/// The block in a file in memory, from which it is sent without a copy: a generator that copies and compares would be
+/// slower than a server that only copies, and the queues of a bulk load would build up at the wrong end.
+pub struct PatternFile {
+    file: OwnedFd,
+}
+
+impl PatternFile {
+    /// Writes the pattern into a file in memory.
+    pub fn new(pattern: &Pattern) -> io::Result<PatternFile> {
+        let file = memfd_create("pattern", MemfdFlags::CLOEXEC)?;
+        let mut rest = &pattern.bytes[..];
+        while !rest.is_empty() {
+            let count = rustix::io::write(&file, rest)?;
+            rest = &rest[count..];
+        }
+        Ok(PatternFile { file })
+    }
+
+    /// Sends bytes of a client's stream, as [`Pattern::stretch`] returns them. Returns how many the kernel accepted.
+    pub fn send(&self, stream: impl AsFd, client: usize, position: u64, length: u64) -> io::Result<usize> {
+        let phase = client * STRIDE % PERIOD;
+        let mut offset = ((position as usize + phase) % PERIOD) as u64;
+        Ok(sendfile(stream, &self.file, Some(&mut offset), length.min(MAX_STRETCH as u64) as usize)?)
     }
 }
 

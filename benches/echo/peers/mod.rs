@@ -19,7 +19,7 @@ const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)
 
 /// The names of the peers that can be chosen, with a description.
 pub const ALL: [(&str, &str); 9] = [
-    ("bare-epoll", "a bare epoll loop, one shared buffer, no features: the least a readiness loop must do"),
+    ("bare-epoll", "a bare epoll loop with one buffer: the least that a readiness loop must do"),
     ("busy-epoll", "the same loop, never asleep: the most that polling can gain on this machine"),
     ("tokio", "current-thread runtime, a task and a 16 KiB buffer per connection"),
     ("tokio-64k", "the same with a 64 KiB buffer, for large messages"),

@@ -5,10 +5,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::{Machine, html, json, records, svg};
 use crate::baseline::Comparison;
 use crate::results::Outcome;
 use crate::server::Spec;
+
+/// How many earlier results are kept.
+const MAX_EARLIER: usize = 20;
 
 /// The output directory.
 pub struct Output {
@@ -21,6 +26,7 @@ impl Output {
         let failed = |error: io::Error| format!("cannot write to {}: {error}", directory.display());
         fs::create_dir_all(directory).map_err(failed)?;
         let directory = directory.canonicalize().map_err(failed)?;
+        keep_earlier(&directory).map_err(failed)?;
         fs::write(directory.join("results.json"), "{}\n").map_err(failed)?;
         Ok(Output { directory })
     }
@@ -58,4 +64,21 @@ impl Output {
         let written = fs::write(&temporary, contents).and_then(|()| fs::rename(temporary, &path));
         written.map_err(|error| format!("cannot write {}: {error}", path.display()))
     }
+}
+
+/// Moves the results of the run before to `earlier/`, named by its time, and removes the oldest ones.
+fn keep_earlier(directory: &Path) -> io::Result<()> {
+    let Ok(text) = fs::read_to_string(directory.join("results.json")) else { return Ok(()) };
+    let results: Value = serde_json::from_str(&text).unwrap_or_default();
+    // A run that was interrupted in its first scenario has no results.
+    let Some(started) = results["started"].as_str() else { return Ok(()) };
+    let earlier = directory.join("earlier");
+    fs::create_dir_all(&earlier)?;
+    fs::rename(directory.join("results.json"), earlier.join(format!("{}.json", started.replace(':', ""))))?;
+    let mut names: Vec<PathBuf> = fs::read_dir(&earlier)?.flatten().map(|entry| entry.path()).collect();
+    names.sort(); // By time, which is how they are named.
+    for oldest in names.iter().take(names.len().saturating_sub(MAX_EARLIER)) {
+        fs::remove_file(oldest)?;
+    }
+    Ok(())
 }

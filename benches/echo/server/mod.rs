@@ -46,8 +46,9 @@ pub enum Origin {
     Announcing(Vec<OsString>),
     /// Any program. `{port}` stands for a free port, `{socket}` for the path of a Unix socket.
     Command(Vec<String>),
-    /// A server that is already running (`--connect`), and the id of its process, if it is known (`--pid`).
-    Running(Address, Option<u32>),
+    /// A server that is already running (`--connect`): its addresses, of which the first is used, and the id of its process,
+    /// if it is known (`--pid`).
+    Running(Vec<Address>, Option<u32>),
 }
 
 impl Origin {
@@ -56,7 +57,7 @@ impl Origin {
         match self {
             Origin::Announcing(words) => words.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
             Origin::Command(words) => words.clone(),
-            Origin::Running(address, _) => vec![address.to_string()],
+            Origin::Running(addresses, _) => addresses.iter().map(Address::to_string).collect(),
         }
     }
 }
@@ -75,8 +76,9 @@ impl Server {
     /// Starts the server on its core and waits until it accepts.
     pub fn start(spec: &Spec, cores: &Cores) -> Result<Server> {
         match &spec.origin {
-            Origin::Running(address, pid) => {
-                Ok(Server { address: address.clone(), process: None, pid: *pid, may_have_children: true })
+            Origin::Running(addresses, pid) => {
+                let address = addresses.first().ok_or("no address")?.clone();
+                Ok(Server { address, process: None, pid: *pid, may_have_children: true })
             }
             Origin::Announcing(command) => {
                 let mut process = Process::start(command, cores)?;

@@ -22,7 +22,9 @@ pub fn draw(outcomes: &[Outcome], machine: &Machine) -> Option<String> {
     page.head("CPU time of the server per echo", "User and kernel time together, all threads. Lower is better.");
     // The legend, to the right of the title.
     let (mut at, line) = (WIDTH - MARGIN - 236.0, 46.0);
-    for (mark, label, step) in [("user", "user", 56.0), ("kernel", "kernel", 66.0)] {
+    let knows_user = panels.iter().flat_map(|outcome| &outcome.rows).any(|row| row.user_part().is_some());
+    let marks = [("user", "user", 56.0), ("kernel", "kernel", 66.0)];
+    for (mark, label, step) in marks.into_iter().filter(|_| knows_user) {
         page.rect((at, line - 9.0), (10.0, 10.0), &format!("bare-epoll-bar {mark}"));
         page.text((at + 15.0, line), "tick", label);
         at += step;

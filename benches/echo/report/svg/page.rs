@@ -22,7 +22,7 @@ pub struct Bar<'a> {
 /// The distance between two bars.
 pub const BAR_PITCH: f64 = 23.0;
 /// The width of the column of names.
-pub const NAME_WIDTH: f64 = 86.0;
+pub const NAME_WIDTH: f64 = 96.0;
 
 /// A picture under construction.
 pub struct Page {
