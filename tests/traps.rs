@@ -473,9 +473,10 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         39,
         "benches/echo/generator/clients.rs",
-        "while let Some(due) = schedule.due_until(now.min(closes)) {",
+        "while let Some(due) = schedule.due_until(now.min(closes)) {
+                self.send(schedule.client(self.clients.len()), 1, due)?;",
         "while self.outstanding < self.clients.len() && let Some(_) = schedule.due_until(now.min(closes)) {
-                let due = now;",
+                self.send(schedule.client(self.clients.len()), 1, now)?;",
         "open_loop_counts_all_messages_due_in_stall",
     ),
     (

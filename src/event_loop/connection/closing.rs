@@ -132,7 +132,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     /// return 0, and close(2) can follow.
     #[inline(never)]
     pub(super) fn is_complete(&mut self, observer: &mut impl Observer) -> bool {
-        // Without bytes so far, there is probably something to read, and the question would be in vain.
+        // Before the first byte there is probably something to read, and the answer would be no.
         if self.received == 0 || !self.stream.is_complete(self.received) {
             return false;
         }
