@@ -30,12 +30,12 @@ use crate::event_loop::transport::{Peer, Transport, write_until_would_block};
 /// Without a limit, one fast peer could monopolize the loop. A connection that has more to read than this is heavy by then.
 pub const MAX_READS_PER_SERVE: usize = 4;
 
-/// The maximum number of reads from a heavy connection each time it is served: its quantum, 1 MiB with the default buffer.
+/// The maximum number of reads from a heavy connection each time it is served: its quantum, 512 KiB with the default buffer.
 ///
 /// Larger than that of a light connection, because a bulk transfer is the cheaper the longer the server stays with it, and
 /// because light connections do not wait for all heavy ones (see
 /// [`HEAVY_BYTES_PER_ITERATION`](crate::event_loop::server::HEAVY_BYTES_PER_ITERATION)).
-pub const MAX_READS_PER_HEAVY_SERVE: usize = 16;
+pub const MAX_READS_PER_HEAVY_SERVE: usize = 8;
 
 /// From this size on, a read makes a connection heavy, in bytes. Messages of interactive protocols are smaller.
 pub const HEAVY_READ: usize = 16 * 1024;
