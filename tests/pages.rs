@@ -220,7 +220,7 @@ impl Page {
 
     fn serve(&mut self, command: &str, output: &[String]) {
         let runs = self.server.as_mut().is_some_and(|server| !server.has_exited());
-        assert!(!runs, "{}: tell the reader to stop the server first: {command}", self.name);
+        assert!(!runs, "{}: the page should have the reader stop the server first: {command}", self.name);
         let mut shell = self.shell(&format!("exec {command} 2>&1"));
         let mut child = shell.stdout(Stdio::piped()).spawn().expect("sh");
         let (mut pipe, printed) = (child.stdout.take().expect("stdout of sh"), Arc::new(Mutex::new(String::new())));

@@ -241,7 +241,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         13,
-        "src/event_loop/server.rs",
+        "src/event_loop/server/shutdown.rs",
         "} else if self.drain_deadline <= self.clock.ms()",
         "} else if self.drain_deadline == 0",
         "drain_timeout_closes_remaining_connections",
@@ -371,14 +371,14 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         26,
-        "src/event_loop/connection.rs",
+        "src/event_loop/connection/closing.rs",
         "State::Discarding { remaining: self.stream.bytes_available().unwrap_or(0) }",
         "State::Discarding { remaining: 0 }",
         "long_message_is_truncated_and_closed_with_fin",
     ),
     (
         26,
-        "src/event_loop/connection.rs",
+        "src/event_loop/connection/closing.rs",
         "self.discard(count, scratch, observer);
                             continue;",
         "return Ok(Outcome::Closed(CloseReason::Drained));",
@@ -401,7 +401,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         28,
-        "src/event_loop/connection.rs",
+        "src/event_loop/connection/closing.rs",
         "scratch.traffic.discarded += count as u64;
         self.last_active = scratch.ms;",
         "scratch.traffic.discarded += count as u64;",
@@ -409,7 +409,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         29,
-        "src/event_loop/connection.rs",
+        "src/event_loop/connection/closing.rs",
         "State::Draining { remaining } => *remaining = remaining.saturating_sub(count as u32),",
         "State::Draining { .. } => {}",
         "endless_sender_cannot_delay_its_fin",
@@ -503,7 +503,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         46,
-        "src/event_loop/connection.rs",
+        "src/event_loop/connection/closing.rs",
         "if self.stream.send_queue() == SendQueue::Empty {",
         "if self.stream.send_queue() != SendQueue::Gone {",
         "unacknowledged_tail_keeps_the_connection_open",

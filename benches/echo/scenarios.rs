@@ -128,6 +128,8 @@ impl Scenario {
             "tokio" | "threads" | "tutorial" | "asyncio" if is_about_polling => false,
             // Their buffers matter only for large messages.
             "tokio-64k" | "threads-64k" => self.name == "bulk",
+            // It reads until it would block, which an endless stream prevents, and its buffer grows without a limit.
+            "tutorial" if matches!(self.work, Work::Stream { .. }) => false,
             // It answers only one message.
             "naive-python" => matches!(self.work, Work::Churn { .. }),
             "threads" | "tutorial" | "asyncio" if is_brief && self.has_name("beside-bulk") => false,

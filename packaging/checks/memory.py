@@ -149,7 +149,9 @@ def stalled_peers(options, limit, count):
                 with contextlib.suppress(BlockingIOError):
                     while peer.send(blocks[n % 2]):
                         last = time.monotonic()
-        assert metric(METRICS, "echod_stalled_connections") > 0.95 * count
+        # Not all: the kernel may still be delivering what others have sent.
+        stalled = metric(METRICS, "echod_stalled_connections")
+        assert stalled > 0.8 * count, f"{stalled:.0f} of {count} connections are stalled"
         # At the connection limit a new connection waits in the backlog until another one ends.
         waiting = stack.enter_context(socket.create_connection(ADDRESS, 20))
         waiting.sendall(b"waiting\n")

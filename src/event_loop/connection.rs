@@ -8,8 +8,11 @@
 //! that the peer does not read: output is pending. While a connection is stalled, nothing is read from it. This is all
 //! the backpressure needed: the peer sees it as a closed TCP receive window.
 //!
-//! On first reading, `serve` and `echo` are enough. `drive` and what follows it are for half-close, one-shot mode and graceful
-//! shutdown.
+//! This file has the plain echo. Half-close, one-shot mode and graceful shutdown are in `connection/closing.rs`, and what happens
+//! without memory is in `connection/without_memory.rs`; skip both on first reading.
+
+mod closing;
+mod without_memory;
 
 use std::io;
 
@@ -19,8 +22,7 @@ use crate::event_loop::pending::Pending;
 use crate::event_loop::protocol::{Echo, Protocol};
 use crate::event_loop::readiness::Readable;
 use crate::event_loop::scratch::Scratch;
-use crate::event_loop::state::{ShutdownCause, State};
-use crate::event_loop::tcp_info::SendQueue;
+use crate::event_loop::state::State;
 use crate::event_loop::transport::{Peer, Transport, write_until_would_block};
 
 /// The maximum number of reads from a light connection each time it is served.
@@ -37,12 +39,6 @@ pub const MAX_READS_PER_HEAVY_SERVE: usize = 16;
 
 /// From this size on, a read makes a connection heavy, in bytes. Messages of interactive protocols are smaller.
 pub const HEAVY_READ: usize = 16 * 1024;
-
-/// How many bytes are echoed at a time when there is no memory to keep them. Copied twice, so not many.
-const MAX_PEEK: usize = 4096;
-
-/// How often a read of bytes that are certainly there is repeated before the connection is given up.
-const MAX_CONSUME_CALLS: usize = MAX_PEEK + 100;
 
 /// The longest message that `--one-shot` echoes, in bytes: the `recv(1024)` of the tutorial's server.
 pub const MAX_ONE_SHOT_BYTES: usize = 1024;
@@ -121,11 +117,10 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     /// read. Everything else is up to `drive`.
     #[inline(always)]
     fn echo(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> io::Result<Outcome> {
-        if self.state != State::Established || self.is_stalled() {
-            match self.drive(scratch, observer)? {
-                Some(outcome) => return Ok(outcome),
-                None => {} // Nothing is pending any more: on with the echo.
-            }
+        if (self.state != State::Established || self.is_stalled())
+            && let Some(outcome) = self.drive(scratch, observer)?
+        {
+            return Ok(outcome);
         }
         if self.readable == Readable::UntilEnd && self.is_complete(observer) {
             return Ok(Outcome::Closed(CloseReason::Finished));
@@ -208,239 +203,6 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     /// Returns whether there is nothing to do until the next event: nothing to read, or nothing may be read.
     fn must_wait(&self) -> bool {
         self.is_stalled() || self.readable == Readable::No
-    }
-
-    // ---- everything but the plain echo ----
-
-    /// Flushes pending output, then does what the state asks for. Returns `None` if that is the plain echo.
-    #[inline(never)]
-    fn drive(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> io::Result<Option<Outcome>> {
-        // Output goes first. While the peer does not read it, nothing is read from the peer.
-        if self.is_stalled() {
-            self.flush(scratch, observer)?;
-            if self.is_stalled() {
-                return Ok(Some(Outcome::Idle));
-            }
-        }
-        for _ in 0..MAX_READS_PER_SERVE {
-            let limit = match self.state {
-                State::Established => return Ok(None),
-                State::CloseWait => {
-                    // Nothing is unread, so close(2) sends our FIN. But what the peer's kernel has not acknowledged by then is
-                    // left to ours, which may give up on it (tcp_orphan_retries) long before our own timeouts.
-                    if self.stream.send_queue() == SendQueue::Empty {
-                        observer.event(self.number, ConnectionEvent::SentFin);
-                        return Ok(Some(Outcome::Closed(CloseReason::Finished)));
-                    }
-                    self.stream.shutdown_write()?; // After an RST, this is the error that tells.
-                    observer.event(self.number, ConnectionEvent::SentFin);
-                    self.await_last_ack(CloseReason::Finished);
-                    return Ok(Some(Outcome::Idle));
-                }
-                State::OneMessage => scratch.read_limit.min(MAX_ONE_SHOT_BYTES),
-                // One more read: the peer's FIN may be waiting behind the bytes that have been echoed.
-                State::Draining { remaining: 0 } => scratch.buffer.len(),
-                State::Finishing(cause) => {
-                    self.send_fin(cause, observer)?;
-                    continue;
-                }
-                State::FinWait | State::LastAck(_) => scratch.buffer.len(),
-                State::Discarding { remaining: 0 } => return Ok(Some(Outcome::Closed(CloseReason::OneShot))),
-                State::Draining { remaining } => scratch.read_limit.min(remaining as usize),
-                State::Discarding { remaining } => scratch.buffer.len().min(remaining as usize),
-            };
-            if self.readable == Readable::No {
-                return Ok(Some(Outcome::Idle));
-            }
-            if limit == 0 {
-                return Ok(Some(Outcome::OutOfMemory));
-            }
-            match self.read(scratch, limit, observer)? {
-                Some(0) => match self.state {
-                    State::FinWait if self.stream.send_queue() == SendQueue::Unacknowledged => {
-                        self.await_last_ack(CloseReason::Drained);
-                        return Ok(Some(Outcome::Idle));
-                    }
-                    State::FinWait => return Ok(Some(Outcome::Closed(CloseReason::Drained))),
-                    State::LastAck(_) if self.stream.send_queue() == SendQueue::Unacknowledged => {
-                        self.readable = Readable::No; // A spurious wakeup; HUP is still to come.
-                        return Ok(Some(Outcome::Idle));
-                    }
-                    State::LastAck(reason) => return Ok(Some(Outcome::Closed(reason))),
-                    State::Discarding { .. } => return Ok(Some(Outcome::Closed(CloseReason::OneShot))),
-                    _ => self.enter(State::CloseWait),
-                },
-                Some(count) => {
-                    match &mut self.state {
-                        State::FinWait | State::LastAck(_) | State::Discarding { .. } => {
-                            self.discard(count, scratch, observer);
-                            continue;
-                        }
-                        State::Draining { remaining: 0 } => {
-                            // It arrived after the shutdown began.
-                            self.discard(count, scratch, observer);
-                            self.enter(State::Finishing(ShutdownCause::Drained));
-                            continue;
-                        }
-                        State::OneMessage => self.enter(State::Finishing(ShutdownCause::OneShot)),
-                        State::Draining { remaining } => *remaining = remaining.saturating_sub(count as u32),
-                        State::Established | State::CloseWait | State::Finishing(_) => {}
-                    }
-                    self.answer(count, scratch, observer)?;
-                    if self.is_stalled() {
-                        return Ok(Some(Outcome::Idle));
-                    }
-                }
-                // The receive buffer is empty. Urgent marks can make FIONREAD report more bytes than can be read.
-                None => match &mut self.state {
-                    State::Draining { .. } => self.enter(State::Finishing(ShutdownCause::Drained)),
-                    State::Discarding { remaining } => *remaining = 0,
-                    _ => {}
-                },
-            }
-        }
-        Ok(Some(Outcome::Requeue))
-    }
-
-    /// Writes as much pending output as the socket accepts.
-    #[inline(never)]
-    fn flush(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> io::Result<()> {
-        let Some([pending]) = self.pending.as_deref_mut() else { return Ok(()) };
-        let (count, result) = write_until_would_block(&mut self.stream, pending.remaining());
-        if count > 0 {
-            observer.event(self.number, ConnectionEvent::Sent(&pending.remaining()[..count]));
-            scratch.traffic.sent += count as u64;
-            self.last_active = scratch.ms;
-            pending.advance(count);
-        }
-        if pending.remaining().is_empty() {
-            self.release(scratch);
-        }
-        result
-    }
-
-    /// Gives the memory of pending output back, because the output has been written or the connection is closed.
-    pub fn release(&mut self, scratch: &mut Scratch) {
-        if let Some(pending) = self.pending.take() {
-            scratch.release(pending);
-        }
-    }
-
-    /// Echoes without memory: what the socket does not accept stays in the receive queue. Returns as `read` does, but never the
-    /// number of bytes that were read, because those have been answered already.
-    ///
-    /// Slower than the usual way, and only for protocols whose answer is what they receive; others are retried later.
-    #[cold]
-    #[inline(never)]
-    fn echo_in_place(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> io::Result<Option<usize>> {
-        let out_of_memory = || Err(io::ErrorKind::OutOfMemory.into());
-        if !P::IS_ECHO {
-            return out_of_memory();
-        }
-        let most = scratch.buffer.len().min(MAX_PEEK);
-        let count = match self.stream.peek(&mut scratch.buffer[..most]) {
-            Ok(0) => {
-                observer.event(self.number, ConnectionEvent::PeerClosedWrite);
-                return Ok(Some(0));
-            }
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.readable = Readable::No;
-                return Ok(None);
-            }
-            Err(error) => return Err(error),
-        };
-        let (written, result) = write_until_would_block(&mut self.stream, &scratch.buffer[..count]);
-        self.consume(written, scratch)?;
-        if written > 0 {
-            observer.event(self.number, ConnectionEvent::Received(&scratch.buffer[..written]));
-            observer.event(self.number, ConnectionEvent::Sent(&scratch.buffer[..written]));
-            scratch.traffic.received += written as u64;
-            scratch.traffic.sent += written as u64;
-            self.received += written as u64;
-            self.last_active = scratch.ms;
-        }
-        result?;
-        if written < count { out_of_memory() } else { Ok(None) }
-    }
-
-    /// Removes bytes from the receive queue that have been peeked at and answered.
-    fn consume(&mut self, count: usize, scratch: &mut Scratch) -> io::Result<()> {
-        let mut consumed = 0;
-        for _ in 0..MAX_CONSUME_CALLS {
-            if consumed == count {
-                return Ok(());
-            }
-            match self.stream.read(&mut scratch.buffer[consumed..count]) {
-                Ok(count) => consumed += count,
-                Err(error) if Outcome::from_io_error(&error).is_transient() => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(io::ErrorKind::InvalidData.into()) // Rather an end than bytes that are echoed twice.
-    }
-
-    /// Returns whether the peer's FIN has arrived and its kernel has everything. Then one question replaces the read that would
-    /// return 0, and close(2) can follow.
-    #[inline(never)]
-    fn is_complete(&mut self, observer: &mut impl Observer) -> bool {
-        // Without bytes so far, there is probably something to read, and the question would be in vain.
-        if self.received == 0 || !self.stream.is_complete(self.received) {
-            return false;
-        }
-        self.enter(State::CloseWait);
-        observer.event(self.number, ConnectionEvent::PeerClosedWrite);
-        observer.event(self.number, ConnectionEvent::SentFin);
-        true
-    }
-
-    /// Waits until the peer's kernel has acknowledged everything. Both FINs are sent; the poller reports HUP when that is done.
-    fn await_last_ack(&mut self, reason: CloseReason) {
-        self.enter(State::LastAck(reason));
-        self.readable = Readable::No;
-    }
-
-    /// Sends our FIN before the peer has sent its own.
-    #[inline(never)]
-    fn send_fin(&mut self, cause: ShutdownCause, observer: &mut impl Observer) -> io::Result<()> {
-        self.stream.shutdown_write()?;
-        observer.event(self.number, ConnectionEvent::SentFin);
-        match cause {
-            ShutdownCause::Drained => self.enter(State::FinWait),
-            ShutdownCause::OneShot => {
-                // Only data that has already arrived is discarded; a peer that keeps sending gets an RST.
-                self.readable = Readable::UntilWouldBlock;
-                self.enter(State::Discarding { remaining: self.stream.bytes_available().unwrap_or(0) });
-            }
-        }
-        Ok(())
-    }
-
-    /// Drops the first `count` bytes of the scratch buffer, because our FIN has been sent.
-    #[inline(never)]
-    fn discard(&mut self, count: usize, scratch: &mut Scratch, observer: &mut impl Observer) {
-        scratch.traffic.discarded += count as u64;
-        self.last_active = scratch.ms;
-        observer.event(self.number, ConnectionEvent::Discarded(count));
-        if let State::Discarding { remaining } = &mut self.state {
-            *remaining = remaining.saturating_sub(count as u32);
-        }
-    }
-
-    /// Starts the graceful shutdown of this connection: what is in the receive buffer now is still echoed, then our FIN is
-    /// sent. Returns whether this changes anything: a connection that is closing already continues as it was.
-    pub fn drain(&mut self) -> bool {
-        // FIONREAD cannot fail on a socket. If it did, we would read until the queue is empty.
-        let remaining = self.stream.bytes_available().unwrap_or(u32::MAX);
-        let next = match self.state {
-            State::Established => State::Draining { remaining },
-            State::OneMessage if remaining == 0 => State::Draining { remaining },
-            State::OneMessage => State::OneMessage, // The message has arrived, and our FIN follows it anyway.
-            _ => return false,
-        };
-        self.enter(next);
-        self.readable = Readable::UntilWouldBlock;
-        true
     }
 
     /// Changes the state. All changes go through here, except decrementing `remaining`.

@@ -126,11 +126,10 @@ impl OutputMemory {
 
     /// Takes a block back when its output has been written, or its connection is closed.
     #[inline(never)]
-    pub fn release(&mut self, pending: Box<[Pending; 1]>) {
-        let size = pending[0].size();
+    pub fn release(&mut self, [pending]: [Pending; 1]) {
+        let size = pending.size();
         self.in_use -= size;
         self.blocks_in_use -= usize::from(self.is_whole(size));
-        let [pending] = *pending;
         let max_cached = self.blocks_in_use.max(MIN_CACHED_BLOCKS);
         let has_room = self.in_use + (self.cache.len() + 1) * self.block_size <= self.max_bytes;
         if let Block::Mapped(pages) = pending.into_block()
@@ -180,15 +179,18 @@ impl OutputMemory {
     /// Allocates the reserve. Returns whether it is there.
     #[cold]
     fn refill_reserve(&mut self) -> bool {
-        let allocate = || {
-            let (mut block, mut headroom) = (Vec::new(), Vec::new());
-            block.try_reserve_exact(self.block_size).ok()?;
-            headroom.try_reserve_exact(HEADROOM).ok()?;
-            let pending = try_box(Pending::new(Block::Heap(Vec::new()), 0))?;
-            Some(Reserve { block, pending, _headroom: headroom })
-        };
-        self.reserve = allocate();
+        self.reserve = Reserve::allocate(self.block_size);
         self.reserve.is_some()
+    }
+}
+
+impl Reserve {
+    fn allocate(block_size: usize) -> Option<Reserve> {
+        let (mut block, mut headroom) = (Vec::new(), Vec::new());
+        block.try_reserve_exact(block_size).ok()?;
+        headroom.try_reserve_exact(HEADROOM).ok()?;
+        let pending = try_box(Pending::new(Block::Heap(Vec::new()), 0))?;
+        Some(Reserve { block, pending, _headroom: headroom })
     }
 }
 
@@ -212,7 +214,7 @@ mod tests {
         let pending = memory.keep(&vec![b'x'; len]);
         let is_mapped = matches!(pending[0].block(), Block::Mapped(_));
         let size = pending[0].size();
-        memory.release(pending);
+        memory.release(*pending);
         (is_mapped, size)
     }
 
@@ -239,7 +241,7 @@ mod tests {
             assert!(memory.in_use() <= max_bytes + held.len() * MIN_READ, "{} bytes are in use", memory.in_use());
         }
         assert_eq!(memory.read_limit(), MIN_READ, "connections are served even at the bound");
-        held.into_iter().for_each(|pending| memory.release(pending));
+        held.into_iter().for_each(|pending| memory.release(*pending));
         assert_eq!((memory.in_use(), memory.read_limit()), (0, BLOCK));
     }
 
@@ -248,24 +250,24 @@ mod tests {
         let mut memory = OutputMemory::new(usize::MAX / 2, BLOCK);
         let mut held: Vec<_> = (0..1000).map(|_| memory.keep(&vec![b'x'; BLOCK])).collect();
         while let Some(pending) = held.pop() {
-            memory.release(pending);
+            memory.release(*pending);
             assert!(memory.cache.len() <= held.len().max(MIN_CACHED_BLOCKS), "{} cached", memory.cache.len());
         }
         assert_eq!(memory.cache.len(), MIN_CACHED_BLOCKS);
         let reused = memory.keep(&vec![b'x'; BLOCK]);
         assert_eq!(memory.cache.len(), MIN_CACHED_BLOCKS - 1);
-        memory.release(reused);
+        memory.release(*reused);
     }
 
     #[test]
     fn cache_counts_toward_the_bound() {
         let mut memory = OutputMemory::new(2 * BLOCK, BLOCK);
         let held = [memory.keep(&vec![b'x'; BLOCK]), memory.keep(&vec![b'x'; BLOCK])];
-        held.into_iter().for_each(|pending| memory.release(pending));
+        held.into_iter().for_each(|pending| memory.release(*pending));
         assert!(memory.cache.len() <= 2);
         let first = memory.keep(&vec![b'x'; BLOCK]);
         assert!(memory.in_use() + memory.cache.len() * BLOCK <= 2 * BLOCK);
-        memory.release(first);
+        memory.release(*first);
     }
 
     #[test]

@@ -33,7 +33,7 @@ impl Scratch {
     }
 
     /// Takes back the memory of output that has been written or given up: its connection is no longer stalled.
-    pub fn release(&mut self, pending: Box<[Pending; 1]>) {
+    pub fn release(&mut self, pending: [Pending; 1]) {
         self.memory.release(pending);
         self.traffic.stalled -= 1;
         self.update();

@@ -8,6 +8,9 @@
 //! On first reading, ignore the parameters `M` (a [`Monitor`]: metrics and service manager), `P` (the [`Protocol`]) and
 //! `observer` (`--explain`).
 
+mod report;
+mod shutdown;
+
 use std::time::Duration;
 use std::{io, mem};
 
@@ -21,7 +24,7 @@ use crate::event_loop::acceptor::Acceptor;
 use crate::event_loop::clock::{Clock, NEVER, millis};
 use crate::event_loop::connection::Connection;
 use crate::event_loop::connections::Connections;
-use crate::event_loop::counters::{Counters, Snapshot};
+use crate::event_loop::counters::Counters;
 use crate::event_loop::deadlines::Deadlines;
 use crate::event_loop::monitor::{Monitor, NoMonitor};
 use crate::event_loop::observer::Observer;
@@ -29,6 +32,7 @@ use crate::event_loop::outcome::{CloseReason, Outcome};
 use crate::event_loop::protocol::{Echo, Protocol};
 use crate::event_loop::readiness::{self, INTEREST, Readable, readiness};
 use crate::event_loop::scratch::Scratch;
+use crate::event_loop::server::shutdown::DrainPhase;
 use crate::event_loop::settings::Settings;
 use crate::event_loop::signal_source::SignalSource;
 use crate::event_loop::token::{ConnectionId, EventSource};
@@ -45,10 +49,6 @@ const MAX_EVENTS_PER_POLL: usize = 1024;
 /// many there are: 512 KiB are some 200 µs of work. (The connection that reaches the bound may finish its quantum.) Asking the
 /// poller after every heavy connection would halve the wait, but costs bulk transfers up to 40 %.
 pub const HEAVY_BYTES_PER_ITERATION: u64 = 512 * 1024;
-
-/// How many slots are visited in one iteration to start the graceful shutdown of all connections, or to close them. A connection
-/// costs some 10 µs then, so this bounds how long a signal or a metrics request waits meanwhile.
-const SLOTS_PER_SWEEP: u32 = 64;
 
 /// The maximum number of timers handled in one iteration: a million connections may become idle in the same millisecond.
 const MAX_EXPIRIES_PER_ITERATION: usize = 1024;
@@ -85,23 +85,6 @@ pub struct Server<M = NoMonitor, P = Echo> {
     stopped: bool,
 }
 
-/// How far a graceful shutdown has come. Many connections are visited in portions, so that a second signal, the watchdog and
-/// metrics requests are served in between.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum DrainPhase {
-    /// There is none.
-    None,
-    /// Connections in the backlogs are accepted. The listeners are closed before the first FIN is sent: a peer that sees the FIN
-    /// and reconnects must be refused, not be queued in a backlog that is about to be reset.
-    Accepting,
-    /// Connections start their shutdown, from this slot on.
-    Starting(u32),
-    /// The server waits for peers to close.
-    Waiting,
-    /// The timeout has expired: connections are closed forcibly, from this slot on.
-    Closing(u32),
-}
-
 impl<M: Monitor, P: Protocol> Server<M, P> {
     /// Creates a server and registers its listeners, its monitor and the signal pipe with the poller.
     pub fn new(
@@ -136,11 +119,8 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
             stopped: false,
             settings,
         };
-        server.poll.registry().register(
-            &mut server.signals.signals,
-            EventSource::Signals.into(),
-            Interest::READABLE,
-        )?;
+        let pipe = &mut server.signals.signals;
+        server.poll.registry().register(pipe, EventSource::Signals.into(), Interest::READABLE)?;
         server.monitor.register(server.poll.registry())?;
         Ok(server)
     }
@@ -405,28 +385,6 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
         self.deadlines.expired_or_rearm(slot, now, idle).then_some(id)
     }
 
-    // ---- update_monitor ----
-
-    /// Lets the monitor do what is due: notify the service manager, answer metrics requests.
-    fn update_monitor(&mut self) {
-        let accept_paused = !self.has_room() || self.acceptor.resume_at() < NEVER;
-        let draining = self.drain_deadline < NEVER;
-        let max_connections = self.settings.max_connections;
-        let snapshot = Snapshot { counters: self.counters(), max_connections, accept_paused, draining };
-        self.monitor.update(self.clock.ms(), self.poll.registry(), &snapshot);
-    }
-
-    /// Returns everything counted so far.
-    pub fn counters(&self) -> Counters {
-        Counters {
-            traffic: self.scratch.traffic,
-            accept_errors: self.acceptor.errors,
-            accept_pauses: self.acceptor.pauses,
-            budget_exhausted: self.connections.budget_exhausted,
-            ..self.counters
-        }
-    }
-
     // ---- schedule ----
 
     /// Decides when the next work besides serving is due.
@@ -434,89 +392,11 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
         self.wake_at = self.next_deadline();
     }
 
-    /// Computes when that is, as far as is known now.
     fn next_deadline(&self) -> u64 {
         let (retry, monitor) = (self.connections.next_retry(), self.monitor.next_deadline());
         let deadlines = [self.deadlines.next(), retry, self.acceptor.resume_at(), self.drain_deadline, monitor];
         let is_sweeping = matches!(self.drain_phase, DrainPhase::Starting(_) | DrainPhase::Closing(_));
         if self.can_accept() || is_sweeping { 0 } else { deadlines.into_iter().fold(NEVER, u64::min) }
-    }
-
-    // ---- graceful shutdown ----
-
-    /// Starts the graceful shutdown. No more connections are accepted than are in the backlogs already. Every connection echoes
-    /// what is in its receive buffer, sends its FIN, and waits for its peer to close.
-    fn drain(&mut self, observer: &mut impl Observer) {
-        observer.draining();
-        self.drain_deadline = self.clock.ms() + millis(self.settings.drain_timeout);
-        self.drain_phase = DrainPhase::Accepting;
-        self.acceptor.drain();
-    }
-
-    /// Takes the graceful shutdown a step further.
-    fn continue_drain(&mut self, observer: &mut impl Observer) {
-        match self.drain_phase {
-            DrainPhase::None => {}
-            // Without descriptors, the rest of a backlog waits for connections that close.
-            DrainPhase::Accepting if self.can_accept() => {}
-            DrainPhase::Accepting => self.start_draining(0),
-            DrainPhase::Starting(slot) => self.start_draining(slot),
-            DrainPhase::Waiting => self.end_drain(),
-            DrainPhase::Closing(slot) => self.close_from(slot, observer),
-        }
-    }
-
-    /// Starts the graceful shutdown of a portion of the connections.
-    fn start_draining(&mut self, from: u32) {
-        let to = self.connections.slots().min(from.saturating_add(SLOTS_PER_SWEEP));
-        for slot in from..to {
-            if let Some(id) = self.connections.id_at(slot) {
-                self.connections.drain(id);
-            }
-        }
-        let is_done = to == self.connections.slots();
-        self.drain_phase = if is_done { DrainPhase::Waiting } else { DrainPhase::Starting(to) };
-        if is_done {
-            self.end_drain();
-        }
-    }
-
-    /// Ends a drain that is complete or has timed out. Even at the timeout, data that was in a receive buffer is echoed as far
-    /// as its peer reads at once; only with a drain timeout near 0 is any of it left.
-    fn end_drain(&mut self) {
-        if self.acceptor.is_closed() && self.connections.is_empty() {
-            self.stopped = true;
-        } else if self.drain_deadline <= self.clock.ms()
-            && !self.can_accept()
-            && !self.connections.any_draining_output()
-        {
-            // Closing connections frees descriptors, possibly for others that are still in a backlog. So the loop stops only if
-            // there is nothing to close.
-            self.stopped = self.connections.is_empty();
-            info!("drain timeout expired; closing {} remaining connections", self.connections.len());
-            self.drain_phase = DrainPhase::Closing(0);
-        }
-    }
-
-    /// Closes a portion of the connections forcibly, whatever their states.
-    fn close_from(&mut self, from: u32, observer: &mut impl Observer) {
-        let to = self.connections.slots().min(from.saturating_add(SLOTS_PER_SWEEP));
-        for slot in from..to {
-            if let Some(id) = self.connections.id_at(slot) {
-                self.close(id, CloseReason::Cut, observer);
-            }
-        }
-        let is_done = to == self.connections.slots();
-        self.drain_phase = if is_done { DrainPhase::Waiting } else { DrainPhase::Closing(to) };
-    }
-
-    /// Closes every connection forcibly, because a second signal has arrived.
-    fn close_all(&mut self, observer: &mut impl Observer) {
-        for slot in 0..self.connections.slots() {
-            if let Some(id) = self.connections.id_at(slot) {
-                self.close(id, CloseReason::Cut, observer);
-            }
-        }
     }
 }
 

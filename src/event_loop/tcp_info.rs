@@ -106,7 +106,7 @@ mod linux {
         /// Returns for how many milliseconds the send queue has not moved, or `None` if it is empty.
         ///
         /// A peer that reads opens its window, and the kernel sends more from the queue. While the kernel retransmits, sending
-        /// is no sign of life; then the last acknowledgment counts. (Acknowledgments alone do not: a peer that does not read
+        /// does not mean that the peer reads; then the last acknowledgment counts. (Acknowledgments alone do not: a peer that does not read
         /// acknowledges window probes forever.)
         pub fn output_idle_ms(&self) -> Option<u32> {
             let idle = if self.retransmits > 0 { self.last_ack_recv } else { self.last_data_sent };

@@ -140,6 +140,7 @@ fn connection_is_opened_and_closed_before_measuring() {
 fn open_loop_is_labeled_with_its_rate() {
     let run = run(&format!("{QUICK} --scenario open --rate 500"));
     assert!(run.stdout.contains("open loop, 500 messages/s"), "{}", run.stdout);
+    assert!(!run.stdout.contains("echod-50us"), "only servers that took part are listed: {}", run.stdout);
 }
 
 #[test]

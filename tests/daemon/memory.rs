@@ -16,7 +16,7 @@ fn stalled_clients(address: &Address, count: usize, bytes: &[u8]) -> Vec<Client>
         client
     };
     let clients: Vec<Client> = (0..count).map(|_| connect()).collect();
-    // Until nobody can send any more: what a client sends makes room only after the daemon has read it.
+    // Until no client can send any more. What the daemon reads makes room for more.
     for round in 0.. {
         assert!(round < 500, "the clients should stall");
         let mut total = 0;

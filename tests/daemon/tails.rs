@@ -1,10 +1,11 @@
 //! The tail of an echo: what the kernel still has to deliver when both sides have nothing more to say.
 
-use std::io;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Daemon, Signal, TIMEOUT, assert_same, pattern, wait_until};
+use crate::support::{Address, Client, Daemon, Signal, TIMEOUT, assert_same, pattern, wait_until};
 
 /// More than the kernel delivers to a client with a small receive buffer that does not read.
 const TAIL: usize = 60_000;
@@ -86,54 +87,60 @@ fn drain_timeout_applies_to_a_tail() {
 }
 
 /// Stalls a connection such that the daemon has read everything and holds the rest of the echo in user space. (With bytes unread,
-/// close(2) sends RST anyway.) Returns how many bytes the client has sent and how many it has read.
-fn stall(daemon: &Daemon) -> (Client, usize, usize) {
+/// close(2) sends RST anyway.) Returns how many bytes the client has sent.
+fn stall(daemon: &Daemon) -> (Client, usize) {
     let client = small_receiver(daemon);
-    let (mut sent, mut read) =
-        (client.send_until_stalled(&pattern(5, 60_000), Duration::from_millis(300), 100 << 20), 0);
-    for _ in 0..5000 {
-        let socket = client.remote_socket().expect("the daemon's end of the connection");
-        let in_user_space = sent.saturating_sub(read + client.unread() + socket.unacknowledged + socket.unread);
-        match socket.unread {
-            0 if in_user_space > 0 && client.local_socket().is_some_and(|local| local.unacknowledged == 0) => {
-                return (client, sent, read);
-            }
-            0 => {
-                client.send(&[0; 100]);
-                sent += 100;
-            }
-            _ => read += client.read_exactly(client.unread().clamp(1, 1000)).expect("bytes").len(),
+    let block = pattern(5, 50_000);
+    for count in 1..100 {
+        daemon.freeze(); // So that a single read gets the whole block.
+        client.send(&block);
+        wait_until("the block has arrived", || {
+            client.remote_socket().is_some_and(|socket| socket.unread == block.len())
+        });
+        daemon.thaw();
+        wait_until("the block is read", || client.remote_socket().is_some_and(|socket| socket.unread == 0));
+        if has_stalled_connection(daemon) {
+            return (client, count * block.len());
         }
-        thread::sleep(Duration::from_millis(2));
     }
     panic!("the daemon should hold output in user space");
 }
 
+fn has_stalled_connection(daemon: &Daemon) -> bool {
+    let Some(Address::Http(metrics)) = daemon.addresses().last() else { panic!("--metrics") };
+    let mut request = TcpStream::connect(metrics).expect("metrics endpoint");
+    request.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("request");
+    let mut page = String::new();
+    request.read_to_string(&mut page).expect("metrics");
+    page.contains("\nechod_stalled_connections 1\n")
+}
+
 /// Asserts that the client cannot take what it has received for a complete echo.
-fn assert_reset(client: &Client, missing: usize) {
+fn assert_reset(client: &Client, sent: usize) {
     let (got, end) = client.read_until_closed();
-    assert!(got.len() < missing, "the echo is partial");
+    assert!(got.len() < sent, "the echo should be partial: {} of {sent} bytes, then {end:?}", got.len());
     let error = end.expect_err("a reset, not a FIN");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
 }
 
 #[test]
 fn stalled_connection_closed_as_idle_is_reset() {
-    let daemon = Daemon::start(&["-v", "--idle-timeout", "2s"]);
-    let (client, sent, read) = stall(&daemon);
+    let daemon = Daemon::start(&["--listen=127.0.0.1:0", "--metrics=127.0.0.1:0", "-v", "--idle-timeout", "2s"]);
+    let (client, sent) = stall(&daemon);
     client.send_fin();
     daemon.wait_for_log_text("closed: idle");
-    assert_reset(&client, sent - read);
+    assert_reset(&client, sent);
 }
 
 #[test]
 fn stalled_connection_cut_in_a_drain_is_reset() {
-    let mut daemon = Daemon::start(&["-v", "--drain-timeout", "500ms"]);
-    let (client, sent, read) = stall(&daemon);
+    let mut daemon =
+        Daemon::start(&["--listen=127.0.0.1:0", "--metrics=127.0.0.1:0", "-v", "--drain-timeout", "500ms"]);
+    let (client, sent) = stall(&daemon);
     client.send_fin();
     daemon.signal(Signal::TERM);
     daemon.expect_success();
-    assert_reset(&client, sent - read);
+    assert_reset(&client, sent);
 }
 
 #[test]

@@ -99,7 +99,7 @@ impl Step {
     }
 }
 
-/// Sums up what the observer is told, to compare it with what the kernel saw.
+/// Sums up the reported events, to compare them with what the kernel saw.
 #[derive(Default)]
 pub struct Tally {
     pub received: usize,
@@ -138,7 +138,7 @@ struct Before {
 /// What was there when a graceful shutdown started.
 #[derive(Clone, Copy)]
 struct Drain {
-    /// Bytes received and unread by then, and how many of them the connection was told of.
+    /// Bytes received and unread by then, and how many FIONREAD reported.
     held: usize,
     reported: usize,
     /// Whether the peer's FIN was waiting, too.

@@ -45,7 +45,7 @@ pub fn page(
         notes => tables::NOTES,
         counter => tables::counter(machine),
         missing => machine.missing,
-        servers => servers.iter().map(|server| json!({ "name": server.name, "about": server.about })).collect::<Vec<_>>(),
+        servers => tables::measured(outcomes, servers).map(|server| json!({ "name": server.name, "about": server.about })).collect::<Vec<_>>(),
         facts => facts(&results["machine"], echod),
     })
 }

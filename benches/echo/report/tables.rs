@@ -1,5 +1,6 @@
 //! The tables on standard output, at most 100 columns wide.
 
+use std::collections::HashSet;
 use std::io::{self, Write};
 
 use super::Machine;
@@ -43,11 +44,17 @@ pub fn print(outcomes: &[Outcome], servers: &[Spec], machine: &Machine, out: &mu
         writeln!(out, "missing: {missing}")?;
     }
     writeln!(out)?;
-    for server in servers {
+    for server in measured(outcomes, servers) {
         let about = shortened(&server.about, COLUMNS - NAME_COLUMNS - 2);
         writeln!(out, "{:NAME_COLUMNS$}  {about}", server.name)?;
     }
     Ok(())
+}
+
+/// Returns the servers that took part in any scenario.
+pub fn measured<'a>(outcomes: &[Outcome], servers: &'a [Spec]) -> impl Iterator<Item = &'a Spec> {
+    let names: HashSet<String> = outcomes.iter().flat_map(|it| &it.rows).map(|row| row.server.clone()).collect();
+    servers.iter().filter(move |server| names.contains(&server.name))
 }
 
 /// Says what counted system calls.
