@@ -639,7 +639,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/event_loop/server.rs",
         "connection.stream.reset_on_close(); // A FIN would make a partial echo look complete.",
         "let _ = &mut connection; // A FIN would make a partial echo look complete.",
-        "forced_close_with_pending_output_is_a_reset",
+        "stalled_connection_closed_as_idle_is_reset",
     ),
     (
         58,

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
-use crate::support::{Client, Daemon, Signal, TIMEOUT, assert_same, pattern, wait_until};
-use crate::{over_each_kind, send_until_unread};
+use crate::over_each_kind;
+use crate::support::{Client, Daemon, Signal, TIMEOUT, assert_same, pattern};
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_DELAY: Duration = Duration::from_secs(1);
@@ -201,35 +201,4 @@ fn waiting_for_deadlines_uses_no_cpu() {
         "{DEADLINES} deadlines should cost at most 30 ms of CPU time, not {cpu:?}"
     );
     assert!(sleeps <= 3 * DEADLINES, "{DEADLINES} deadlines should wake the daemon at most 3 times each, not {sleeps}");
-}
-
-/// A FIN would make a partial echo look complete. With unread input, close(2) sends RST in any case, so the daemon has to
-/// have read everything.
-#[test]
-fn forced_close_with_pending_output_is_a_reset() {
-    let daemon = Daemon::start(&["-v", "--idle-timeout", "1s"]);
-    let portion = pattern(9, 10_000);
-    // How much it takes to stall a connection, which leaves one portion unread. This differs a little from time to time.
-    let client = Client::connect_with_small_buffers(daemon.address());
-    let enough = send_until_unread(&client, &portion) / portion.len() - 1;
-    for portions in enough.. {
-        assert!(portions < enough + 20, "the connection should be stalled by now");
-        let client = Client::connect_with_small_buffers(daemon.address());
-        for _ in 0..portions {
-            client.send(&portion);
-            wait_until("the daemon has read the portion", || {
-                client.remote_socket().is_some_and(|socket| socket.unread == 0)
-            });
-        }
-        client.send_fin();
-        let closed = format!("from {} closed: idle", client.local());
-        daemon.wait_for_log(|line| line.contains(&closed));
-        let (bytes, end) = client.read_until_closed();
-        if bytes.len() < portions * portion.len() {
-            let error = end.expect_err("the echo is not complete, so the connection should be reset");
-            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-            return;
-        }
-        end.expect("the echo is complete, so there should be a FIN");
-    }
 }
