@@ -5,8 +5,8 @@
 //! because it needs few, short-lived requests.
 //!
 //! Monitoring must keep working when the daemon is in trouble. So a file descriptor is reserved for every possible request
-//! ([`Reserve`]), and each request is bounded in what it may hold (8 KiB), cost (a few system calls per iteration) and last
-//! (5 s). When all slots are taken, the oldest connection that is not being answered makes way ([`Slots::evict`]).
+//! (a reserve), and each request is bounded in what it may hold (8 KiB), cost (a few system calls per iteration) and last
+//! (5 s). When all slots are taken, the oldest connection that is not being answered makes way.
 
 use std::io;
 use std::time::{Duration, SystemTime};
