@@ -17,7 +17,7 @@ use crate::event_loop::transport::{Stream, Transport};
 const RETRY_INTERVAL_MS: u64 = 100;
 
 /// Address space per connection, in bytes, that the storage and the queues need: see [`Connections::with_capacity`].
-const BYTES_PER_SLOT: usize = 64 + 2 * size_of::<ConnectionId>() + 16;
+const BYTES_PER_SLOT: usize = 64 + 2 * size_of::<ConnectionId>() + 16 + size_of::<u32>();
 
 /// All open connections, addressed by [`ConnectionId`], and the queues of those that have work to do.
 ///
@@ -31,8 +31,9 @@ const BYTES_PER_SLOT: usize = 64 + 2 * size_of::<ConnectionId>() + 16;
 #[derive(Debug)]
 pub struct Connections<T = Stream, P = Echo> {
     slab: Slab<Connection<T, P>>,
-    /// One more than the highest slot that was ever used.
-    slots: u32,
+    /// By slot: when its connection was opened, in the milliseconds of the scratch context. Its length is one more than the highest
+    /// slot that was ever used.
+    opened_ms: Vec<u32>,
     /// How many connections fit into the reserved address space.
     capacity: usize,
     /// Light connections with work to do, for the next round.
@@ -76,7 +77,7 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
         }
         Connections {
             slab: Slab::with_capacity(capacity),
-            slots: 0,
+            opened_ms: Vec::with_capacity(capacity),
             capacity,
             ready: Vec::with_capacity(capacity),
             round: Vec::with_capacity(capacity),
@@ -217,7 +218,12 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
 
     /// Returns one more than the highest slot that was ever used, for callers that visit all connections in portions.
     pub fn slots(&self) -> u32 {
-        self.slots
+        self.opened_ms.len() as u32
+    }
+
+    /// Returns for how many milliseconds the connection in `slot` has been open.
+    pub fn open_for(&self, slot: u32, now: u32) -> u32 {
+        self.opened_ms.get(slot as usize).map_or(0, |&opened| now.wrapping_sub(opened))
     }
 
     /// Reserves the id of the next connection. Its number is used up, whether or not the connection is inserted.
@@ -226,10 +232,14 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
         ConnectionId { slot: self.slab.vacant_key() as u32, generation: self.last_number }
     }
 
-    /// Inserts a connection under the id that was reserved last.
-    pub fn insert(&mut self, id: ConnectionId, connection: Connection<T, P>) {
+    /// Inserts a connection that was opened `now`, under the id that was reserved last.
+    pub fn insert(&mut self, id: ConnectionId, connection: Connection<T, P>, now: u32) {
         let slot = self.slab.insert(connection);
-        self.slots = self.slots.max(id.slot + 1);
+        if slot == self.opened_ms.len() {
+            self.opened_ms.push(now);
+        } else {
+            self.opened_ms[slot] = now;
+        }
         debug_assert_eq!((slot, self.slab[slot].number), (id.slot as usize, id.generation));
     }
 
@@ -267,7 +277,7 @@ mod tests {
     fn open(connections: &mut Connections) -> ConnectionId {
         let (stream, _) = UnixStream::pair().expect("socket pair");
         let id = connections.next_id();
-        connections.insert(id, Connection::new(Stream::Unix(stream), Peer::Unix, id.generation, false, 0));
+        connections.insert(id, Connection::new(Stream::Unix(stream), Peer::Unix, id.generation, false, 0), 0);
         id
     }
 

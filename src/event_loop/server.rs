@@ -14,7 +14,7 @@ mod shutdown;
 use std::time::Duration;
 use std::{io, mem};
 
-use log::{debug, info, warn};
+use log::{info, warn};
 use mio::event::Event;
 use mio::{Events, Interest, Poll};
 use signal_hook::consts::SIGUSR1;
@@ -263,8 +263,7 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
         if connection.is_stalled() && matches!(reason, CloseReason::Idle | CloseReason::Cut) {
             connection.stream.reset_on_close(); // A FIN would make a partial echo look complete.
         }
-        let (peer, bytes_in, bytes_out) = (connection.peer, connection.received(), connection.sent());
-        debug!("connection {} from {peer} closed: {reason}, {bytes_in} bytes in, {bytes_out} bytes out", id.generation);
+        report::log_closed(&connection, reason, self.connections.open_for(id.slot, self.scratch.ms));
         observer.closed(id.generation, reason, &connection.stream);
         connection.release(&mut self.scratch);
         drop(connection); // close(2), which also removes it from the poller.
@@ -278,7 +277,7 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
     /// Handles the signals that have arrived. SIGUSR1 prints the counters. Any other signal starts a graceful shutdown; a
     /// second one exits immediately.
     fn handle_signals(&mut self, observer: &mut impl Observer) {
-        if !mem::take(&mut self.signal_pending) {
+        if !mem::take(&mut self.signal_pending) && !self.signals.has_arrived() {
             return;
         }
         while let Some(signal) = self.signals.next_signal() {
@@ -329,10 +328,10 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
             self.acceptor.pause("register a connection", &error, now);
             return;
         }
-        debug!("connection {} from {peer} opened", id.generation);
+        report::log_opened(id, &peer, &stream);
         observer.opened(id.generation, &peer, &stream);
         let connection = Connection::new(stream, peer, id.generation, self.settings.one_shot, now as u32);
-        self.connections.insert(id, connection);
+        self.connections.insert(id, connection, now as u32);
         self.counters.accepted += 1;
         if !matches!(self.drain_phase, DrainPhase::None | DrainPhase::Accepting) {
             self.connections.drain(id); // Accepted after a pause, when the others have been visited.

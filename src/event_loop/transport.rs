@@ -5,7 +5,7 @@
 //! non-blocking: they return [`io::ErrorKind::WouldBlock`] instead of waiting.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 use std::{fmt, mem};
 
@@ -87,6 +87,16 @@ pub enum Stream {
     Mptcp(TcpStream),
     /// AF_UNIX, SOCK_STREAM.
     Unix(UnixStream),
+}
+
+impl Stream {
+    /// Returns our address, for the log: `unix` for a Unix socket.
+    pub fn local(&self) -> Option<Peer> {
+        match self {
+            Stream::Tcp(stream) | Stream::Mptcp(stream) => stream.local_addr().ok().map(Peer::from),
+            Stream::Unix(_) => Some(Peer::Unix),
+        }
+    }
 }
 
 impl From<Accepted> for (Stream, Peer) {
@@ -208,11 +218,15 @@ impl Source for Stream {
 
 /// The remote end. Kept for the log, because getpeername(2) fails after a reset.
 ///
-/// It has 20 bytes instead of the 32 of a [`SocketAddr`], without the flow label and the scope of IPv6.
+/// It has 20 bytes instead of the 32 of a [`SocketAddr`]: the flow label of IPv6 is left out, and a zone is kept only where it
+/// means something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// An IP address and a port. An IPv4 peer of a dual-stack socket is represented as IPv4.
     Ip(IpAddr, u16),
+    /// An address of fe80::/64, which means something only with its zone (RFC 4007): the rest of the address, the index of the
+    /// interface, and the port.
+    LinkLocal([u8; 8], u32, u16),
     /// A Unix-socket peer, which usually has no address.
     Unix,
 }
@@ -221,6 +235,11 @@ const _: () = assert!(mem::size_of::<Peer>() <= 20);
 
 impl From<SocketAddr> for Peer {
     fn from(address: SocketAddr) -> Peer {
+        if let SocketAddr::V6(v6) = address
+            && let [0xfe, 0x80, 0, 0, 0, 0, 0, 0, interface_id @ ..] = v6.ip().octets()
+        {
+            return Peer::LinkLocal(interface_id, v6.scope_id(), v6.port());
+        }
         Peer::Ip(address.ip().to_canonical(), address.port())
     }
 }
@@ -229,6 +248,12 @@ impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Peer::Ip(ip, port) => SocketAddr::new(ip, port).fmt(f),
+            Peer::LinkLocal(interface_id, scope, port) => {
+                let mut octets = [0; 16];
+                octets[..2].copy_from_slice(&[0xfe, 0x80]);
+                octets[8..].copy_from_slice(&interface_id);
+                SocketAddrV6::new(octets.into(), port, 0, scope).fmt(f)
+            }
             Peer::Unix => f.write_str("unix"),
         }
     }
@@ -244,6 +269,12 @@ mod tests {
         assert_eq!(Peer::from(mapped).to_string(), "192.0.2.7:4711");
         let v6: SocketAddr = "[2001:db8::1]:80".parse().expect("address");
         assert_eq!(Peer::from(v6).to_string(), "[2001:db8::1]:80");
+    }
+
+    #[test]
+    fn link_local_peer_is_shown_with_its_zone() {
+        let link_local: SocketAddr = "[fe80::5054:ff:fe12:3456%3]:80".parse().expect("address");
+        assert_eq!(Peer::from(link_local).to_string(), "[fe80::5054:ff:fe12:3456%3]:80");
     }
 
     #[test]

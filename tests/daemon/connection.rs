@@ -388,6 +388,25 @@ fn reset_is_logged_at_debug_level() {
 }
 
 #[test]
+fn debug_log_names_both_addresses_bytes_and_duration() {
+    let daemon = Daemon::start(&["-v"]);
+    let client = daemon.connect();
+    client.echo(b"hello");
+    let (peer, local) = (client.local().to_string(), daemon.tcp().to_string());
+    client.send_fin();
+    client.expect_fin();
+    daemon.wait_for_log_text(&format!("connection 1 from {peer} to {local} opened"));
+    let line = daemon.wait_for_log(|line| line.contains("closed: "));
+    let (head, duration) = line.trim_end().rsplit_once(", ").expect("a duration");
+    assert!(
+        head.ends_with(&format!("connection 1 from {peer} to {local} closed: finished, 5 bytes in, 5 bytes out")),
+        "{line}"
+    );
+    let seconds: f64 = duration.strip_suffix(" s").and_then(|seconds| seconds.parse().ok()).expect("seconds");
+    assert!((0.0..60.0).contains(&seconds), "{line}");
+}
+
+#[test]
 fn peer_hangup_leaks_no_descriptors() {
     over_each_kind(&["-v"], |daemon| {
         daemon.connect().echo(b"warm up");

@@ -1,6 +1,6 @@
 //! The graceful shutdown.
 
-use log::info;
+use log::warn;
 
 use crate::event_loop::clock::millis;
 use crate::event_loop::monitor::Monitor;
@@ -80,7 +80,9 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
             // Closing connections frees descriptors, possibly for others that are still in a backlog. So the loop stops only if
             // there is nothing to close.
             self.stopped = self.connections.is_empty();
-            info!("drain timeout expired; closing {} remaining connections", self.connections.len());
+            if !self.stopped {
+                warn!("drain timeout expired; closing {} remaining connections", self.connections.len());
+            }
             self.drain_phase = DrainPhase::Closing(0);
         }
     }
