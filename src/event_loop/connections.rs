@@ -17,7 +17,7 @@ use crate::event_loop::transport::{Stream, Transport};
 const RETRY_INTERVAL_MS: u64 = 100;
 
 /// Address space per connection, in bytes, that the storage and the queues need: see [`Connections::with_capacity`].
-const BYTES_PER_SLOT: usize = 64 + 2 * size_of::<ConnectionId>() + 16 + size_of::<u32>();
+const BYTES_PER_SLOT: usize = 64 + 3 * size_of::<ConnectionId>() + 2 * 16 + size_of::<u32>();
 
 /// All open connections, addressed by [`ConnectionId`], and the queues of those that have work to do.
 ///
@@ -69,7 +69,8 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
     /// grows: that would take 20 ms at a million connections. If the system does not allow as much, for
     /// [`capacity`](Connections::capacity) connections.
     ///
-    /// Memory is used only when connections arrive.
+    /// Memory is used only when connections arrive. And nothing that stays is allocated later, on top of the heap, where it would keep
+    /// the memory of a peak from being returned.
     pub fn with_capacity(slots: usize) -> Self {
         let mut capacity = slots;
         while capacity > 1 && Vec::<u8>::new().try_reserve_exact(capacity * BYTES_PER_SLOT).is_err() {
@@ -82,8 +83,8 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
             ready: Vec::with_capacity(capacity),
             round: Vec::with_capacity(capacity),
             handed_out: 0,
-            heavy: VecDeque::new(),
-            out_of_memory: VecDeque::new(),
+            heavy: VecDeque::with_capacity(capacity),
+            out_of_memory: VecDeque::with_capacity(capacity),
             budget_exhausted: 0,
             last_number: 0,
         }

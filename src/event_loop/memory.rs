@@ -26,6 +26,9 @@ const PAGE: usize = 4096;
 /// Blocks that are cached although no connection is stalled: 512 KiB with the default buffer.
 const MIN_CACHED_BLOCKS: usize = 8;
 
+/// The most blocks that are ever cached: 1 GiB with the default buffer.
+const MAX_CACHED_BLOCKS: usize = 16 * 1024;
+
 /// Address space kept free for everything else that allocates, until memory for output runs out for the first time: log lines,
 /// metrics, the queues of the standard library.
 const HEADROOM: usize = 256 * 1024;
@@ -91,8 +94,9 @@ pub struct OutputMemory {
 impl OutputMemory {
     /// Creates the memory for `max_bytes` of output, read with a scratch buffer of `block_size` bytes.
     pub fn new(max_bytes: usize, block_size: usize) -> OutputMemory {
-        let mut memory =
-            OutputMemory { max_bytes, in_use: 0, block_size, cache: Vec::new(), blocks_in_use: 0, reserve: None };
+        let mut cache = Vec::new();
+        let _ = cache.try_reserve_exact((max_bytes / block_size).min(MAX_CACHED_BLOCKS));
+        let mut memory = OutputMemory { max_bytes, in_use: 0, block_size, cache, blocks_in_use: 0, reserve: None };
         memory.refill_reserve();
         memory
     }
@@ -134,9 +138,8 @@ impl OutputMemory {
         let has_room = self.in_use + (self.cache.len() + 1) * self.block_size <= self.max_bytes;
         if let Block::Mapped(pages) = pending.into_block()
             && pages.len() == self.block_size
-            && self.cache.len() < max_cached
+            && self.cache.len() < max_cached.min(self.cache.capacity())
             && has_room
-            && self.cache.try_reserve(1).is_ok()
         {
             self.cache.push(pages);
         }

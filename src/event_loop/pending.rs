@@ -11,13 +11,18 @@ pub struct Pending {
     /// How many bytes of `block` are output, and how many of those have been written since.
     len: usize,
     written: usize,
+    /// Makes this larger than 128 bytes. malloc(3) of glibc does not merge smaller pieces that are freed (fastbins, mallopt(3),
+    /// M_MXFAST): between blocks of small output they would keep the memory of a peak from being returned to the system.
+    _padding: [u64; 12],
 }
+
+const _: () = assert!(size_of::<Pending>() > 128);
 
 impl Pending {
     /// Creates pending output from the first `len` bytes of a block.
     pub fn new(block: Block, len: usize) -> Pending {
         debug_assert!(len <= block.bytes().len());
-        Pending { block, len, written: 0 }
+        Pending { block, len, written: 0, _padding: [0; 12] }
     }
 
     /// Returns the bytes still to be written.
