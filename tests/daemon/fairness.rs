@@ -79,7 +79,7 @@ fn second_signal_is_handled_while_many_connections_drain() {
     const CONNECTIONS: usize = 3000;
     let mut daemon = Daemon::start(&["--drain-timeout", "60s"]);
     let clients: Vec<Client> = (0..CONNECTIONS).map(|_| daemon.connect()).collect();
-    wait_until("all connections are accepted", || daemon.sockets().len() > CONNECTIONS);
+    wait_until("all connections are accepted", || daemon.descriptors().len() > CONNECTIONS);
     daemon.signal(Signal::TERM);
     clients[0].expect_fin();
     daemon.signal(Signal::TERM);
