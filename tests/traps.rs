@@ -139,7 +139,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "mem::swap(&mut self.ready, &mut self.round);",
         "mem::swap(&mut self.ready, &mut self.round);
         self.round.truncate(1);",
-        "leftover_data_is_served_without_a_new_edge",
+        "connections_becoming_ready_mid_iteration_wait_for_the_next",
     ),
     (
         3,
@@ -381,7 +381,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/event_loop/connection/closing.rs",
         "self.discard(count, scratch, observer);
                             continue;",
-        "return Ok(Outcome::Closed(CloseReason::Drained));",
+        "return Ok(Some(Outcome::Closed(CloseReason::Drained)));",
         "data_after_our_fin_is_discarded",
     ),
     (
