@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use crate::generator::{Address, Clients, PATIENCE, Pace, Pattern, Plan, Sample, churn};
+use crate::generator::{Address, Clients, Pace, Pattern, Plan, REPLY_TIMEOUT, Sample, churn};
 
 /// Serves each connection in a thread until the test process exits. Passes the connection's number to `serve`.
 pub fn serve_with(serve: impl Fn(usize, TcpStream) + Send + Sync + Copy + 'static) -> Address {
@@ -39,8 +39,8 @@ const CLOSED: Plan =
     Plan { pace: Pace::Closed { in_flight: 4 }, warm_up: Duration::ZERO, window: Duration::from_millis(50) };
 
 /// Runs four connections from connect to FIN.
-fn run(address: Address, plan: &Plan, patience: Duration) -> crate::generator::Result<Sample<()>> {
-    let mut clients = Clients::new(100, false)?.with_patience(patience);
+fn run(address: Address, plan: &Plan, reply_timeout: Duration) -> crate::generator::Result<Sample<()>> {
+    let mut clients = Clients::new(100, false)?.with_reply_timeout(reply_timeout);
     clients.connect(&address, 4)?;
     let sample = clients.run(plan, || ())?;
     clients.finish()?;
@@ -56,7 +56,7 @@ fn failure(address: Address) -> String {
 #[test]
 fn honest_server_passes() {
     let sample =
-        run(serve_with(|_, stream| echo(stream, |_, _| ())), &CLOSED, PATIENCE).expect("the run should succeed");
+        run(serve_with(|_, stream| echo(stream, |_, _| ())), &CLOSED, REPLY_TIMEOUT).expect("the run should succeed");
     assert!(sample.all_echoes > 0 && sample.all_echoes >= sample.echoes);
     assert_eq!(sample.latency.len(), sample.all_echoes - 4 * 4, "all but the first messages are sent in the window");
 }
@@ -71,7 +71,7 @@ fn split_and_merged_echoes_pass() {
             }
         }
     });
-    run(address, &CLOSED, PATIENCE).expect("the run should succeed");
+    run(address, &CLOSED, REPLY_TIMEOUT).expect("the run should succeed");
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn server_with_a_stall() -> Address {
 /// Returns how many messages of 100 bytes took longer than 100 ms, and how many there were.
 fn slow_messages(pace: Pace) -> (u64, u64) {
     let plan = Plan { pace, warm_up: Duration::ZERO, window: Duration::from_secs(1) };
-    let sample = run(server_with_a_stall(), &plan, PATIENCE).expect("the run should succeed");
+    let sample = run(server_with_a_stall(), &plan, REPLY_TIMEOUT).expect("the run should succeed");
     (sample.latency.count_between(100_000_000, u64::MAX), sample.latency.len())
 }
 
@@ -255,7 +255,8 @@ fn closed_loop_hides_stall() {
 fn open_loop_keeps_its_rate() {
     let pace = Pace::Open { rate: 1000.0 };
     let plan = Plan { pace, warm_up: Duration::from_millis(100), window: Duration::from_millis(300) };
-    let sample = run(serve_with(|_, stream| echo(stream, |_, _| ())), &plan, PATIENCE).expect("the run should succeed");
+    let sample =
+        run(serve_with(|_, stream| echo(stream, |_, _| ())), &plan, REPLY_TIMEOUT).expect("the run should succeed");
     // The warm-up ends when the loop checks the time, so it may be longer. One message more or less fits into the window.
     assert!(sample.all_echoes >= 400, "{} in warm-up and window", sample.all_echoes);
     assert!((299..=301).contains(&sample.latency.len()), "{} due in the window", sample.latency.len());

@@ -14,8 +14,8 @@ use std::time::Duration;
 use mio::{Events, Token};
 
 use super::light::{CONNECTOR, Connector, PINGER, Pinger};
-use super::patience::Patience;
 use super::pattern::{PatternFile, verify};
+use super::reply_timeout::ReplyTimeout;
 use super::stream::Stream;
 use super::timer::TIMER;
 use super::{Address, Clients, EXTENSION_NS, Result, Sample, nanoseconds, new_histogram};
@@ -91,7 +91,7 @@ impl Clients {
         let file = PatternFile::new(&self.pattern)?;
         let start = self.clock.now();
         let (mut window, mut closes) = (start + nanoseconds(plan.warm_up)..u64::MAX, u64::MAX);
-        let mut patience = Patience::new(self.patience, start);
+        let mut reply_timeout = ReplyTimeout::new(self.reply_timeout, start);
         let mut connector_has_event = false;
         loop {
             let mut now = self.clock.now();
@@ -105,7 +105,7 @@ impl Clients {
             } else if after.is_none() && now >= closes {
                 window.end = now;
                 after = Some((now, meter(), bytes, self.clock.take_lost()));
-                patience.start_drain(now);
+                reply_timeout.start_drain(now);
             }
             for _ in 0..PIECES_PER_POLL {
                 if let Some((pinger, connector)) = &mut light {
@@ -122,19 +122,19 @@ impl Clients {
                 }
                 now = self.clock.now();
                 if received > 0 {
-                    patience.progress(now);
+                    reply_timeout.progress(now);
                     (bytes, all_bytes) = (bytes + received, all_bytes + received);
                 }
             }
             let outstanding = || self.clients.iter().position(|client| client.received < client.sent);
             if after.is_some() && outstanding().is_none() {
                 // The light clients have a limit of their own.
-                patience.progress(now);
+                reply_timeout.progress(now);
                 if !light.as_ref().is_some_and(|(pinger, connector)| pinger.is_waiting() || connector.is_waiting()) {
                     break;
                 }
             }
-            if let Some(reason) = patience.exceeded(now) {
+            if let Some(reason) = reply_timeout.exceeded(now) {
                 let client = outstanding().unwrap_or(0);
                 let (sent, received) = (self.clients[client].sent, self.clients[client].received);
                 return Err(format!("connection {client}: {received} of {sent} bytes came back, {reason}").into());

@@ -6,10 +6,10 @@ use std::time::Duration;
 use mio::{Events, Poll, Token};
 
 use super::clock::Clock;
-use super::patience::Patience;
 use super::pattern::verify;
+use super::reply_timeout::ReplyTimeout;
 use super::stream::Stream;
-use super::{Address, EXTENSION_NS, PATIENCE, Pattern, Result, Sample, nanoseconds, new_histogram};
+use super::{Address, EXTENSION_NS, Pattern, REPLY_TIMEOUT, Result, Sample, nanoseconds, new_histogram};
 
 /// A sequence of connections, one at a time.
 #[derive(Default)]
@@ -44,7 +44,7 @@ pub fn churn<M>(
     let clock = Clock::new();
     let now = || clock.now();
     let (mut opens, mut closes) = (nanoseconds(warm_up), u64::MAX);
-    let mut patience = Patience::new(PATIENCE, 0);
+    let mut reply_timeout = ReplyTimeout::new(REPLY_TIMEOUT, 0);
     let mut next_number = 0;
     let mut lanes: Vec<Lane> = (0..lanes).map(|_| Lane::default()).collect();
     loop {
@@ -58,7 +58,7 @@ pub fn churn<M>(
             closes = time + EXTENSION_NS;
         } else if after.is_none() && time >= closes {
             after = Some((time, meter(), echoes, bytes, clock.take_lost()));
-            patience.start_drain(time);
+            reply_timeout.start_drain(time);
         }
         for (index, lane) in lanes.iter_mut().enumerate() {
             if !lane.is_open() && after.is_none() {
@@ -79,7 +79,7 @@ pub fn churn<M>(
             let outcome = lane.step(&pattern, message, &mut buffer);
             let is_finished = outcome?;
             if lane.received > received || is_finished {
-                patience.progress(now());
+                reply_timeout.progress(now());
                 bytes += lane.received - received;
             }
             if is_finished {
@@ -91,7 +91,7 @@ pub fn churn<M>(
                 }
             }
         }
-        if let Some(reason) = patience.exceeded(now()) {
+        if let Some(reason) = reply_timeout.exceeded(now()) {
             return Err(match lanes.iter().find(|lane| lane.is_open()) {
                 Some(Lane { number, received, .. }) => {
                     format!("connection {number}: {received} of {message} bytes came back, {reason}")

@@ -8,17 +8,17 @@ use mio::{Events, Poll, Token};
 
 use super::clock::Clock;
 use super::pace::Schedule;
-use super::patience::Patience;
 use super::pattern::verify;
+use super::reply_timeout::ReplyTimeout;
 use super::stream::Stream;
 use super::timer::{TIMER, Waiter};
-use super::{Address, EXTENSION_NS, PATIENCE, Pace, Pattern, Plan, Result, Sample, nanoseconds, new_histogram};
+use super::{Address, EXTENSION_NS, Pace, Pattern, Plan, REPLY_TIMEOUT, Result, Sample, nanoseconds, new_histogram};
 
 /// How many clients connect before the last of them waits for an echo. Its echo shows that the server has accepted all
 /// earlier ones, so the backlog does not overflow.
 const WAVE: usize = 64;
 
-/// The longest wait for events, so that patience is checked and the window closes in time.
+/// The longest wait for events, so that reply_timeout is checked and the window closes in time.
 const MAX_WAIT: Duration = Duration::from_millis(1);
 
 /// Open connections to one server.
@@ -32,7 +32,7 @@ pub struct Clients {
     /// Messages that are due and have not returned yet, over all clients.
     outstanding: usize,
     pub(super) clock: Clock,
-    pub(super) patience: Duration,
+    pub(super) reply_timeout: Duration,
 }
 
 pub(super) struct Client {
@@ -65,14 +65,14 @@ impl Clients {
             message: message as u64,
             outstanding: 0,
             clock: Clock::new(),
-            patience: PATIENCE,
+            reply_timeout: REPLY_TIMEOUT,
         })
     }
 
-    /// Replaces the limit of [`PATIENCE`].
+    /// Replaces the limit of [`REPLY_TIMEOUT`].
     #[allow(dead_code, reason = "for the tests, which wait for a failure")]
-    pub fn with_patience(mut self, patience: Duration) -> Clients {
-        self.patience = patience;
+    pub fn with_reply_timeout(mut self, reply_timeout: Duration) -> Clients {
+        self.reply_timeout = reply_timeout;
         self
     }
 
@@ -108,17 +108,17 @@ impl Clients {
             self.send(client, 1, now)?;
         }
         let mut events = Events::with_capacity(1024);
-        let mut patience = Patience::new(self.patience, now);
-        patience.start_drain(now);
+        let mut reply_timeout = ReplyTimeout::new(self.reply_timeout, now);
+        reply_timeout.start_drain(now);
         while self.outstanding > 0 {
             self.waiter.wait(&mut self.poll, &mut events, Duration::from_millis(100))?;
             for event in events.iter().filter(|event| event.token() != TIMER) {
                 if self.receive(event.token().0, event.is_read_closed(), |_| ())?.bytes > 0 {
-                    patience.progress(self.clock.now());
+                    reply_timeout.progress(self.clock.now());
                 }
                 self.send(event.token().0, 0, now)?;
             }
-            self.check(&mut patience)?;
+            self.check(&mut reply_timeout)?;
         }
         Ok(())
     }
@@ -133,7 +133,7 @@ impl Clients {
         let start = self.clock.now();
         // The window opens and closes when the loop checks the time, which may be late on a busy machine.
         let (mut opens, mut closes, mut closed) = (start + nanoseconds(plan.warm_up), u64::MAX, u64::MAX);
-        let mut patience = Patience::new(self.patience, start);
+        let mut reply_timeout = ReplyTimeout::new(self.reply_timeout, start);
         let mut schedule = Schedule::new(start, plan.pace);
         if let Pace::Closed { in_flight } = plan.pace {
             for client in 0..self.clients.len() {
@@ -152,7 +152,7 @@ impl Clients {
             } else if after.is_none() && now >= closes {
                 closed = now;
                 after = Some((now, meter(), echoes, bytes, self.clock.take_lost()));
-                patience.start_drain(now);
+                reply_timeout.start_drain(now);
             }
             while let Some(due) = schedule.due_until(now.min(closes)) {
                 self.send(schedule.client(self.clients.len()), 1, due)?;
@@ -174,7 +174,7 @@ impl Clients {
                     }
                 })?;
                 if received.bytes > 0 {
-                    patience.progress(now);
+                    reply_timeout.progress(now);
                     echoes += u64::from(received.messages);
                     all_echoes += u64::from(received.messages);
                     bytes += received.bytes;
@@ -182,7 +182,7 @@ impl Clients {
                 let sends_again = after.is_none() && matches!(plan.pace, Pace::Closed { .. });
                 self.send(client, if sends_again { received.messages } else { 0 }, now)?;
             }
-            self.check(&mut patience)?;
+            self.check(&mut reply_timeout)?;
         }
         let ((opened, before), (closed, after, echoes, bytes, lost)) =
             before.zip(after).expect("the loop ends only after the window has closed");
@@ -196,14 +196,14 @@ impl Clients {
             client.stream.shutdown_write()?;
         }
         let mut events = Events::with_capacity(1024);
-        let mut patience = Patience::new(self.patience, self.clock.now());
+        let mut reply_timeout = ReplyTimeout::new(self.reply_timeout, self.clock.now());
         for client in 0..self.clients.len() {
             loop {
                 match self.clients[client].stream.read(&mut self.buffer) {
                     Ok(0) => break,
                     Ok(count) => return Err(format!("connection {client}: {count} bytes more than were sent").into()),
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                        if patience.exceeded(self.clock.now()).is_some() {
+                        if reply_timeout.exceeded(self.clock.now()).is_some() {
                             return Err(
                                 format!("connection {client}: the server does not answer a FIN with its own").into()
                             );
@@ -264,12 +264,12 @@ impl Clients {
     }
 
     /// Fails if the outstanding replies have not arrived for too long.
-    fn check(&self, patience: &mut Patience) -> Result<()> {
+    fn check(&self, reply_timeout: &mut ReplyTimeout) -> Result<()> {
         let now = self.clock.now();
         if self.outstanding == 0 {
-            patience.progress(now);
+            reply_timeout.progress(now);
         }
-        let Some(reason) = patience.exceeded(now) else { return Ok(()) };
+        let Some(reason) = reply_timeout.exceeded(now) else { return Ok(()) };
         let is_waiting = |client: &Client| !client.stamps.is_empty();
         let client = self.clients.iter().position(is_waiting).expect("a client with an outstanding message");
         let Client { sent, received, .. } = self.clients[client];

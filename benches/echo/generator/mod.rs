@@ -5,7 +5,7 @@
 //! - `bulk`: streams limited by backpressure only, and clients with small messages beside them (`light`)
 //! - `address`, `stream`: where a server listens, and a connection to it over TCP or a Unix socket
 //! - `pace`, `clock`, `timer`: when a message is due, the time, and waiting for it
-//! - `patience`: how long a server is waited for
+//! - `reply_timeout`: how long a server is waited for
 //! - `pattern`: what the clients send, and the comparison with what they receive
 //!
 //! In a *closed loop* a client sends its next message when an earlier one has returned, so a slow server receives
@@ -24,8 +24,8 @@ mod clients;
 mod clock;
 mod light;
 mod pace;
-mod patience;
 mod pattern;
+mod reply_timeout;
 mod stream;
 mod timer;
 
@@ -37,9 +37,9 @@ use hdrhistogram::Histogram;
 pub use address::Address;
 pub use clients::Clients;
 pub use pace::{Pace, Plan};
-pub use patience::PATIENCE;
 #[allow(unused_imports, reason = "the tests' dishonest servers need it")]
 pub use pattern::Pattern;
+pub use reply_timeout::REPLY_TIMEOUT;
 pub use stream::Stream;
 
 /// Errors are human-readable messages; callers do not inspect them.
@@ -71,7 +71,7 @@ pub struct Sample<M> {
 }
 
 /// How much longer a window stays open if nothing has returned in it, again and again: a slow server gets a figure, and
-/// [`PATIENCE`] limits the wait.
+/// [`REPLY_TIMEOUT`] limits the wait.
 const EXTENSION_NS: u64 = 1_000_000;
 
 /// Returns an empty histogram of nanoseconds: up to a minute, three significant digits.

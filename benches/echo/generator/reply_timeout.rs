@@ -1,11 +1,11 @@
-//! How long a server is waited for.
+//! The limit for how long the generator waits for replies.
 
 use std::time::Duration;
 
 use super::nanoseconds;
 
 /// Maximum time without any byte in reply while replies are outstanding.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum time from the end of the window until the last outstanding reply. A server that sends single bytes now and
 /// then would otherwise keep a run alive forever.
@@ -13,17 +13,17 @@ const MAX_DRAIN: Duration = Duration::from_secs(30);
 
 /// Measures how long no byte has arrived. Time during which the generator itself did not run does not count: on a
 /// machine that was suspended, the server could not answer either.
-pub struct Patience {
+pub struct ReplyTimeout {
     limit: u64,
     waited: u64,
     checked_at: u64,
     drain_until: u64,
 }
 
-impl Patience {
+impl ReplyTimeout {
     /// Starts to wait at `now`, in nanoseconds.
-    pub fn new(limit: Duration, now: u64) -> Patience {
-        Patience { limit: nanoseconds(limit), waited: 0, checked_at: now, drain_until: u64::MAX }
+    pub fn new(limit: Duration, now: u64) -> ReplyTimeout {
+        ReplyTimeout { limit: nanoseconds(limit), waited: 0, checked_at: now, drain_until: u64::MAX }
     }
 
     /// Starts over: a byte has arrived.
