@@ -25,6 +25,10 @@ const TIMEOUT: &str = "6";
 /// processors.
 const PARALLEL: usize = 16;
 
+/// How often a rung that should fail is asked until it does. Some faults are races: rung 4 loses an edge only if bytes arrive at a
+/// bad moment (T4), and passed 2 of 12 times here. A rung that should pass is asked once; there, one failure is a fault.
+const MAX_TRIES: usize = 6;
+
 /// A row of the table.
 #[derive(Debug, PartialEq)]
 struct Row {
@@ -76,8 +80,18 @@ fn command(rung: usize, question: &str) -> String {
     format!("'{}' 127.0.0.1:{{port}}", example(program).display())
 }
 
-/// Asks one question and returns what differs from the table, if anything.
+/// Returns what differs from the table, if anything.
 fn difference(rung: usize, row: &Row) -> Option<String> {
+    let tries = if row.passes[rung] { 1 } else { MAX_TRIES };
+    let mut difference = None;
+    for _ in 0..tries {
+        difference = Some(ask(rung, row)?);
+    }
+    difference
+}
+
+/// Asks one question and returns what differs from the table, if anything.
+fn ask(rung: usize, row: &Row) -> Option<String> {
     let question = row.question.as_str();
     let output = conformance(&["--timeout", TIMEOUT, "--spawn", &command(rung, question), question]);
     let report = String::from_utf8_lossy(&output.stdout);
