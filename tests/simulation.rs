@@ -184,7 +184,7 @@ fn finished_peer(acknowledged: usize) -> World {
 }
 
 #[test]
-fn acknowledged_echo_is_closed_without_a_further_call() {
+fn acknowledged_echo_closes_without_further_call() {
     let world = finished_peer(5);
     assert_eq!(world.closed, Some(CloseReason::Finished));
     assert_eq!(world.kernel.borrow().reads, 1, "one question replaces the read that would return 0");
@@ -215,7 +215,7 @@ fn fin_behind_held_bytes_counts_as_finished() {
 }
 
 #[test]
-fn without_memory_bytes_are_echoed_or_stay_in_the_kernel() {
+fn unkept_bytes_stay_in_the_kernel() {
     let mut world = World::new(Start { tcp: true, one_shot: false, room: 3, chance: None }, false);
     world.kernel.borrow_mut().peer_sends(5, false);
     world.scratch.read_limit = 0;

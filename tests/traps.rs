@@ -520,14 +520,14 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/event_loop/memory.rs",
         "self.max_bytes.saturating_sub(self.in_use).max(MIN_READ).min(self.block_size)",
         "self.block_size",
-        "reads_get_smaller_near_the_bound_and_the_sum_keeps_it",
+        "reads_shrink_near_the_bound_and_keep_it",
     ),
     (
         49,
         "src/event_loop/connection.rs",
         "0 => self.echo_in_place(scratch, observer)?, // There is no memory.",
         "0 => self.read(scratch, scratch.buffer.len(), observer)?,",
-        "without_memory_bytes_are_echoed_or_stay_in_the_kernel",
+        "unkept_bytes_stay_in_the_kernel",
     ),
     (
         49,
@@ -646,7 +646,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "src/event_loop/tcp_info.rs",
         "(self.send_queue() == SendQueue::Unacknowledged).then_some(idle)",
         "(self.send_queue() == SendQueue::Gone).then_some(idle)",
-        "tail_is_not_complete_and_ages_until_the_peer_reads",
+        "unread_tail_is_incomplete_and_ages",
     ),
     (
         59,

@@ -102,7 +102,7 @@ impl Acceptor {
         }
     }
 
-    /// Returns why there is no listener any more, if that is so without a graceful shutdown.
+    /// Returns why the last listener was dropped, if it was not closed by a graceful shutdown.
     pub fn take_failure(&mut self) -> Option<io::Error> {
         self.failure.take()
     }

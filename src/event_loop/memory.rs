@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn small_output_is_on_the_heap_and_large_output_in_mappings() {
+    fn large_output_is_mapped_and_small_on_heap() {
         let mut memory = OutputMemory::new(64 << 20, BLOCK);
         assert_eq!(kept(&mut memory, 1), (false, 1));
         assert_eq!(kept(&mut memory, MIN_READ), (false, MIN_READ));
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_get_smaller_near_the_bound_and_the_sum_keeps_it() {
+    fn reads_shrink_near_the_bound_and_keep_it() {
         let max_bytes = 10 * BLOCK;
         let mut memory = OutputMemory::new(max_bytes, BLOCK);
         let mut held = Vec::new();

@@ -3,7 +3,8 @@
 //!
 //! The main idea is to separate recording from serving. An event only sets a mark; I/O happens in one place, with a bounded
 //! amount of work per iteration. So fairness, stale events, graceful shutdown and leftover work need no code of their own: all
-//! of them are entries in one ready queue, at most one per connection, and while it is not empty the wait takes no time.
+//! of them are entries in a ready queue, at most one per connection, and while any is queued the wait takes no time. There are two
+//! queues, for light and for heavy connections, so that small messages do not wait for all bulk transfers.
 //!
 //! On first reading, ignore the parameters `M` (a [`Monitor`]: metrics and service manager), `P` (the [`Protocol`]) and
 //! `observer` (`--explain`).

@@ -154,7 +154,7 @@ mod linux {
         }
 
         #[test]
-        fn tail_is_not_complete_and_ages_until_the_peer_reads() {
+        fn unread_tail_is_incomplete_and_ages() {
             let (mut ours, mut peer) = connected();
             ours.write_all(&[b'x'; 60_000]).expect("room in the send queue");
             peer.shutdown(Shutdown::Write).expect("FIN");

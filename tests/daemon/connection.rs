@@ -388,7 +388,7 @@ fn reset_is_logged_at_debug_level() {
 }
 
 #[test]
-fn debug_log_names_both_addresses_bytes_and_duration() {
+fn debug_log_has_addresses_bytes_and_duration() {
     let daemon = Daemon::start(&["-v"]);
     let client = daemon.connect();
     client.echo(b"hello");

@@ -57,7 +57,7 @@ impl Drop for Bulk {
 }
 
 #[test]
-fn small_message_does_not_wait_for_all_bulk_transfers() {
+fn small_message_overtakes_bulk_transfers() {
     // One iteration that serves 64 peers by 4 reads of 16 MiB buffers would take seconds.
     let daemon = Daemon::start(&["--buffer-size", "1048576"]);
     let client = daemon.connect();
@@ -75,7 +75,7 @@ fn small_message_does_not_wait_for_all_bulk_transfers() {
 }
 
 #[test]
-fn second_signal_is_handled_while_many_connections_drain() {
+fn second_signal_is_handled_during_large_drain() {
     const CONNECTIONS: usize = 3000;
     let mut daemon = Daemon::start(&["--drain-timeout", "60s"]);
     let clients: Vec<Client> = (0..CONNECTIONS).map(|_| daemon.connect()).collect();

@@ -194,7 +194,7 @@ fn unexpected_poll_error_ends_the_daemon() {
 
 #[test]
 fn signal_is_handled_if_its_pipe_write_fails() {
-    // The handler of signal-hook writes to a socket pair. It is the first call of sendto(2) here, because nobody is connected.
+    // The handler of signal-hook writes to a socket pair. It is the first call of sendto(2) here, because no client has connected.
     let Some(mut daemon) = with_faults(&["inject=sendto:error=ENOBUFS:when=1"]) else { return };
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_exit(TIMEOUT).success());

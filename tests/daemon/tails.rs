@@ -24,7 +24,7 @@ fn leave_tail(client: &Client, bytes: &[u8]) {
 }
 
 #[test]
-fn connection_finishes_only_when_the_tail_is_acknowledged() {
+fn connection_finishes_when_tail_is_acknowledged() {
     let daemon = Daemon::start(&["-v"]);
     let client = small_receiver(&daemon);
     let bytes = pattern(1, TAIL);
@@ -61,7 +61,7 @@ fn slow_reader_of_the_tail_is_not_idle() {
 }
 
 #[test]
-fn idle_timeout_applies_to_a_tail_that_does_not_move() {
+fn stuck_tail_is_closed_as_idle() {
     let daemon = Daemon::start(&["-v", "--idle-timeout", "1s"]);
     let client = small_receiver(&daemon);
     leave_tail(&client, &pattern(3, TAIL));

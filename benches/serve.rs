@@ -1,7 +1,7 @@
 //! The cost of the connection state machine alone: each socket is a pair of numbers, without
 //! system calls and without copies.
 //!
-//!     cargo bench --bench turn
+//!     cargo bench --bench serve
 
 use std::env;
 use std::io::{self, ErrorKind, Read, Write};
@@ -127,7 +127,7 @@ fn nothing_to_read(bencher: Bencher) {
 
 /// More data than the budget of one time slice.
 #[divan::bench]
-fn as_much_as_a_turn_reads(bencher: Bencher) {
+fn as_much_as_one_serve_reads(bencher: Bencher) {
     serve(bencher, Socket { inbox: Some(usize::MAX), room: usize::MAX }, Readable::UntilShort, Outcome::Requeue);
 }
 
