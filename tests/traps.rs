@@ -525,7 +525,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         49,
         "src/event_loop/connection.rs",
-        "0 => self.echo_in_place(scratch, observer)?, // There is no memory.",
+        "0 => self.echo_in_place(scratch, observer)?, // Out of memory.",
         "0 => self.read(scratch, scratch.buffer.len(), observer)?,",
         "unkept_bytes_stay_in_the_kernel",
     ),
@@ -668,7 +668,7 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
 const NOT_REMOVABLE: [(u32, &str); 7] = [
     (9, "fewer events per wait cost time; epoll returns the rest in rotation, so no connection is starved"),
     (32, "the client decides"),
-    (40, "each echo is timed, so there is no mean to print"),
+    (40, "each echo is timed, so a mean is not printed"),
     (44, "the tests run what the benchmark measures"),
     (45, "it is documented, not handled"),
     (60, "zero-copy sends are not used"),

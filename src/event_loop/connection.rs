@@ -132,7 +132,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
             }
             reads += 1;
             let result = match scratch.read_limit {
-                0 => self.echo_in_place(scratch, observer)?, // There is no memory.
+                0 => self.echo_in_place(scratch, observer)?, // Out of memory.
                 limit => self.read(scratch, limit, observer)?,
             };
             match result {

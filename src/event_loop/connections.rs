@@ -13,7 +13,7 @@ use crate::event_loop::state::State;
 use crate::event_loop::token::ConnectionId;
 use crate::event_loop::transport::{Stream, Transport};
 
-/// How long a connection waits, in milliseconds, after there was no memory for it.
+/// How long a connection that ran out of memory waits for its retry, in milliseconds.
 const RETRY_INTERVAL_MS: u64 = 100;
 
 /// Address space per connection, in bytes, that the storage and the queues need: see [`Connections::with_capacity`].
@@ -43,7 +43,7 @@ pub struct Connections<T = Stream, P = Echo> {
     handed_out: usize,
     /// Heavy connections with work to do.
     heavy: VecDeque<ConnectionId>,
-    /// Connections for which there was no memory, with the time of their retry in milliseconds, earliest first.
+    /// Connections that ran out of memory, with the time of their retry in milliseconds, earliest first.
     out_of_memory: VecDeque<(u64, ConnectionId)>,
     /// Times that a connection used up its budget, or was interrupted, since startup.
     pub budget_exhausted: u64,

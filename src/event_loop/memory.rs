@@ -106,7 +106,7 @@ impl OutputMemory {
         self.in_use
     }
 
-    /// Returns how many bytes a connection may read now. 0 means that there is no memory to keep them: see
+    /// Returns how many bytes a connection may read now. 0 means that memory to keep them is lacking: see
     /// [`Connection::serve`](crate::event_loop::connection::Connection::serve).
     pub fn read_limit(&mut self) -> usize {
         if self.reserve.is_none() && !self.refill_reserve() {
@@ -197,7 +197,7 @@ impl Reserve {
     }
 }
 
-/// Moves a value to the heap, or returns `None` if there is no memory. An array of one, because of all fallible allocations
+/// Moves a value to the heap, or returns `None` if the allocation fails. An array of one, because of all fallible allocations
 /// only those of `Vec` are stable.
 fn try_box<T>(value: T) -> Option<Box<[T; 1]>> {
     let mut vec = Vec::new();

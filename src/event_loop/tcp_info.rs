@@ -16,7 +16,7 @@ pub enum SendQueue {
     Empty,
     /// Something is still to be sent or to be acknowledged.
     Unacknowledged,
-    /// There is no connection any more: both FINs are acknowledged, or it was reset.
+    /// The connection has ended: both FINs are acknowledged, or it was reset.
     Gone,
 }
 
@@ -145,7 +145,7 @@ mod linux {
             peer.write_all(b"hello").expect("send");
             ours.read_exact(&mut [0; 5]).expect("five bytes");
             ours.write_all(b"hello").expect("send");
-            assert!(!tcp_info(&ours).expect("TCP_INFO").is_complete(5), "there is no FIN yet");
+            assert!(!tcp_info(&ours).expect("TCP_INFO").is_complete(5), "the FIN has not arrived yet");
             peer.read_exact(&mut [0; 5]).expect("five bytes");
             peer.shutdown(Shutdown::Write).expect("FIN");
             eventually("the FIN", || tcp_info(&ours).is_some_and(|info| info.is_complete(5)));

@@ -129,7 +129,7 @@ impl Write for Stream {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(()) // There is no buffer in user space.
+        Ok(()) // Nothing is buffered in user space.
     }
 }
 

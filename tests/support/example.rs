@@ -13,7 +13,7 @@ pub fn example(name: &str) -> PathBuf {
     let roots = [format!("examples/{name}.rs"), format!("examples/ladder/{name}.rs")].map(PathBuf::from);
     let changed = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
     let source: Option<SystemTime> = roots.into_iter().chain(modules).filter_map(|path| changed(&path)).max();
-    assert!(source.is_some(), "there is no source of {name}");
+    assert!(source.is_some(), "the source of {name} should exist");
     assert!(changed(&path) > source, "{} is missing or stale: run `cargo build --examples`", path.display());
     path
 }

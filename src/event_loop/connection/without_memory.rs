@@ -1,4 +1,4 @@
-//! The echo when there is no memory for output: nothing is taken from the kernel that could not be written at once.
+//! The echo without memory for output: only bytes that have been written are removed from the receive queue.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use crate::event_loop::readiness::Readable;
 use crate::event_loop::scratch::Scratch;
 use crate::event_loop::transport::{Transport, write_until_would_block};
 
-/// How many bytes are echoed at a time when there is no memory to keep them. Copied twice, so not many.
+/// How many bytes are echoed at a time without memory to keep them. They are copied twice, so the limit is low.
 const MAX_PEEK: usize = 4096;
 
 /// How often a read of bytes that are certainly there is repeated before the connection is given up.
