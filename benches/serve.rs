@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 
 use divan::{Bencher, black_box};
-use echod::event_loop::connection::Connection;
+use echod::event_loop::connection::{Connection, Quantum};
 use echod::event_loop::observer::Silent;
 use echod::event_loop::outcome::{CloseReason, Outcome};
 use echod::event_loop::readiness::Readable;
@@ -98,7 +98,7 @@ fn serve(bencher: Bencher, socket: Socket, readable: Readable, expected: Outcome
     let mut scratch = Scratch::new(BUFFER_SIZE, 64 << 20);
     bencher.with_inputs(|| connection(socket)).bench_local_refs(|connection| {
         connection.record_readiness(black_box(readable), true);
-        let outcome = connection.serve(&mut scratch, &mut Silent);
+        let outcome = connection.serve(Quantum::LIGHT, &mut scratch, &mut Silent);
         assert_eq!(outcome, expected);
     });
 }

@@ -7,6 +7,8 @@
 //! down. After every step the invariants are checked (`simulation/world.rs`). At the end the peer behaves, and everything must
 //! have been echoed.
 //!
+//! `simulation/rounds.rs` does the same with several connections, served in rounds as the server serves them.
+//!
 //! The same steps are drawn a second time, by proptest, as a script. There are fewer of them, because drawing takes longer, but a
 //! script that fails is reduced to the shortest that still does.
 //!
@@ -20,6 +22,8 @@
 mod kernel;
 #[path = "support/property.rs"]
 mod property;
+#[path = "simulation/rounds.rs"]
+mod rounds;
 #[path = "simulation/world.rs"]
 mod world;
 

@@ -128,24 +128,23 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     ),
     (
         2,
-        "src/event_loop/server.rs",
-        "Outcome::Requeue => self.connections.requeue(id),",
+        "src/event_loop/connections.rs",
+        "Outcome::Requeue => self.requeue(id),",
         "Outcome::Requeue => {}",
         "leftover_data_is_served_without_a_new_edge",
     ),
     (
         2,
         "src/event_loop/connections.rs",
-        "mem::swap(&mut self.ready, &mut self.round);",
-        "mem::swap(&mut self.ready, &mut self.round);
-        self.round.truncate(1);",
+        "self.light.drain(..count);",
+        "self.light.clear();",
         "connections_becoming_ready_mid_iteration_wait_for_the_next",
     ),
     (
         3,
         "src/event_loop/connection.rs",
-        "if reads >= MAX_READS_PER_SERVE && (!self.is_heavy || reads >= MAX_READS_PER_HEAVY_SERVE) {",
-        "if reads == usize::MAX && (!self.is_heavy || reads >= MAX_READS_PER_HEAVY_SERVE + MAX_READS_PER_SERVE) {",
+        "if reads >= quantum.reads || self.is_heavy && !quantum.is_heavy() {",
+        "if reads == usize::MAX {",
         "random_schedules_lose_no_byte_and_no_wakeup",
     ),
     (
@@ -542,12 +541,33 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
         "            && connection.record_readiness(readable, writable)
             && !mem::replace(&mut connection.queued, true)
         {
-            if connection.is_heavy { self.heavy.push_back(id) } else { self.ready.push(id) }",
+            if connection.is_heavy { self.heavy.push_back(id) } else { self.light.push(id) }",
         "            && connection.record_readiness(readable, writable)
             && !mem::replace(&mut connection.queued, true)
         {
-            self.ready.push(id)",
+            self.light.push(id)",
         "heavy_connections_have_a_queue_of_their_own",
+    ),
+    (
+        50,
+        "src/event_loop/connections.rs",
+        "if scratch.traffic.received >= until {",
+        "if scratch.traffic.received >= until && bytes == 0 {",
+        "light_connection_waits_for_bounded_heavy_work",
+    ),
+    (
+        50,
+        "src/event_loop/connection.rs",
+        "pub const LIGHT: Quantum = Quantum { reads: MAX_READS_PER_SERVE, read_size: HEAVY_READ };",
+        "pub const LIGHT: Quantum = Quantum { reads: MAX_READS_PER_SERVE, read_size: usize::MAX };",
+        "light_connection_waits_for_bounded_heavy_work",
+    ),
+    (
+        50,
+        "src/event_loop/server.rs",
+        "if connection.queued {",
+        "if connection.queued && now == 0 {",
+        "bulk_transfers_in_a_frozen_daemon_are_not_idle",
     ),
     (
         51,

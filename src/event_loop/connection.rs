@@ -23,7 +23,7 @@ use crate::event_loop::protocol::{Echo, Protocol};
 use crate::event_loop::readiness::Readable;
 use crate::event_loop::scratch::Scratch;
 use crate::event_loop::state::State;
-use crate::event_loop::transport::{Peer, Transport, write_until_would_block};
+use crate::event_loop::transport::{Peer, Transport, continue_writing};
 
 /// The maximum number of reads from a light connection each time it is served.
 ///
@@ -39,6 +39,28 @@ pub const MAX_READS_PER_HEAVY_SERVE: usize = 8;
 
 /// From this size on, a read makes a connection heavy, in bytes. Messages of interactive protocols are smaller.
 pub const HEAVY_READ: usize = 16 * 1024;
+
+/// How much a connection may read each time it is served.
+#[derive(Clone, Copy, Debug)]
+pub struct Quantum {
+    /// The maximum number of reads.
+    pub reads: usize,
+    /// The maximum number of bytes per read.
+    pub read_size: usize,
+}
+
+impl Quantum {
+    /// For a light connection. It ends with the first read that makes the connection heavy, so that many connections that become
+    /// heavy at the same time do not delay the light ones.
+    pub const LIGHT: Quantum = Quantum { reads: MAX_READS_PER_SERVE, read_size: HEAVY_READ };
+    /// For a heavy connection.
+    pub const HEAVY: Quantum = Quantum { reads: MAX_READS_PER_HEAVY_SERVE, read_size: usize::MAX };
+
+    #[inline(always)]
+    const fn is_heavy(self) -> bool {
+        self.read_size > HEAVY_READ
+    }
+}
 
 /// The longest message that `--one-shot` echoes, in bytes: the `recv(1024)` of the tutorial's server.
 pub const MAX_ONE_SHOT_BYTES: usize = 1024;
@@ -69,7 +91,7 @@ pub struct Connection<T, P = Echo> {
     ///
     /// [`Connections`]: crate::event_loop::connections::Connections
     pub(super) queued: bool,
-    /// Whether the last read was large. The server serves such a connection after those with small messages.
+    /// Whether a read was large when the connection was last served. Such a connection is served after those with small messages.
     pub(super) is_heavy: bool,
     protocol: P,
 }
@@ -103,11 +125,11 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
         if self.is_stalled() { writable } else { self.readable != Readable::No }
     }
 
-    /// Does what can be done now, within [`MAX_READS_PER_SERVE`] or, if it is heavy, [`MAX_READS_PER_HEAVY_SERVE`].
+    /// Does what can be done now, within `quantum`.
     #[inline(always)]
-    pub fn serve(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> Outcome {
+    pub fn serve(&mut self, quantum: Quantum, scratch: &mut Scratch, observer: &mut impl Observer) -> Outcome {
         // `?` passes on system errors, which are classified in one place.
-        let outcome = self.echo(scratch, observer).unwrap_or_else(|error| Outcome::from_io_error(&error));
+        let outcome = self.echo(quantum, scratch, observer).unwrap_or_else(|error| Outcome::from_io_error(&error));
         debug_assert!(self.state.allows(outcome), "{outcome:?} in {:?}", self.state);
         debug_assert!(outcome != Outcome::Idle || self.must_wait(), "{:?} would sleep through its work", self.state);
         outcome
@@ -116,7 +138,7 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
     /// The plain echo of an established connection: read, answer, until there is nothing more to read or the peer does not
     /// read. Everything else is up to `drive`.
     #[inline(always)]
-    fn echo(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> io::Result<Outcome> {
+    fn echo(&mut self, quantum: Quantum, scratch: &mut Scratch, observer: &mut impl Observer) -> io::Result<Outcome> {
         if (self.state != State::Established || self.is_stalled())
             && let Some(outcome) = self.drive(scratch, observer)?
         {
@@ -125,13 +147,15 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
         if self.readable == Readable::UntilEnd && self.is_complete(observer) {
             return Ok(Outcome::Closed(CloseReason::Finished));
         }
+        if self.readable == Readable::No {
+            return Ok(Outcome::Idle);
+        }
+        if quantum.is_heavy() {
+            self.is_heavy = false; // Until its next large read.
+        }
         let mut reads = 0;
-        while !self.must_wait() {
-            if reads >= MAX_READS_PER_SERVE && (!self.is_heavy || reads >= MAX_READS_PER_HEAVY_SERVE) {
-                return Ok(Outcome::Requeue);
-            }
-            reads += 1;
-            let result = match scratch.read_limit {
+        loop {
+            let result = match scratch.read_limit.min(quantum.read_size) {
                 0 => self.echo_in_place(scratch, observer)?, // Out of memory.
                 limit => self.read(scratch, limit, observer)?,
             };
@@ -143,8 +167,14 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
                 Some(count) => self.answer(count, scratch, observer)?,
                 None => {}
             }
+            if self.must_wait() {
+                return Ok(Outcome::Idle);
+            }
+            reads += 1;
+            if reads >= quantum.reads || self.is_heavy && !quantum.is_heavy() {
+                return Ok(Outcome::Requeue);
+            }
         }
-        Ok(Outcome::Idle)
     }
 
     /// Reads at most `limit` bytes into the scratch buffer. Returns how many, 0 at the end of the peer's stream, or `None` if the
@@ -158,7 +188,9 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
                 Ok(Some(0))
             }
             Ok(count) => {
-                self.is_heavy = count >= HEAVY_READ;
+                if count >= HEAVY_READ {
+                    self.is_heavy = true;
+                }
                 // A short read means that the receive queue is empty (epoll(7), Q9), which saves the read that would return
                 // WouldBlock. Not next to a FIN or urgent data: those end a read early with more data behind it, and
                 // the event has asked to read `UntilWouldBlock`.
@@ -187,16 +219,20 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
         if answer.is_empty() {
             return Ok(()); // Never true for echo, and the compiler knows: `count` is not 0.
         }
-        let (count, result) = write_until_would_block(&mut self.stream, answer);
-        scratch.traffic.sent += count as u64;
-        if count == answer.len() {
+        let result = self.stream.write(answer);
+        if matches!(result, Ok(count) if count == answer.len()) {
+            scratch.traffic.sent += answer.len() as u64;
             observer.event(self.number, ConnectionEvent::Sent(answer));
-            return result;
+            return Ok(());
         }
+        let (count, result) = continue_writing(&mut self.stream, answer, result);
+        scratch.traffic.sent += count as u64;
         report_partial_write(self.number, answer, count, observer);
-        self.pending = Some(scratch.memory.keep(&answer[count..]));
-        scratch.traffic.stalled += 1;
-        scratch.update();
+        if count < answer.len() {
+            self.pending = Some(scratch.memory.keep(&answer[count..]));
+            scratch.traffic.stalled += 1;
+            scratch.update();
+        }
         result
     }
 
@@ -260,7 +296,9 @@ fn report_partial_write(number: u32, answer: &[u8], count: usize, observer: &mut
     if !sent.is_empty() {
         observer.event(number, ConnectionEvent::Sent(sent));
     }
-    observer.event(number, ConnectionEvent::Stalled(rest.len()));
+    if !rest.is_empty() {
+        observer.event(number, ConnectionEvent::Stalled(rest.len()));
+    }
 }
 
 // Performance notes. `serve`, `echo`, `read` and `answer` are inlined into the server's loop, so that an echo saves registers

@@ -6,9 +6,12 @@ use std::mem;
 use slab::Slab;
 
 use crate::event_loop::clock::NEVER;
-use crate::event_loop::connection::Connection;
+use crate::event_loop::connection::{Connection, Quantum};
+use crate::event_loop::observer::Observer;
+use crate::event_loop::outcome::Outcome;
 use crate::event_loop::protocol::{Echo, Protocol};
 use crate::event_loop::readiness::Readable;
+use crate::event_loop::scratch::Scratch;
 use crate::event_loop::state::State;
 use crate::event_loop::token::ConnectionId;
 use crate::event_loop::transport::{Stream, Transport};
@@ -17,17 +20,17 @@ use crate::event_loop::transport::{Stream, Transport};
 const RETRY_INTERVAL_MS: u64 = 100;
 
 /// Address space per connection, in bytes, that the storage and the queues need: see [`Connections::with_capacity`].
-const BYTES_PER_SLOT: usize = 64 + 3 * size_of::<ConnectionId>() + 2 * 16 + size_of::<u32>();
+const BYTES_PER_SLOT: usize = 64 + 2 * size_of::<ConnectionId>() + 3 * 16 + size_of::<u32>();
 
 /// All open connections, addressed by [`ConnectionId`], and the queues of those that have work to do.
 ///
-/// A connection is in a queue at most once: its `queued` flag belongs to this type. An iteration of the loop serves the *light*
-/// connections that are queued when it starts ([`start_round`](Connections::start_round), [`next_light`](Connections::next_light)).
-/// Those that become ready in the meantime are served in the next one, so every iteration terminates.
+/// A connection is in a queue at most once: its `queued` flag belongs to this type. An iteration of the loop is one round: it
+/// serves the connections that are queued when it starts ([`serve_round`](Connections::serve_round)). Those that become ready in
+/// the meantime are served in the next one, so every iteration terminates.
 ///
-/// A connection whose last read was large is *heavy*: it transfers bulk data. Heavy connections have a queue of their own,
-/// from which an iteration serves only a few ([`next_heavy`](Connections::next_heavy)), after the light ones. So a small message
-/// waits for a bounded amount of bulk work, not for every bulk transfer: the idea of fq_codel (RFC 8290, 4.2, sparse flows).
+/// A connection that had a large read when it was last served is *heavy*: it transfers bulk data. All others are *light*. Heavy connections have a
+/// queue of their own, from which a round serves only a few, after all light ones. So a small message waits for a bounded
+/// amount of bulk work, not for every bulk transfer: the idea of fq_codel (RFC 8290, 4.2, sparse flows).
 #[derive(Debug)]
 pub struct Connections<T = Stream, P = Echo> {
     slab: Slab<Connection<T, P>>,
@@ -36,13 +39,12 @@ pub struct Connections<T = Stream, P = Echo> {
     opened_ms: Vec<u32>,
     /// How many connections fit into the reserved address space.
     capacity: usize,
-    /// Light connections with work to do, for the next round.
-    ready: Vec<ConnectionId>,
-    /// The light connections of the current round, and how many of them have been handed out.
-    round: Vec<ConnectionId>,
-    handed_out: usize,
+    /// Light connections with work to do.
+    light: Vec<ConnectionId>,
     /// Heavy connections with work to do.
     heavy: VecDeque<ConnectionId>,
+    /// Outcomes of this round on which the server has to act.
+    outcomes: Vec<(ConnectionId, Outcome)>,
     /// Connections that ran out of memory, with the time of their retry in milliseconds, earliest first.
     out_of_memory: VecDeque<(u64, ConnectionId)>,
     /// Times that a connection used up its budget, or was interrupted, since startup.
@@ -80,10 +82,9 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
             slab: Slab::with_capacity(capacity),
             opened_ms: Vec::with_capacity(capacity),
             capacity,
-            ready: Vec::with_capacity(capacity),
-            round: Vec::with_capacity(capacity),
-            handed_out: 0,
+            light: Vec::with_capacity(capacity),
             heavy: VecDeque::with_capacity(capacity),
+            outcomes: Vec::with_capacity(capacity),
             out_of_memory: VecDeque::with_capacity(capacity),
             budget_exhausted: 0,
             last_number: 0,
@@ -106,46 +107,80 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
             && connection.record_readiness(readable, writable)
             && !mem::replace(&mut connection.queued, true)
         {
-            if connection.is_heavy { self.heavy.push_back(id) } else { self.ready.push(id) }
+            if connection.is_heavy { self.heavy.push_back(id) } else { self.light.push(id) }
         }
     }
 
     /// Returns whether a connection is queued.
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty() || !self.heavy.is_empty()
+        !self.light.is_empty() || !self.heavy.is_empty()
     }
 
-    /// Returns the number of heavy connections that are queued.
-    pub fn heavy_len(&self) -> usize {
-        self.heavy.len()
+    /// Serves a round: each light connection that is queued now, and then heavy ones until they have read `heavy_bytes` (the one
+    /// that reaches this bound may finish its quantum). The caller acts on what [`next_outcome`](Connections::next_outcome)
+    /// returns afterwards.
+    #[inline(never)]
+    pub fn serve_round(&mut self, heavy_bytes: u64, scratch: &mut Scratch, observer: &mut impl Observer) {
+        let count = self.light.len();
+        for index in 0..count {
+            let id = self.light[index];
+            let Some(connection) = self.dequeued(id) else { continue };
+            match connection.serve(Quantum::LIGHT, scratch, observer) {
+                Outcome::Idle => {}
+                outcome => self.record(id, outcome),
+            }
+        }
+        if self.light.len() == count {
+            self.light.clear();
+        } else {
+            self.light.drain(..count);
+        }
+        if !self.heavy.is_empty() {
+            self.serve_heavy(heavy_bytes, scratch, observer);
+        }
     }
 
-    /// Starts a round: [`next_light`](Connections::next_light) hands out the light connections that are queued now.
+    /// Serves heavy connections, each at most once, until they have read `bytes`.
+    #[inline(never)]
+    fn serve_heavy(&mut self, bytes: u64, scratch: &mut Scratch, observer: &mut impl Observer) {
+        let until = scratch.traffic.received + bytes;
+        for _ in 0..self.heavy.len() {
+            if scratch.traffic.received >= until {
+                break;
+            }
+            let Some(id) = self.heavy.pop_front() else { break };
+            let Some(connection) = self.dequeued(id) else { continue };
+            let outcome = connection.serve(Quantum::HEAVY, scratch, observer);
+            self.record(id, outcome);
+        }
+    }
+
+    /// Queues a connection that has work left. Other outcomes are up to the caller of `serve_round`.
+    #[inline(never)]
+    fn record(&mut self, id: ConnectionId, outcome: Outcome) {
+        match outcome {
+            Outcome::Idle => {}
+            Outcome::Requeue => self.requeue(id),
+            Outcome::OutOfMemory | Outcome::Closed(_) => self.outcomes.push((id, outcome)),
+        }
+    }
+
+    /// Returns whether there are outcomes on which the server has to act.
     #[inline]
-    pub fn start_round(&mut self) {
-        debug_assert_eq!(self.handed_out, self.round.len(), "the previous round was not finished");
-        self.round.clear();
-        self.handed_out = 0;
-        mem::swap(&mut self.ready, &mut self.round);
+    pub fn has_outcomes(&self) -> bool {
+        !self.outcomes.is_empty()
     }
 
-    /// Returns the next light connection of this round.
+    /// Returns the next outcome of this round on which the server has to act: `OutOfMemory` or `Closed`.
     #[inline]
-    pub fn next_light(&mut self) -> Option<ConnectionId> {
-        let &id = self.round.get(self.handed_out)?;
-        self.handed_out += 1;
-        Some(id)
+    pub fn next_outcome(&mut self) -> Option<(ConnectionId, Outcome)> {
+        self.outcomes.pop()
     }
 
-    /// Takes the next heavy connection out of its queue.
-    pub fn next_heavy(&mut self) -> Option<ConnectionId> {
-        self.heavy.pop_front()
-    }
-
-    /// Returns a connection that has been handed out, which may be queued again from now on, or `None` if it has been closed in the
-    /// meantime.
+    /// Returns a connection that is about to be served, and may be queued again from now on, or `None` if it has been closed in
+    /// the meantime.
     #[inline]
-    pub fn dequeued(&mut self, id: ConnectionId) -> Option<&mut Connection<T, P>> {
+    fn dequeued(&mut self, id: ConnectionId) -> Option<&mut Connection<T, P>> {
         let connection = self.get_mut(id)?;
         connection.queued = false;
         Some(connection)
@@ -157,12 +192,21 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
         if let Some(connection) = connection
             && !mem::replace(&mut connection.queued, true)
         {
-            if connection.is_heavy { self.heavy.push_back(id) } else { self.ready.push(id) }
+            if connection.is_heavy { self.heavy.push_back(id) } else { self.light.push(id) }
         }
     }
 
+    /// Queues an idle connection to look once whether it has work to do: as a light one, because it is not transferring bulk data
+    /// now.
+    pub fn enqueue_idle(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.get_mut(id) {
+            connection.is_heavy = false;
+        }
+        self.mark_ready(id, Readable::UntilWouldBlock, true);
+    }
+
     /// Queues a connection that used up its budget and has work left.
-    pub fn requeue(&mut self, id: ConnectionId) {
+    fn requeue(&mut self, id: ConnectionId) {
         self.budget_exhausted += 1;
         self.enqueue(id);
     }
@@ -270,23 +314,39 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use mio::net::UnixStream;
 
     use super::*;
+    use crate::event_loop::observer::Silent;
+    use crate::event_loop::outcome::CloseReason;
     use crate::event_loop::transport::Peer;
 
     fn open(connections: &mut Connections) -> ConnectionId {
         let (stream, _) = UnixStream::pair().expect("socket pair");
+        open_stream(connections, stream)
+    }
+
+    fn open_stream(connections: &mut Connections, stream: UnixStream) -> ConnectionId {
         let id = connections.next_id();
         connections.insert(id, Connection::new(Stream::Unix(stream), Peer::Unix, id.generation, false, 0), 0);
         id
     }
 
-    /// Returns the ids that one round hands out.
+    /// Opens two connections whose peers are open, too.
+    fn open_with_peers(connections: &mut Connections) -> ([UnixStream; 2], [ConnectionId; 2]) {
+        let pairs = [(); 2].map(|()| UnixStream::pair().expect("socket pair"));
+        let (ours, theirs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        let ids: Vec<_> = ours.into_iter().map(|stream| open_stream(connections, stream)).collect();
+        (theirs.try_into().expect("two peers"), ids.try_into().expect("two connections"))
+    }
+
+    /// Serves one round without heavy connections. Returns the light ones that were served in it.
     fn round(connections: &mut Connections) -> Vec<ConnectionId> {
-        connections.start_round();
-        let ids: Vec<_> = std::iter::from_fn(|| connections.next_light()).collect();
-        ids.into_iter().filter(|&id| connections.dequeued(id).is_some()).collect()
+        let queued = connections.light.clone();
+        connections.serve_round(0, &mut Scratch::new(64, 1 << 20), &mut Silent);
+        queued.into_iter().filter(|&id| connections.get_mut(id).is_some()).collect()
     }
 
     #[test]
@@ -303,7 +363,7 @@ mod tests {
         assert!(connections.get_mut(ConnectionId { slot: 9, generation: 1 }).is_none());
 
         connections.mark_ready(second, Readable::UntilWouldBlock, true);
-        assert_eq!(connections.ready, [second]);
+        assert_eq!(connections.light, [second]);
     }
 
     #[test]
@@ -313,7 +373,7 @@ mod tests {
         connections.enqueue(id);
         connections.enqueue(id);
         connections.mark_ready(id, Readable::UntilWouldBlock, true);
-        assert_eq!(connections.ready, [id]);
+        assert_eq!(connections.light, [id]);
         assert!(connections.has_ready(), "the loop must not sleep");
     }
 
@@ -339,23 +399,37 @@ mod tests {
         connections.requeue_due_retries(1000 + RETRY_INTERVAL_MS - 1);
         assert!(!connections.has_ready());
         connections.requeue_due_retries(1000 + RETRY_INTERVAL_MS);
-        assert_eq!(connections.ready, [id]);
+        assert_eq!(connections.light, [id]);
         assert_eq!(connections.next_retry(), NEVER);
     }
 
     #[test]
     fn connections_becoming_ready_mid_iteration_wait_for_the_next() {
         let mut connections = Connections::with_capacity(2);
-        let (first, second) = (open(&mut connections), open(&mut connections));
-        connections.enqueue(first);
-        connections.enqueue(second);
-        connections.start_round();
-        assert_eq!(connections.next_light(), Some(first));
-        assert!(connections.dequeued(first).is_some());
-        connections.enqueue(first);
-        assert_eq!(connections.next_light(), Some(second));
-        assert!(connections.next_light().is_none(), "an iteration that feeds itself would never end");
-        assert_eq!(round(&mut connections), [first]);
+        let (mut peers, ids) = open_with_peers(&mut connections);
+        for peer in &mut peers {
+            // More than a quantum of the small buffer below.
+            peer.write_all(&[b'x'; 8 * 64]).expect("room in the socket");
+        }
+        ids.iter().for_each(|&id| connections.mark_ready(id, Readable::UntilWouldBlock, true));
+        for exhausted in [2, 4] {
+            assert_eq!(round(&mut connections), ids, "an iteration that feeds itself would never end");
+            assert_eq!((connections.budget_exhausted, &connections.light[..]), (exhausted, &ids[..]));
+        }
+        round(&mut connections);
+        assert!(!connections.has_ready() && connections.next_outcome().is_none());
+    }
+
+    #[test]
+    fn outcomes_are_left_for_the_server() {
+        let mut connections = Connections::with_capacity(2);
+        let (peers, ids) = open_with_peers(&mut connections);
+        drop(peers);
+        ids.iter().for_each(|&id| connections.mark_ready(id, Readable::UntilWouldBlock, true));
+        round(&mut connections);
+        let mut closed: Vec<_> = std::iter::from_fn(|| connections.next_outcome()).collect();
+        closed.sort_by_key(|&(id, _)| id.slot);
+        assert_eq!(closed, ids.map(|id| (id, Outcome::Closed(CloseReason::Finished))));
         assert!(!connections.has_ready());
     }
 
@@ -380,37 +454,33 @@ mod tests {
     #[test]
     fn heavy_connections_have_a_queue_of_their_own() {
         let mut connections = Connections::with_capacity(2);
-        let (heavy, light) = (open(&mut connections), open(&mut connections));
+        let (_peers, [heavy, light]) = open_with_peers(&mut connections);
         connections.get_mut(heavy).expect("open connection").is_heavy = true;
         connections.mark_ready(heavy, Readable::UntilWouldBlock, true);
         connections.enqueue(light);
         assert_eq!(round(&mut connections), [light]);
         assert!(connections.has_ready(), "the loop must not sleep");
-        assert_eq!(connections.heavy_len(), 1);
-        assert_eq!(connections.next_heavy(), Some(heavy));
-        assert!(connections.dequeued(heavy).is_some());
-        assert!(connections.next_heavy().is_none() && !connections.has_ready());
-        connections.enqueue(heavy);
+        connections.serve_round(1, &mut Scratch::new(64, 1 << 20), &mut Silent);
+        assert!(!connections.has_ready(), "it has been served");
+        connections.mark_ready(heavy, Readable::UntilWouldBlock, true);
+        assert_eq!(connections.light, [heavy], "without a large read, it is light again");
         connections.remove(heavy);
-        assert_eq!(connections.next_heavy(), Some(heavy));
-        assert!(connections.dequeued(heavy).is_none(), "it has been closed");
+        assert!(round(&mut connections).is_empty(), "it has been closed");
+    }
+
+    #[test]
+    fn idle_connection_is_looked_at_as_a_light_one() {
+        let mut connections = Connections::with_capacity(1);
+        let id = open(&mut connections);
+        connections.get_mut(id).expect("open connection").is_heavy = true;
+        connections.enqueue_idle(id);
+        assert_eq!(connections.light, [id]);
     }
 
     #[test]
     fn impossible_capacity_is_reduced() {
         let connections: Connections = Connections::with_capacity(usize::MAX / BYTES_PER_SLOT / 2);
         assert!((1..usize::MAX / BYTES_PER_SLOT / 2).contains(&connections.capacity()));
-    }
-
-    #[test]
-    fn exhausted_budget_is_counted_and_queued() {
-        let mut connections = Connections::with_capacity(1);
-        let id = open(&mut connections);
-        connections.requeue(id);
-        assert_eq!(connections.budget_exhausted, 1);
-        assert_eq!(connections.ready, [id]);
-        connections.requeue(id);
-        assert_eq!(connections.budget_exhausted, 2);
     }
 
     #[test]
@@ -422,6 +492,6 @@ mod tests {
         assert_eq!(round(&mut connections), [first]);
         assert!(!connections.any_draining_output(), "it waits for its peer, which must not delay the end of a drain");
         connections.drain(second);
-        assert_eq!(connections.ready, [second]);
+        assert_eq!(connections.light, [second]);
     }
 }

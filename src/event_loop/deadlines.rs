@@ -61,7 +61,8 @@ impl Deadlines {
         self.timeout.is_some_and(|timeout| u64::from(idle) > timeout)
     }
 
-    fn arm_at(&mut self, slot: u32, deadline: u64) {
+    /// Arms the timer of `slot` for this time. Does nothing if it is armed already.
+    pub fn arm_at(&mut self, slot: u32, deadline: u64) {
         let index = slot as usize;
         if index >= self.armed.len() {
             self.armed.resize(index + 1, false);

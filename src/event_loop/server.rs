@@ -31,7 +31,7 @@ use crate::event_loop::monitor::{Monitor, NoMonitor};
 use crate::event_loop::observer::Observer;
 use crate::event_loop::outcome::{CloseReason, Outcome};
 use crate::event_loop::protocol::{Echo, Protocol};
-use crate::event_loop::readiness::{self, INTEREST, Readable, readiness};
+use crate::event_loop::readiness::{self, INTEREST, readiness};
 use crate::event_loop::scratch::Scratch;
 use crate::event_loop::server::shutdown::DrainPhase;
 use crate::event_loop::settings::Settings;
@@ -135,7 +135,7 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
             for event in &events {
                 self.on_event(event);
             }
-            self.serve(observer);
+            self.serve(HEAVY_BYTES_PER_ITERATION, observer);
             if self.wake_at <= self.clock.ms() {
                 self.handle_signals(observer);
                 self.accept(observer); // New connections after open ones: slots that were just freed are theirs.
@@ -211,48 +211,27 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
 
     // ---- serve ----
 
-    /// Serves every light connection that is ready once, within its budget, and then a bounded amount of heavy ones. A connection
-    /// with work left is queued again.
-    #[inline(never)]
-    fn serve(&mut self, observer: &mut impl Observer) {
-        self.connections.start_round();
-        while let Some(id) = self.connections.next_light() {
-            let Some(connection) = self.connections.dequeued(id) else { continue };
-            match connection.serve(&mut self.scratch, observer) {
-                Outcome::Idle => {}
-                outcome => self.act_on(id, outcome, observer),
-            }
-        }
-        if self.connections.heavy_len() > 0 {
-            self.serve_heavy(observer);
+    /// Serves every light connection that is ready once, within its budget, and then heavy ones until they have read
+    /// `heavy_bytes`. A connection with work left is queued again.
+    #[inline(always)]
+    fn serve(&mut self, heavy_bytes: u64, observer: &mut impl Observer) {
+        self.connections.serve_round(heavy_bytes, &mut self.scratch, observer);
+        if self.connections.has_outcomes() {
+            self.act_on_outcomes(observer);
         }
     }
 
-    /// Serves heavy connections, each at most once, until [`HEAVY_BYTES_PER_ITERATION`] have been read.
+    /// Acts on the outcomes of a round.
     #[inline(never)]
-    fn serve_heavy(&mut self, observer: &mut impl Observer) {
-        let until = self.scratch.traffic.received + HEAVY_BYTES_PER_ITERATION;
-        for _ in 0..self.connections.heavy_len() {
-            if self.scratch.traffic.received >= until {
-                break;
+    fn act_on_outcomes(&mut self, observer: &mut impl Observer) {
+        while let Some((id, outcome)) = self.connections.next_outcome() {
+            match outcome {
+                Outcome::Idle | Outcome::Requeue => {}
+                Outcome::OutOfMemory => {
+                    self.wake_at = self.wake_at.min(self.connections.retry_later(id, self.clock.ms()));
+                }
+                Outcome::Closed(reason) => self.close(id, reason, observer),
             }
-            let Some(id) = self.connections.next_heavy() else { break };
-            let Some(connection) = self.connections.dequeued(id) else { continue };
-            let outcome = connection.serve(&mut self.scratch, observer);
-            self.act_on(id, outcome, observer);
-        }
-    }
-
-    /// Acts on the outcome of serving a connection.
-    #[inline(never)]
-    fn act_on(&mut self, id: ConnectionId, outcome: Outcome, observer: &mut impl Observer) {
-        match outcome {
-            Outcome::Idle => {}
-            Outcome::Requeue => self.connections.requeue(id),
-            Outcome::OutOfMemory => {
-                self.wake_at = self.wake_at.min(self.connections.retry_later(id, self.clock.ms()));
-            }
-            Outcome::Closed(reason) => self.close(id, reason, observer),
         }
     }
 
@@ -366,8 +345,8 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
         if !idle.is_empty() {
             // Each of them is served once more before it is closed. After SIGSTOP, or with more events than one wait returns,
             // there may be data of which we have not been notified yet.
-            idle.iter().for_each(|&id| self.connections.mark_ready(id, Readable::UntilWouldBlock, true));
-            self.serve(observer);
+            idle.iter().for_each(|&id| self.connections.enqueue_idle(id));
+            self.serve(0, observer);
             idle.retain(|id| self.check_idle(id.slot, now).is_some());
             idle.into_iter().for_each(|id| self.close(id, CloseReason::Idle, observer));
         }
@@ -378,6 +357,10 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
     fn check_idle(&mut self, slot: u32, now: u64) -> Option<ConnectionId> {
         let id = self.connections.id_at(slot)?;
         let connection = self.connections.get_mut(id)?;
+        if connection.queued {
+            self.deadlines.arm_at(slot, now + 1); // It has work to do; afterwards we shall see.
+            return None;
+        }
         let mut idle = connection.idle_for(now as u32);
         if self.deadlines.is_expired(idle) {
             idle = connection.ask_idle_for(now as u32);
@@ -401,6 +384,6 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
 }
 
 // Performance notes. `run` is compiled twice, with and without `--explain`. `wait`, `timeout` and `on_event` are forced inline,
-// because the compiler would otherwise turn what both share into calls. `serve` is kept out of line, with the connection's own
-// `serve` inlined into it, so that registers are saved once per iteration instead of once per connection. `close` is kept out
+// because the compiler would otherwise turn what both share into calls. `serve_round` is kept out of line, with the connection's
+// own `serve` inlined into it, so that registers are saved once per iteration instead of once per connection. `close` is kept out
 // of line so that serving needs fewer registers.

@@ -60,9 +60,13 @@ pub fn write_until_would_block(stream: &mut impl Transport, bytes: &[u8]) -> (us
     }
 }
 
-/// Continues after a first write that did not write everything.
+/// Continues after a first write that did not write everything: as [`write_until_would_block`].
 #[cold]
-fn continue_writing(stream: &mut impl Transport, bytes: &[u8], first: io::Result<usize>) -> (usize, io::Result<()>) {
+pub fn continue_writing(
+    stream: &mut impl Transport,
+    bytes: &[u8],
+    first: io::Result<usize>,
+) -> (usize, io::Result<()>) {
     let (mut written, mut result) = (0, first);
     loop {
         match result {

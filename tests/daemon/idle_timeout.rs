@@ -124,6 +124,23 @@ fn silent_one_shot_connection_is_closed() {
 }
 
 #[test]
+fn bulk_transfers_in_a_frozen_daemon_are_not_idle() {
+    // When it goes on, there is more to read than it reads between two looks at its timers, and they have all expired.
+    let daemon = Daemon::start(&["--idle-timeout", "1s"]);
+    let large = pattern(5, 1 << 20);
+    let clients: Vec<Client> = (0..30).map(|_| daemon.connect()).collect();
+    clients.iter().for_each(|client| client.exchange(&large[..1 << 17]));
+    daemon.freeze();
+    let sent: Vec<usize> = clients.iter().map(|client| client.try_send(&large).unwrap_or(0)).collect();
+    thread::sleep(IDLE_TIMEOUT + IDLE_TIMEOUT / 4);
+    daemon.thaw();
+    assert!(sent.iter().sum::<usize>() > 3 << 20, "the kernel accepts too little for this test: {sent:?}");
+    for (client, sent) in clients.iter().zip(sent) {
+        client.expect(&large[..sent]);
+    }
+}
+
+#[test]
 fn idle_timeout_applies_during_drain() {
     over_each_kind(&["--idle-timeout", "1s", "--drain-timeout", "1h"], |daemon| {
         let client = daemon.connect();

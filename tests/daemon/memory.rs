@@ -39,7 +39,7 @@ fn resident_kib(daemon: &Daemon) -> u64 {
 
 #[test]
 fn memory_is_returned_after_stalled_peak() {
-    const PEERS: usize = 1000;
+    const PEERS: usize = 2000;
     const MAX_GROWTH_KIB: u64 = 4 * 1024;
     let daemon = Daemon::start(&["--max-buffered", "1073741824"]);
     daemon.connect().echo(b"warm");

@@ -14,6 +14,18 @@ use rustix::io::Errno;
 /// Errors with which a call may fail although nothing is wrong with the connection.
 pub const TRANSIENT_ERRORS: [Errno; 3] = [Errno::INTR, Errno::NOMEM, Errno::NOBUFS];
 
+/// The bytes that a peer sends, over and over. The period is not a power of two, so that a shift is noticed.
+const PERIOD: usize = 251;
+static CYCLE: [u8; PERIOD] = {
+    let mut cycle = [0; PERIOD];
+    let mut position = 0;
+    while position < PERIOD {
+        cycle[position] = position as u8;
+        position += 1;
+    }
+    cycle
+};
+
 /// Random failures of single calls. A script has them as steps instead.
 #[derive(Clone, Debug)]
 pub struct Chance {
@@ -84,9 +96,9 @@ impl FakeKernel {
         }
     }
 
-    /// Returns the byte at this position of the peer's stream. The period is not a power of two, so that a shift is noticed.
-    pub fn byte(position: usize) -> u8 {
-        (position % 251) as u8
+    /// Returns whether what we have sent is a prefix of what the peer has sent.
+    pub fn echoed_in_order(&self) -> bool {
+        self.outbox.chunks(PERIOD).all(|chunk| chunk == &CYCLE[..chunk.len()])
     }
 
     // ---- what the peer does ----
@@ -95,10 +107,14 @@ impl FakeKernel {
         if self.peer_sent_fin || self.reset {
             return;
         }
-        for position in self.sent_by_peer..self.sent_by_peer + count {
-            self.inbox.push_back(FakeKernel::byte(position));
+        let mut left = count;
+        while left > 0 {
+            let cycle = &CYCLE[self.sent_by_peer % PERIOD..];
+            let part = &cycle[..left.min(cycle.len())];
+            self.inbox.extend(part);
+            self.sent_by_peer += part.len();
+            left -= part.len();
         }
-        self.sent_by_peer += count;
         if marked {
             // The urgent byte is the last one: a read ends before it.
             self.marks.push(self.sent_by_peer - 1);
@@ -107,7 +123,7 @@ impl FakeKernel {
     }
 
     pub fn peer_reads(&mut self, count: usize) {
-        self.room += count;
+        self.room = self.room.saturating_add(count);
         if self.wants_room && count > 0 {
             self.wants_room = false;
             self.edge = true;
@@ -119,7 +135,7 @@ impl FakeKernel {
         if self.reset {
             return;
         }
-        self.acknowledged = (self.acknowledged + count).min(self.outbox.len());
+        self.acknowledged = self.acknowledged.saturating_add(count).min(self.outbox.len());
         if self.sent_fin && self.acknowledged == self.outbox.len() && !self.fin_acknowledged {
             self.fin_acknowledged = true;
             self.edge |= self.peer_sent_fin; // With both FINs acknowledged, the socket reports HUP.
@@ -238,9 +254,11 @@ impl Read for Socket {
         if count > 0 && !kernel.tcp {
             count = kernel.shortened(count);
         }
-        for byte in &mut buffer[..count] {
-            *byte = kernel.inbox.pop_front().expect("counted bytes");
-        }
+        let (front, back) = kernel.inbox.as_slices();
+        let at_front = count.min(front.len());
+        buffer[..at_front].copy_from_slice(&front[..at_front]);
+        buffer[at_front..count].copy_from_slice(&back[..count - at_front]);
+        kernel.inbox.drain(..count);
         kernel.read += count;
         Ok(count)
     }

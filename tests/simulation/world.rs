@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::rc::Rc;
 
-use echod::event_loop::connection::{Connection, MAX_READS_PER_SERVE};
+use echod::event_loop::connection::{Connection, Quantum};
 use echod::event_loop::observer::{ConnectionEvent, Observer};
 use echod::event_loop::outcome::{CloseReason, Outcome};
 use echod::event_loop::readiness::Readable;
@@ -280,7 +280,7 @@ impl World {
             }
         };
         let state_before = self.connection.state();
-        let outcome = self.connection.serve(&mut self.scratch, &mut self.tally);
+        let outcome = self.connection.serve(Quantum::LIGHT, &mut self.scratch, &mut self.tally);
         let state = self.connection.state();
         self.transitions.insert((state_before.name(), state.name()));
         if let Outcome::Closed(reason) = outcome {
@@ -307,8 +307,7 @@ impl World {
         let traffic = self.scratch.traffic;
 
         // What is sent is what was received.
-        let is_prefix = kernel.outbox.iter().enumerate().all(|(position, &byte)| byte == FakeKernel::byte(position));
-        assert!(is_prefix, "the bytes sent are a prefix of the bytes received");
+        assert!(kernel.echoed_in_order(), "the bytes sent are a prefix of the bytes received");
         assert_eq!(self.tally.sent, kernel.outbox.len(), "the observer is notified of everything sent");
         assert_eq!(connection.sent(), kernel.outbox.len() as u64);
         assert_eq!(traffic.sent, kernel.outbox.len() as u64);
@@ -326,10 +325,10 @@ impl World {
 
         // Memory and work are bounded.
         assert!(connection.pending_len() <= BUFFER_SIZE, "pending output never exceeds the buffer");
-        let max_reads = if self.scratch.read_limit == 0 { usize::MAX } else { MAX_READS_PER_SERVE };
+        let max_reads = if self.scratch.read_limit == 0 { usize::MAX } else { Quantum::LIGHT.reads };
         assert!(kernel.reads - before.reads <= max_reads, "reads are bounded");
         // Each read is followed by its echo: in the worst case, every write accepts a single byte.
-        let max_calls = (MAX_READS_PER_SERVE + 1) * (2 * BUFFER_SIZE + 4);
+        let max_calls = (Quantum::LIGHT.reads + 1) * (2 * BUFFER_SIZE + 4);
         assert!(kernel.calls - before.calls <= max_calls, "calls are bounded");
         if kernel.outbox.len() < before.sent + before.pending {
             assert_eq!(kernel.reads, before.reads, "nothing is read while output is pending");

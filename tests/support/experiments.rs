@@ -42,6 +42,7 @@ fn target_of(test: &str) -> &'static str {
         ("tests/daemon", "--test daemon"),
         ("tests/operators", "--test operators"),
         ("tests/bench_checks", "--test bench_checks"),
+        ("tests/simulation", "--test simulation"),
     ] {
         if in_directory(directory) {
             return target;
