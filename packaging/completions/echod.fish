@@ -6,7 +6,7 @@ complete -c echod -l buffer-size -d 'Limit each read and each peer\'s unsent dat
 complete -c echod -l max-buffered -d 'Limit the unsent data of all connections' -r -f
 complete -c echod -l socket-buffer -d 'Fix the kernel\'s socket buffers [default: kernel autotuning]' -r -f
 complete -c echod -l backlog -d 'Set the length of the listen backlog' -r -f
-complete -c echod -l busy-poll -d 'Keep polling this long before blocking; at most 10ms' -r -f
+complete -c echod -l busy-poll -d 'Poll this long before blocking if it pays' -r -f
 complete -c echod -l metrics -d 'Serve Prometheus metrics and /healthz over HTTP' -r -f
 complete -c echod -l check -d 'Test the echo server at ADDRESS instead of serving, and exit' -r -f
 complete -c echod -l one-shot -d 'Echo one message of at most 1024 bytes, then close first'

@@ -191,8 +191,8 @@ struct Arguments {
     #[arg(long)]
     reuse_port: bool,
 
-    /// Keep polling this long before blocking; at most 10ms
-    #[arg(long, value_name = "DURATION", default_value = "0", allow_hyphen_values = true)]
+    /// Poll this long before blocking if it pays
+    #[arg(long, value_name = "DURATION", default_value = "50us", allow_hyphen_values = true)]
     #[arg(value_parser = parser(|text| parse_duration(text, MAX_BUSY_POLL, "10ms")))]
     busy_poll: Duration,
 
@@ -283,7 +283,7 @@ mod tests {
             socket_buffer: None,
             backlog: 1024,
             reuse_port: false,
-            busy_poll: Duration::ZERO,
+            busy_poll: Duration::from_micros(50),
             metrics: None,
             explain: false,
             check: None,
@@ -310,7 +310,7 @@ mod tests {
             "4096",
             "--backlog=2147483647",
             "--reuse-port",
-            "--busy-poll=50us",
+            "--busy-poll=40us",
             "--metrics=[::1]:9100",
             "--explain",
             "-vv",
@@ -327,7 +327,7 @@ mod tests {
             socket_buffer: Some(4096),
             backlog: i32::MAX as u32,
             reuse_port: true,
-            busy_poll: Duration::from_micros(50),
+            busy_poll: Duration::from_micros(40),
             metrics: Some(Address::Ip("[::1]:9100".parse().expect("address"))),
             explain: true,
             check: None,

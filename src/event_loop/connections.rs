@@ -24,12 +24,13 @@ const BYTES_PER_SLOT: usize = 64 + 2 * size_of::<ConnectionId>() + 3 * 16 + size
 
 /// All open connections, addressed by [`ConnectionId`], and the queues of those that have work to do.
 ///
-/// A connection is in a queue at most once: its `queued` flag belongs to this type. An iteration of the loop is one round: it
-/// serves the connections that are queued when it starts ([`serve_round`](Connections::serve_round)). Those that become ready in
+/// A connection is in a queue at most once: its `queued` flag belongs to this type. An iteration of the loop
+/// serves the connections that are queued when it starts ([`serve_light`](Connections::serve_light)). Those that become ready in
 /// the meantime are served in the next one, so every iteration terminates.
 ///
 /// A connection that had a large read when it was last served is *heavy*: it transfers bulk data. All others are *light*. Heavy connections have a
-/// queue of their own, from which a round serves only a few, after all light ones. So a small message waits for a bounded
+/// queue of their own, from which an iteration serves only a few, after all light ones
+/// ([`serve_heavy`](Connections::serve_heavy)). So a small message waits for a bounded
 /// amount of bulk work, not for every bulk transfer: the idea of fq_codel (RFC 8290, 4.2, sparse flows).
 #[derive(Debug)]
 pub struct Connections<T = Stream, P = Echo> {
@@ -43,7 +44,7 @@ pub struct Connections<T = Stream, P = Echo> {
     light: Vec<ConnectionId>,
     /// Heavy connections with work to do.
     heavy: VecDeque<ConnectionId>,
-    /// Outcomes of this round on which the server has to act.
+    /// Outcomes on which the server has to act.
     outcomes: Vec<(ConnectionId, Outcome)>,
     /// Connections that ran out of memory, with the time of their retry in milliseconds, earliest first.
     out_of_memory: VecDeque<(u64, ConnectionId)>,
@@ -116,11 +117,16 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
         !self.light.is_empty() || !self.heavy.is_empty()
     }
 
-    /// Serves a round: each light connection that is queued now, and then heavy ones until they have read `heavy_bytes` (the one
-    /// that reaches this bound may finish its quantum). The caller acts on what [`next_outcome`](Connections::next_outcome)
+    /// Returns whether a heavy connection is queued.
+    #[inline]
+    pub fn has_heavy(&self) -> bool {
+        !self.heavy.is_empty()
+    }
+
+    /// Serves each light connection that is queued now. The caller acts on what [`next_outcome`](Connections::next_outcome)
     /// returns afterwards.
     #[inline(never)]
-    pub fn serve_round(&mut self, heavy_bytes: u64, scratch: &mut Scratch, observer: &mut impl Observer) {
+    pub fn serve_light(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) {
         let count = self.light.len();
         for index in 0..count {
             let id = self.light[index];
@@ -135,14 +141,12 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
         } else {
             self.light.drain(..count);
         }
-        if !self.heavy.is_empty() {
-            self.serve_heavy(heavy_bytes, scratch, observer);
-        }
     }
 
-    /// Serves heavy connections, each at most once, until they have read `bytes`.
+    /// Serves heavy connections that are queued now, each at most once, until they have read `bytes`. The one that reaches this
+    /// bound may finish its quantum. Outcomes are as for [`serve_light`](Connections::serve_light).
     #[inline(never)]
-    fn serve_heavy(&mut self, bytes: u64, scratch: &mut Scratch, observer: &mut impl Observer) {
+    pub fn serve_heavy(&mut self, bytes: u64, scratch: &mut Scratch, observer: &mut impl Observer) {
         let until = scratch.traffic.received + bytes;
         for _ in 0..self.heavy.len() {
             if scratch.traffic.received >= until {
@@ -155,7 +159,7 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
         }
     }
 
-    /// Queues a connection that has work left. Other outcomes are up to the caller of `serve_round`.
+    /// Queues a connection that has work left. Other outcomes are up to the server.
     #[inline(never)]
     fn record(&mut self, id: ConnectionId, outcome: Outcome) {
         match outcome {
@@ -171,7 +175,7 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
         !self.outcomes.is_empty()
     }
 
-    /// Returns the next outcome of this round on which the server has to act: `OutOfMemory` or `Closed`.
+    /// Returns the next outcome on which the server has to act: `OutOfMemory` or `Closed`.
     #[inline]
     pub fn next_outcome(&mut self) -> Option<(ConnectionId, Outcome)> {
         self.outcomes.pop()
@@ -345,7 +349,7 @@ mod tests {
     /// Serves one round without heavy connections. Returns the light ones that were served in it.
     fn round(connections: &mut Connections) -> Vec<ConnectionId> {
         let queued = connections.light.clone();
-        connections.serve_round(0, &mut Scratch::new(64, 1 << 20), &mut Silent);
+        connections.serve_light(&mut Scratch::new(64, 1 << 20), &mut Silent);
         queued.into_iter().filter(|&id| connections.get_mut(id).is_some()).collect()
     }
 
@@ -460,7 +464,7 @@ mod tests {
         connections.enqueue(light);
         assert_eq!(round(&mut connections), [light]);
         assert!(connections.has_ready(), "the loop must not sleep");
-        connections.serve_round(1, &mut Scratch::new(64, 1 << 20), &mut Silent);
+        connections.serve_heavy(1, &mut Scratch::new(64, 1 << 20), &mut Silent);
         assert!(!connections.has_ready(), "it has been served");
         connections.mark_ready(heavy, Readable::UntilWouldBlock, true);
         assert_eq!(connections.light, [heavy], "without a large read, it is light again");

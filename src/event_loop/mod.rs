@@ -8,6 +8,7 @@
 //! options, HTTP, systemd, log sinks or `/proc`; `tests/layout.rs` fails when an import says otherwise.
 
 pub mod acceptor;
+pub mod busy_poll;
 pub mod clock;
 pub mod connection;
 pub mod connections;

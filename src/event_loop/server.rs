@@ -22,6 +22,7 @@ use signal_hook::consts::SIGUSR1;
 use signal_hook::low_level::signal_name;
 
 use crate::event_loop::acceptor::Acceptor;
+use crate::event_loop::busy_poll::BusyPoll;
 use crate::event_loop::clock::{Clock, NEVER, millis};
 use crate::event_loop::connection::Connection;
 use crate::event_loop::connections::Connections;
@@ -74,9 +75,8 @@ pub struct Server<M = NoMonitor, P = Echo> {
     /// create such work. So an iteration that only echoes makes a single comparison for signals, new connections, timers,
     /// monitoring and the end of a drain together.
     wake_at: u64,
-    /// When the last event arrived, and for how long polling continues after it, in nanoseconds.
-    last_event: u64,
-    busy_poll: u64,
+    /// Whether to poll instead of sleeping.
+    busy_poll: BusyPoll,
     /// When the graceful shutdown ends, in milliseconds; [`NEVER`] while there is none.
     drain_deadline: u64,
     drain_phase: DrainPhase,
@@ -112,8 +112,7 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
             counters: Counters::default(),
             clock: Clock::start(),
             wake_at: 0,
-            last_event: 0,
-            busy_poll: settings.busy_poll.as_nanos() as u64,
+            busy_poll: BusyPoll::new(settings.busy_poll),
             drain_deadline: NEVER,
             drain_phase: DrainPhase::None,
             failure: None,
@@ -135,7 +134,7 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
             for event in &events {
                 self.on_event(event);
             }
-            self.serve(HEAVY_BYTES_PER_ITERATION, observer);
+            self.serve(observer);
             if self.wake_at <= self.clock.ms() {
                 self.handle_signals(observer);
                 self.accept(observer); // New connections after open ones: slots that were just freed are theirs.
@@ -151,27 +150,34 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
 
     // ---- wait ----
 
-    /// Waits for events, or until something is due. Reads the clock once per iteration.
+    /// Waits for events, or until something is due. Reads the clock once per wait.
     #[inline(always)]
     fn wait(&mut self, events: &mut Events, observer_wakeup: Option<Duration>) -> io::Result<()> {
-        let timeout = [self.timeout(), observer_wakeup].into_iter().flatten().min();
-        match self.poll.poll(events, timeout) {
-            Ok(()) => {}
-            // A signal handler ran. mio has cleared `events`, so this iteration has none. There may be no event to come: the
-            // handler's write to the signal pipe can fail.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                if self.signals.has_arrived() {
-                    (self.signal_pending, self.wake_at) = (true, 0);
+        loop {
+            let timeout = [self.timeout(), observer_wakeup].into_iter().flatten().min();
+            match self.poll.poll(events, timeout) {
+                Ok(()) => {}
+                // A signal handler ran. mio has cleared `events`, so this iteration has none. There may be no event to come:
+                // the handler's write to the signal pipe can fail.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    if self.signals.has_arrived() {
+                        (self.signal_pending, self.wake_at) = (true, 0);
+                    }
                 }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
+            self.clock.tick();
+            if !events.is_empty() {
+                self.busy_poll.on_events(self.clock.nanos());
+                break;
+            }
+            if self.connections.has_ready() || self.wake_at <= self.clock.ms() || observer_wakeup.is_some() {
+                break;
+            }
+            // Busy polling has found nothing: wait again, with or without a timeout.
         }
-        self.clock.tick();
         self.scratch.ms = self.clock.ms() as u32;
         self.counters.iterations += 1;
-        if !events.is_empty() {
-            self.last_event = self.clock.nanos();
-        }
         Ok(())
     }
 
@@ -180,7 +186,7 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
     #[inline(always)]
     fn timeout(&self) -> Option<Duration> {
         debug_assert!(self.wake_at <= self.next_deadline(), "the loop would sleep through a deadline");
-        if self.connections.has_ready() || self.clock.nanos() - self.last_event < self.busy_poll {
+        if self.connections.has_ready() || self.busy_poll.is_due(self.clock.nanos()) {
             return Some(Duration::ZERO);
         }
         (self.wake_at < NEVER).then(|| Duration::from_millis(self.wake_at.saturating_sub(self.clock.ms())))
@@ -211,17 +217,20 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
 
     // ---- serve ----
 
-    /// Serves every light connection that is ready once, within its budget, and then heavy ones until they have read
-    /// `heavy_bytes`. A connection with work left is queued again.
+    /// Serves every light connection that is ready once, within its budget, and then heavy ones until
+    /// [`HEAVY_BYTES_PER_ITERATION`] have been read from them. A connection with work left is queued again.
     #[inline(always)]
-    fn serve(&mut self, heavy_bytes: u64, observer: &mut impl Observer) {
-        self.connections.serve_round(heavy_bytes, &mut self.scratch, observer);
+    fn serve(&mut self, observer: &mut impl Observer) {
+        self.connections.serve_light(&mut self.scratch, observer);
+        if self.connections.has_heavy() {
+            self.connections.serve_heavy(HEAVY_BYTES_PER_ITERATION, &mut self.scratch, observer);
+        }
         if self.connections.has_outcomes() {
             self.act_on_outcomes(observer);
         }
     }
 
-    /// Acts on the outcomes of a round.
+    /// Acts on the outcomes of serving connections.
     #[inline(never)]
     fn act_on_outcomes(&mut self, observer: &mut impl Observer) {
         while let Some((id, outcome)) = self.connections.next_outcome() {
@@ -346,7 +355,8 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
             // Each of them is served once more before it is closed. After SIGSTOP, or with more events than one wait returns,
             // there may be data of which we have not been notified yet.
             idle.iter().for_each(|&id| self.connections.enqueue_idle(id));
-            self.serve(0, observer);
+            self.connections.serve_light(&mut self.scratch, observer);
+            self.act_on_outcomes(observer);
             idle.retain(|id| self.check_idle(id.slot, now).is_some());
             idle.into_iter().for_each(|id| self.close(id, CloseReason::Idle, observer));
         }
@@ -384,6 +394,6 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
 }
 
 // Performance notes. `run` is compiled twice, with and without `--explain`. `wait`, `timeout` and `on_event` are forced inline,
-// because the compiler would otherwise turn what both share into calls. `serve_round` is kept out of line, with the connection's
+// because the compiler would otherwise turn what both share into calls. `serve_light` is kept out of line, with the connection's
 // own `serve` inlined into it, so that registers are saved once per iteration instead of once per connection. `close` is kept out
 // of line so that serving needs fewer registers.

@@ -158,7 +158,8 @@ impl Rounds {
         for &id in self.closed.iter().rev().take(2) {
             self.connections.mark_ready(id, Readable::UntilWouldBlock, true); // Stale: it must not wake another connection.
         }
-        self.connections.serve_round(HEAVY_BYTES, &mut self.scratch, &mut self.watch);
+        self.connections.serve_light(&mut self.scratch, &mut self.watch);
+        self.connections.serve_heavy(HEAVY_BYTES, &mut self.scratch, &mut self.watch);
         while let Some((id, outcome)) = self.connections.next_outcome() {
             match outcome {
                 Outcome::Idle | Outcome::Requeue => panic!("{outcome:?} is not for the server"),
