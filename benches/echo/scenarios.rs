@@ -104,10 +104,8 @@ impl Scenario {
             }
             Work::Idle { connections: count } => format!("{count} silent connections"),
             Work::BesideBulk { streams, message, in_flight } => {
-                format!(
-                    "64-byte pings beside {streams} streams of {} messages, {in_flight} in flight each",
-                    size(message)
-                )
+                let each = size(message).replace(" bytes", "-byte");
+                format!("64-byte pings beside {streams} streams of {each} messages, {in_flight} in flight each")
             }
             Work::Stream { connections: count } => {
                 format!("{}, both directions at once, as much as the kernel accepts", connections(count))

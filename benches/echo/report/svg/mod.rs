@@ -2,10 +2,11 @@
 //!
 //! Each picture has a background of its own, because the page around an `<img>` may be dark while the system is light.
 //!
-//! - `latency`, `cost`, `throughput`, `memory`: one picture each
+//! - `latency`, `cost`, `throughput`, `memory`, `beside`: one picture each
 //! - `page`: the shapes; `axis`: scales and ticks; `style`: the style sheet
 
 mod axis;
+mod beside;
 mod cost;
 mod latency;
 mod memory;
@@ -50,6 +51,9 @@ pub fn all(outcomes: &[Outcome], machine: &Machine) -> Vec<Picture> {
     add("cost.svg", "CPU time of the server per echo", last_of(&cost::SCENARIOS), cost::draw(outcomes, machine));
     let throughput = throughput::draw(outcomes, machine);
     add("throughput.svg", "Echoes per second by connections", last_of(&throughput::SCENARIOS), throughput);
+    let last_beside = beside::scenarios(outcomes).last().map(|outcome| outcome.scenario.name.clone());
+    let beside = beside::draw(outcomes, machine);
+    add("beside-bulk.svg", "Latency of a small message beside bulk streams", last_beside.unwrap_or_default(), beside);
     add("memory.svg", "Memory per idle connection", last_of(&["idle"]), memory::draw(outcomes, machine));
     pictures
 }
