@@ -3,12 +3,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 #[path = "sources.rs"]
 mod sources;
+#[path = "tree_copy.rs"]
+mod tree_copy;
 
 pub use sources::{read, sources_in};
+use tree_copy::TreeCopy;
 
 /// A source change, and the test that has to fail because of it.
 #[derive(Clone, Debug)]
@@ -57,13 +59,7 @@ fn target_of(test: &str) -> &'static str {
 /// The environment variable `ECHOD_ONLY` restricts the run to experiments with this text in the name
 /// of the file or of the test.
 pub fn assert_all_fail(experiments: Vec<Experiment>) {
-    let copy = std::env::temp_dir().join(format!("echod-experiments-{}", std::process::id()));
-    let shell = |script: String| Command::new("sh").args(["-c", &script]).output().expect("sh should run");
-    let copied = shell(format!(
-        "mkdir {0} && git ls-files -z -co --exclude-standard | tar -c --null -T - | tar -x -C {0}",
-        copy.display()
-    ));
-    assert!(copied.status.success(), "cannot copy the source tree: {copied:?}");
+    let copy = TreeCopy::new();
     let only = std::env::var("ECHOD_ONLY").unwrap_or_default();
     let mut survived = Vec::new();
     for Experiment { file, original, replacement, test } in experiments {
@@ -71,17 +67,16 @@ pub fn assert_all_fail(experiments: Vec<Experiment>) {
             continue;
         }
         let source = read(&file);
-        fs::write(copy.join(&file), source.replacen(&original, &replacement, 1)).expect("write the changed file");
+        fs::write(copy.path(&file), source.replacen(&original, &replacement, 1)).expect("write the changed file");
         let target = target_of(&test);
-        let output = shell(format!("cd {} && timeout 600 cargo test --offline {target} {test} 2>&1", copy.display()));
+        let output = copy.shell(&format!("timeout 600 cargo test --offline {target} {test}"));
         let output = String::from_utf8_lossy(&output.stdout);
         let failed = output.lines().any(|line| line.contains(&test) && line.ends_with("FAILED"));
         println!("{file}, {test}: {}", if failed { "fails, as expected" } else { "SURVIVES" });
         if !failed {
             survived.push(format!("{file}: {test}\n{output}"));
         }
-        fs::write(copy.join(&file), source).expect("restore the file");
+        fs::write(copy.path(&file), source).expect("restore the file");
     }
-    let _ = fs::remove_dir_all(&copy);
     assert!(survived.is_empty(), "these tests passed in spite of the change:\n{}", survived.join("\n"));
 }
