@@ -1,10 +1,16 @@
 //! Asks every rung of `examples/ladder` every question of the conformance client, and compares the
 //! answers with the table in `examples/ladder/README.md`, in both directions: a rung that passes
 //! what it should fail is a failure too.
+//!
+//!     cargo test --test ladder -- --ignored --nocapture    # makes the changes to rung 6 that the tour proposes
+
+#![allow(clippy::print_stdout, reason = "the long test reports its progress")]
 
 #[path = "support/example.rs"]
 mod example;
 mod support;
+#[path = "support/tree_copy.rs"]
+mod tree_copy;
 
 use std::collections::VecDeque;
 use std::fs;
@@ -13,9 +19,12 @@ use std::sync::Mutex;
 use std::thread;
 
 use example::example;
+use tree_copy::TreeCopy;
 
 const ENGLISH: &str = "examples/ladder/README.md";
 const CHINESE: &str = "examples/ladder/README.zh.md";
+const TOUR: &str = "src/docs/tour.md";
+const RUNG_6: &str = "examples/ladder/6_ready_queue.rs";
 
 /// Seconds that a server may keep a peer waiting. A wrong answer often takes as long; a right one
 /// takes longer only on a machine that is busy with something else.
@@ -158,4 +167,81 @@ fn table_has_the_questions_of_the_client() {
 fn chinese_table_has_the_same_marks() {
     let marks = |page| table(page).into_iter().map(|row| (row.question, row.passes)).collect::<Vec<_>>();
     assert_eq!(marks(ENGLISH), marks(CHINESE));
+}
+
+// ---- the changes to rung 6 that the tour proposes ----
+
+/// A row of the table in the tour: a change to rung 6, and the questions that the rung then fails.
+#[derive(Debug)]
+struct Change {
+    original: String,
+    replacement: String,
+    fails: Vec<String>,
+    /// The questions that it fails in most runs only.
+    may_fail: Vec<String>,
+}
+
+fn changes() -> Vec<Change> {
+    let page = fs::read_to_string(TOUR).expect("the tour");
+    let spans =
+        |cell: &str| cell.split('`').skip(1).step_by(2).map(|span| span.replace("\\|", "|")).collect::<Vec<_>>();
+    let rows = page.lines().skip_while(|line| !line.starts_with("| in `6_ready_queue.rs`, ")).skip(2);
+    let change = |row: &str| {
+        let cells: Vec<&str> = row.split(" | ").collect();
+        let [original, replacement, questions, _why] = cells[..] else { panic!("four cells: {row}") };
+        let (always, mostly) = questions.split_once("in most runs").unwrap_or((questions, ""));
+        let only = |cell| spans(cell).pop().unwrap_or_else(|| panic!("code: {row}"));
+        Change {
+            original: only(original),
+            replacement: only(replacement),
+            fails: spans(always),
+            may_fail: spans(mostly),
+        }
+    };
+    rows.take_while(|line| line.starts_with("| ")).map(change).collect()
+}
+
+/// Returns the questions that rung 6 passes without a change.
+fn passed_by_rung_6() -> Vec<String> {
+    table(ENGLISH).into_iter().filter(|row| row.passes[6]).map(|row| row.question).collect()
+}
+
+#[test]
+fn changes_to_rung_6_are_possible() {
+    let source = fs::read_to_string(RUNG_6).expect("the source of rung 6");
+    let passed = passed_by_rung_6();
+    let changes = changes();
+    assert!(changes.len() > 4, "only {} changes: has the format of the table changed?", changes.len());
+    for change in changes {
+        assert_eq!(source.matches(&change.original).count(), 1, "{RUNG_6} should have this once: {}", change.original);
+        assert!(!change.fails.is_empty(), "{change:?}");
+        let unknown = change.fails.iter().chain(&change.may_fail).find(|question| !passed.contains(question));
+        assert_eq!(unknown, None, "rung 6 does not pass this without the change: {change:?}");
+    }
+}
+
+#[test]
+#[ignore = "builds the rung once per change: three minutes"]
+fn changes_to_rung_6_fail_the_named_questions() {
+    let copy = TreeCopy::new();
+    let source = fs::read_to_string(RUNG_6).expect("the source of rung 6");
+    let mut wrong = Vec::new();
+    for change in changes() {
+        let changed = source.replacen(&change.original, &change.replacement, 1);
+        fs::write(copy.path(RUNG_6), changed).expect("write the changed rung");
+        let built = copy.shell("timeout 600 cargo build --offline --target-dir target --example 6_ready_queue");
+        assert!(built.status.success(), "{change:?}: {}", String::from_utf8_lossy(&built.stdout));
+        let rung = copy.path("target/debug/examples/6_ready_queue");
+        let command = format!("'{}' 127.0.0.1:{{port}}", rung.display());
+        let mut failed = passed_by_rung_6();
+        failed.retain(|question| {
+            conformance(&["--timeout", TIMEOUT, "--spawn", &command, question]).status.code() != Some(0)
+        });
+        println!("{}: fails {failed:?}", change.original);
+        failed.retain(|question| !change.may_fail.contains(question));
+        if failed != change.fails {
+            wrong.push(format!("{} fails {failed:?}, not {:?}", change.original, change.fails));
+        }
+    }
+    assert!(wrong.is_empty(), "{TOUR} should say otherwise: {}", wrong.join("\n"));
 }
