@@ -359,19 +359,17 @@ fn glossary_is_short() {
 
 // ---- the page ----
 
-/// Returns the rows of "What to try": the file, a line of it, its replacement, and the test that then fails.
+/// Returns the items of the list in "What to try": the file, a line of it, its replacement, and the test that then fails.
 fn experiments() -> Vec<Experiment> {
     let page = read(PAGE);
-    let mut experiments = Vec::new();
-    let rows = page.lines().skip_while(|line| !line.starts_with("| module | line |"));
-    for row in rows.skip(2).take_while(|line| line.starts_with("| ")) {
-        let spans: Vec<String> = row.split('`').skip(1).step_by(2).map(str::to_owned).collect();
-        let cells = row.split(" | ").count();
-        assert_eq!((spans.len(), cells), (4, 4), "a file, a line, another, a test: {row}");
-        let [file, original, replacement, test] = spans.try_into().expect("four");
-        experiments.push(Experiment { file, original, replacement, test });
-    }
-    experiments
+    let section = section(&page, "What to try").join("\n");
+    let item = |item: &str| {
+        let spans: Vec<String> = item.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        let spans = spans.try_into().unwrap_or_else(|_| panic!("a file, a line, another, a test: {item}"));
+        let [file, original, replacement, test] = spans;
+        Experiment { file, original, replacement, test }
+    };
+    section.split("\n- ").skip(1).map(item).collect()
 }
 
 #[test]
