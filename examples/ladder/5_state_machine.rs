@@ -8,8 +8,9 @@
 //!
 //! Still broken: nothing bounds the work for one connection, so a peer that always has more to read
 //! occupies the loop (T3). Because keys are reused, an event for a closed connection could be taken
-//! for one of a new connection (T8). That cannot happen as long as a connection is closed only by
-//! its own events, and it would do no harm as long as an event is only a hint.
+//! for one of a new connection (T8). That cannot happen on Linux, where `poll` returns one event per
+//! socket, as long as a connection is closed only by its own events. (kqueue(2) returns two, for
+//! reading and for writing.) It would do no harm as long as an event is only a hint.
 //!
 //!     cargo build --examples
 //!     cargo run --example conformance -- --spawn 'target/debug/examples/5_state_machine 127.0.0.1:{port}' fair
