@@ -169,6 +169,25 @@ fn chinese_table_has_the_same_marks() {
     assert_eq!(marks(ENGLISH), marks(CHINESE));
 }
 
+/// Returns the number, the idea and what is still broken of each rung, without the links.
+fn rungs(page: &str) -> Vec<Vec<String>> {
+    let text = fs::read_to_string(page).unwrap_or_else(|error| panic!("{page}: {error}"));
+    let rows = text.lines().skip_while(|line| !line.starts_with("| rung |"));
+    let cells = |row: &str| {
+        let cells = row.trim_matches('|').split('|').map(|cell| cell.trim().replace(['[', ']'], ""));
+        cells.collect::<Vec<_>>()
+    };
+    rows.skip(2).take_while(|line| line.starts_with('|')).map(cells).collect()
+}
+
+#[test]
+fn tour_and_readme_describe_the_same_rungs() {
+    let mut ours = rungs(ENGLISH);
+    ours.iter_mut().for_each(|row| drop(row.remove(1))); // the file
+    assert_eq!(ours.len(), 8);
+    assert_eq!(ours, rungs(TOUR));
+}
+
 // ---- the changes to rung 6 that the tour proposes ----
 
 /// A row of the table in the tour: a change to rung 6, and the questions that the rung then fails.

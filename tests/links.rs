@@ -17,9 +17,16 @@ use sources::{read, sources_in};
 
 /// The pages that rustdoc includes, too.
 const PAGES: [&str; 4] = ["src/docs/tour.md", "src/docs/traps.md", "src/docs/tutorial.md", "src/docs/tutorial.zh.md"];
-const OTHER_PAGES: [&str; 5] =
-    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benches/README.md", "packaging/README.md"];
-const CHINESE: &str = "src/docs/tutorial.zh.md";
+const OTHER_PAGES: [&str; 7] = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "benches/README.md",
+    "packaging/README.md",
+    "examples/ladder/README.md",
+    "examples/ladder/README.zh.md",
+];
+const CHINESE: [&str; 2] = ["src/docs/tutorial.zh.md", "examples/ladder/README.zh.md"];
 const LINKS: &str = "src/docs/links.md";
 
 /// The widest block that rustdoc shows without a scroll bar in a window of 1200 pixels.
@@ -347,9 +354,11 @@ fn chinese_faults(page: &str) -> Vec<String> {
 }
 
 #[test]
-fn chinese_page_has_no_stray_spaces_or_quotes() {
-    let faults = chinese_faults(&read(CHINESE));
-    assert!(faults.is_empty(), "{faults:#?}");
+fn chinese_pages_have_no_stray_spaces_or_quotes() {
+    for page in CHINESE {
+        let faults = chinese_faults(&read(page));
+        assert!(faults.is_empty(), "{page}: {faults:#?}");
+    }
 }
 
 // ---- the checks themselves ----
