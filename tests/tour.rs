@@ -68,12 +68,13 @@ const STAYS: (&str, [&str; 2]) = ("OneMessage", ["shutdown, but the", "message h
 
 /// Labels that would be in the way in the middle of their arrow: where along the arrow they go, in percent, and whether to
 /// its lower left.
-const MOVED_LABELS: [(&str, &str, i32, bool); 5] = [
+const MOVED_LABELS: [(&str, &str, i32, bool); 6] = [
     ("LastAck", "drained", 80, false),
     ("Established", "Draining", 50, true),
     ("Draining", "CloseWait", 50, true),
     ("Draining", "Finishing", 50, true),
     ("Finishing", "FinWait", 35, false),
+    ("FinWait", "LastAck", 42, false),
 ];
 
 const WIDTH: i32 = 960;
