@@ -222,6 +222,47 @@ fn picture_of_the_states_matches_the_table() {
     expect_file(STATES, &draw_states());
 }
 
+/// A rectangle: left, top, right, bottom.
+type Area = (i32, i32, i32, i32);
+
+/// Returns the labels of a picture and the areas that they cover, for letters of about 7 pixels.
+fn label_areas(svg: &str) -> Vec<(&str, Area)> {
+    let labels = svg.split(r#"<text class="label" "#).skip(1).map(|label| {
+        let (attributes, text) = label.split_once("</text>").expect("an end").0.split_once('>').expect("a text");
+        let attribute = |name| attributes.split(name).nth(1).expect(name).split('"').nth(1).expect(name);
+        let number = |name| attribute(name).parse::<i32>().expect(name);
+        let (x, y, width) = (number(" x="), number(" y="), 36 * text.len() as i32 / 5);
+        let left = match attribute("text-anchor=") {
+            "start" => x,
+            "middle" => x - width / 2,
+            "end" => x - width,
+            other => panic!("no such anchor: {other}"),
+        };
+        (text, (left, y - 11, left + width, y + 3))
+    });
+    labels.collect()
+}
+
+fn overlap(a: Area, b: Area) -> bool {
+    a.0 < b.2 && b.0 < a.2 && a.1 < b.3 && b.1 < a.3
+}
+
+#[test]
+fn labels_in_the_picture_do_not_overlap() {
+    let svg = draw_states();
+    let labels = label_areas(&svg);
+    assert!(labels.len() > TRANSITIONS.len() / 2, "found only {labels:?}");
+    for (index, (label, area)) in labels.iter().enumerate() {
+        let other = labels[index + 1..].iter().find(|other| overlap(*area, other.1));
+        assert_eq!(other, None, "{label:?} at {area:?} covers another label");
+        let is_covered = |place: &&Place| {
+            overlap(*area, (place.x - HALF_WIDTH, place.y - HALF_HEIGHT, place.x + HALF_WIDTH, place.y + HALF_HEIGHT))
+        };
+        let place = PLACES.iter().find(is_covered).map(|place| place.name);
+        assert_eq!(place, None, "{label:?} at {area:?} covers a box");
+    }
+}
+
 #[test]
 fn picture_of_the_loop_has_the_steps_of_run() {
     let source = read("src/event_loop/server.rs");
