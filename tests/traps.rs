@@ -143,8 +143,9 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         3,
         "src/event_loop/connection.rs",
-        "if reads >= quantum.reads || self.is_heavy && !quantum.is_heavy() {",
-        "if reads == usize::MAX {",
+        "if left.reads == 0 || left.bytes == 0 {",
+        "left.reads += 1;
+            if left.bytes == 0 {",
         "random_schedules_lose_no_byte_and_no_wakeup",
     ),
     (
@@ -558,16 +559,25 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         50,
         "src/event_loop/connection.rs",
-        "pub const LIGHT: Quantum = Quantum { reads: MAX_READS_PER_SERVE, read_size: HEAVY_READ };",
-        "pub const LIGHT: Quantum = Quantum { reads: MAX_READS_PER_SERVE, read_size: usize::MAX };",
+        "pub const LIGHT: Quantum = Quantum { reads: MAX_READS_PER_SERVE, bytes: HEAVY_READ };",
+        "pub const LIGHT: Quantum = Quantum { reads: MAX_READS_PER_SERVE, bytes: 512 * 1024 };",
         "light_connection_waits_for_bounded_heavy_work",
+    ),
+    (
+        50,
+        "src/event_loop/connections.rs",
+        "        if let Some(connection) = self.get_mut(id) {
+            connection.is_heavy = false;
+        }",
+        "",
+        "idle_stalled_connection_is_closed",
     ),
     (
         50,
         "src/event_loop/server.rs",
         "if connection.queued {",
         "if connection.queued && now == 0 {",
-        "bulk_transfers_in_a_frozen_daemon_are_not_idle",
+        "connection_that_waits_for_its_turn_is_not_idle",
     ),
     (
         51,

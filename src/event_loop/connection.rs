@@ -27,15 +27,8 @@ use crate::event_loop::transport::{Peer, Transport, continue_writing};
 
 /// The maximum number of reads from a light connection each time it is served.
 ///
-/// Without a limit, one fast peer could monopolize the loop. A connection that has more to read than this is heavy by then.
+/// Without a limit, one fast peer could monopolize the loop.
 pub const MAX_READS_PER_SERVE: usize = 4;
-
-/// The maximum number of reads from a heavy connection each time it is served: its quantum, 512 KiB with the default buffer.
-///
-/// Larger than that of a light connection, because a bulk transfer is the cheaper the longer the server stays with it, and
-/// because light connections do not wait for all heavy ones (see
-/// [`HEAVY_BYTES_PER_ITERATION`](crate::event_loop::server::HEAVY_BYTES_PER_ITERATION)).
-pub const MAX_READS_PER_HEAVY_SERVE: usize = 8;
 
 /// From this size on, a read makes a connection heavy, in bytes. Messages of interactive protocols are smaller.
 pub const HEAVY_READ: usize = 16 * 1024;
@@ -45,20 +38,23 @@ pub const HEAVY_READ: usize = 16 * 1024;
 pub struct Quantum {
     /// The maximum number of reads.
     pub reads: usize,
-    /// The maximum number of bytes per read.
-    pub read_size: usize,
+    /// The maximum number of bytes.
+    pub bytes: usize,
 }
 
 impl Quantum {
-    /// For a light connection. It ends with the first read that makes the connection heavy, so that many connections that become
-    /// heavy at the same time do not delay the light ones.
-    pub const LIGHT: Quantum = Quantum { reads: MAX_READS_PER_SERVE, read_size: HEAVY_READ };
-    /// For a heavy connection.
-    pub const HEAVY: Quantum = Quantum { reads: MAX_READS_PER_HEAVY_SERVE, read_size: usize::MAX };
+    /// For a light connection. It ends with a read that makes the connection heavy, so that many connections that become heavy at
+    /// the same time do not delay the light ones.
+    pub const LIGHT: Quantum = Quantum { reads: MAX_READS_PER_SERVE, bytes: HEAVY_READ };
+    /// For a heavy connection: larger, because a bulk transfer is the cheaper the longer the server stays with it, and because
+    /// light connections do not wait for all heavy ones (see
+    /// [`HEAVY_BYTES_PER_ITERATION`](crate::event_loop::server::HEAVY_BYTES_PER_ITERATION)). With the default buffer, the bytes
+    /// take eight reads.
+    pub const HEAVY: Quantum = Quantum { reads: 8, bytes: 512 * 1024 };
 
     #[inline(always)]
     const fn is_heavy(self) -> bool {
-        self.read_size > HEAVY_READ
+        self.bytes > HEAVY_READ
     }
 }
 
@@ -153,9 +149,9 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
         if quantum.is_heavy() {
             self.is_heavy = false; // Until its next large read.
         }
-        let mut reads = 0;
+        let mut left = quantum;
         loop {
-            let result = match scratch.read_limit.min(quantum.read_size) {
+            let result = match scratch.read_limit.min(left.bytes) {
                 0 => self.echo_in_place(scratch, observer)?, // Out of memory.
                 limit => self.read(scratch, limit, observer)?,
             };
@@ -164,14 +160,17 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
                     self.enter(State::CloseWait);
                     return Ok(self.drive(scratch, observer)?.unwrap_or(Outcome::Requeue));
                 }
-                Some(count) => self.answer(count, scratch, observer)?,
+                Some(count) => {
+                    self.answer(count, scratch, observer)?;
+                    left.bytes -= count;
+                }
                 None => {}
             }
             if self.must_wait() {
                 return Ok(Outcome::Idle);
             }
-            reads += 1;
-            if reads >= quantum.reads || self.is_heavy && !quantum.is_heavy() {
+            left.reads -= 1;
+            if left.reads == 0 || left.bytes == 0 {
                 return Ok(Outcome::Requeue);
             }
         }

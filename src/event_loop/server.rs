@@ -368,7 +368,7 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
         let id = self.connections.id_at(slot)?;
         let connection = self.connections.get_mut(id)?;
         if connection.queued {
-            self.deadlines.arm_at(slot, now + 1); // It has work to do; afterwards we shall see.
+            self.deadlines.arm_at(slot, now + 1); // Checked again after its turn.
             return None;
         }
         let mut idle = connection.idle_for(now as u32);

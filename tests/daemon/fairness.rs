@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Daemon, Signal, TIMEOUT, wait_until};
+use crate::support::{Client, Daemon, Signal, TIMEOUT, pattern, wait_until};
 
 /// Peers that send and receive as much as they can. They stop when dropped.
 struct Bulk {
@@ -72,6 +72,20 @@ fn small_message_overtakes_bulk_transfers() {
         .collect();
     waits.sort();
     assert!(waits[25] < Duration::from_millis(250), "the median ping took {:?}", waits[25]);
+}
+
+#[test]
+fn connection_that_waits_for_its_turn_is_not_idle() {
+    let daemon = Daemon::start(&["--idle-timeout", "1s"]);
+    let large = pattern(5, 100_000);
+    let clients: Vec<Client> = (0..30).map(|_| daemon.connect()).collect();
+    let _bulk = Bulk::start(&daemon, 8); // So the daemon is not stopped while it waits, and continues with all events at once.
+    clients.iter().for_each(|client| client.echo(&large[..40_000])); // Its second part is a large read.
+    daemon.freeze();
+    clients.iter().for_each(|client| client.send(&large));
+    thread::sleep(Duration::from_millis(1250));
+    daemon.thaw();
+    clients.iter().for_each(|client| client.expect(&large));
 }
 
 #[test]

@@ -228,7 +228,7 @@ fn run_seed(seed: u64) -> (u64, u64) {
     // What a small message waits for: the rest of a round, which began with the first large read of each connection that was
     // light, and ends with a heavy quantum; then the light connections before it in the next one.
     let first_reads = (rounds.clients.len() + rounds.closed.len()) * HEAVY_READ;
-    let quantum = Quantum::HEAVY.reads * BUFFER_SIZE;
+    let quantum = (Quantum::HEAVY.reads * BUFFER_SIZE).min(Quantum::HEAVY.bytes);
     let bound = HEAVY_BYTES + quantum as u64 + 2 * first_reads as u64;
     let longest_wait = rounds.watch.longest_wait;
 
