@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use crate::baseline::Baseline;
 use crate::generator::{Result, Stream};
 use crate::options::{Addresses, Options};
-use crate::peers;
+use crate::peers::{self, ladder};
 use crate::scenarios::{Scenario, Work};
 use crate::server::{Origin, Spec};
 
@@ -110,9 +110,10 @@ fn override_load(scenario: &mut Scenario, options: &Options) -> Result<()> {
 
 /// Returns the servers to measure, and which ones are missing, with the reason. An error is a wrong option.
 pub fn servers(options: &Options, baseline: Option<&Baseline>) -> Result<(Vec<Spec>, Vec<String>)> {
-    let peer_names = peers::ALL.map(|(name, _)| name);
-    if let Some(wrong) = options.peers.iter().find(|name| *name != "none" && !peer_names.contains(&name.as_str())) {
-        return Err(format!("no peer '{wrong}'; there are: {}", peer_names.join(", ")).into());
+    let peer_names: Vec<&str> = peers::all().map(|(name, _)| name).collect();
+    let is_known = |name: &&str| ["none", ladder::GROUP].contains(name) || peer_names.contains(name);
+    if let Some(wrong) = options.peers.iter().map(String::as_str).find(|name| !is_known(name)) {
+        return Err(format!("no peer '{wrong}'; there are: {}, {}", peer_names.join(", "), ladder::GROUP).into());
     }
     let mut servers = Vec::new();
     let mut missing = Vec::new();
@@ -122,18 +123,20 @@ pub fn servers(options: &Options, baseline: Option<&Baseline>) -> Result<(Vec<Sp
         origin: Origin::Announcing(command.iter().map(|&word| word.to_owned()).collect()),
     };
     let itself = env::current_exe()?;
-    for (name, about) in peers::ALL {
-        let chosen = match &options.peers[..] {
-            [] => options.connect.is_none() && baseline.is_none(),
-            chosen => chosen.iter().any(|peer| peer == name),
-        };
+    let has_none = options.peers.is_empty() && (options.connect.is_some() || baseline.is_some());
+    for (name, about) in peers::all() {
+        let chosen = !has_none && peers::is_chosen(name, &options.peers);
         match peers::python_source(name) {
             _ if !chosen => {}
             Some(_) if !has_python() => missing.push(format!("{name}: python3 not found")),
             Some(script) => {
                 servers.push(announcing(name, about, &["python3".as_ref(), "-c".as_ref(), script.as_ref()]))
             }
-            None => servers.push(announcing(name, about, &[itself.as_ref(), "--serve".as_ref(), name.as_ref()])),
+            None => {
+                let arguments = peers::arguments(name).into_iter().map(OsStr::new);
+                let command: Vec<&OsStr> = [itself.as_ref()].into_iter().chain(arguments).collect();
+                servers.push(announcing(name, about, &command));
+            }
         }
     }
     let echod = |name: &str, about: &str, path: &Path, more: &[&str]| {

@@ -70,7 +70,9 @@ fn main() -> ExitCode {
         // Becomes the server that the arguments name: nothing of the benchmark stays in its process.
         [_, launch, rest @ ..] if launch == process::LAUNCH => return process::launch(rest),
         // Becomes a peer: the process contains nothing of the benchmark but its code.
-        [_, serve, name] if serve == "--serve" => return peers::serve_or_fail(&name.to_string_lossy()),
+        [_, serve, name] | [_, _, serve, name] if serve == "--serve" => {
+            return peers::serve_or_fail(&name.to_string_lossy());
+        }
         _ => {}
     }
     let options = Options::parse_arguments();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use crate::generator::Address;
-use crate::peers;
+use crate::peers::{self, ladder};
 use crate::scenarios::Scenario;
 
 /// Measures echod and other echo servers, and verifies every byte.
@@ -28,7 +28,7 @@ pub struct Options {
     #[arg(long)]
     pub full: bool,
 
-    /// Only these peers besides echod, separated by commas; `none` for echod alone
+    /// Only these peers besides echod, separated by commas; `ladder` for all rungs, `none` for echod alone
     #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Servers")]
     pub peers: Vec<String>,
     /// Also measure any server: a fresh process each round, with {port} or {socket} replaced. Repeatable
@@ -198,9 +198,10 @@ fn catalogue() -> String {
         text += &format!("  {:16}{mark} {}\n", scenario.name, scenario.title());
     }
     text += "\nPeers:\n";
-    for (name, about) in peers::ALL {
+    for (name, about) in peers::all() {
         text += &format!("  {name:16}  {about}\n");
     }
+    text += &format!("  {:16}  rung-1 to rung-6, which are measured only by name\n", ladder::GROUP);
     text +=
         "\nExit status: 0; 1 if a server failed or sent a wrong byte; 2 for a wrong option; 3 with --fail-slower.\n";
     text

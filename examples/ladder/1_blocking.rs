@@ -12,7 +12,7 @@
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 
-fn main() -> io::Result<()> {
+pub(crate) fn main() -> io::Result<()> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:9999".into());
     let listener = TcpListener::bind(address)?;
     writeln!(io::stdout(), "listening on tcp://{}", listener.local_addr()?)?;

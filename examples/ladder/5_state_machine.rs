@@ -40,7 +40,7 @@ enum State {
     Finished,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:9999".into());
     let mut listener = TcpListener::bind(address.parse()?)?;
     writeln!(io::stdout(), "listening on tcp://{}", listener.local_addr()?)?;

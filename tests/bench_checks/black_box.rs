@@ -176,6 +176,57 @@ fn every_peer_echoes() {
     }
 }
 
+// ---- the rungs of examples/ladder ----
+
+/// Returns the names of the servers in the first scenario.
+fn measured(run: &Run) -> Vec<&str> {
+    let servers = run.results["scenarios"][0]["servers"].as_array().expect("a list");
+    servers.iter().filter_map(|server| server["name"].as_str()).collect()
+}
+
+#[test]
+fn ladder_means_all_rungs() {
+    // With one client, all of them echo.
+    let all = run("--peers ladder --scenario ping-pong --rounds 1 --seconds 0.05");
+    assert_eq!(all.status, 0, "{}", all.stderr);
+    assert_eq!(measured(&all), ["echod", "rung-1", "rung-2", "rung-3", "rung-4", "rung-5", "rung-6"]);
+    let some = run("--peers rung-4,bare-epoll --scenario ping-pong --rounds 1 --seconds 0.05");
+    assert_eq!(measured(&some), ["bare-epoll", "echod", "rung-4"], "{}", some.stderr);
+    for run in [&all, &some] {
+        for server in run.results["scenarios"][0]["servers"].as_array().expect("a list") {
+            assert!(server["figures"]["cpu_per_echo"]["median"].as_f64().is_some_and(|cpu| cpu > 1e-6), "{server}");
+        }
+    }
+}
+
+#[test]
+fn failing_rungs_are_reported_and_leave_nothing() {
+    // Rung 1 serves only the first client, rung 3 reads only the beginning of a message. Each fails once, not in each round.
+    let arguments = "--peers rung-1,rung-3,rung-6 --connections 3 --message 65536 --rounds 3 --seconds 0.05";
+    let words: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
+    let mark = format!("ECHOD_BENCH_CHECK=ladder-{}", std::process::id());
+    let began = Instant::now();
+    let run = run_in_shell(&format!("export {mark};"), &words);
+    let seconds = began.elapsed().as_secs();
+    assert_eq!(run.status, 1, "{}", run.stderr);
+    // How much of the message rung 3 reads depends on how many events it causes.
+    for (rung, reason) in [("rung-1", "0 of 65536 bytes came back, then nothing for 5 s"), ("rung-3", "")] {
+        let expected = format!("FAILED {rung}: connection 2: {reason}");
+        assert!(run.stdout.contains(&expected), "{expected}: {}", run.stdout);
+        assert!(run.stdout.lines().any(|line| line.starts_with(rung) && line.contains(" – ")), "{}", run.stdout);
+    }
+    assert!(run.stdout.contains("\nrung-6 ") && !run.stdout.contains("FAILED rung-6"), "{}", run.stdout);
+    assert!(seconds < 40, "{seconds} s");
+    // Servers inherit the environment.
+    let is_marked = |process: &PathBuf| {
+        let environment = fs::read(process.join("environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+    };
+    let processes = fs::read_dir("/proc").expect("a directory").flatten().map(|entry| entry.path());
+    let left: Vec<PathBuf> = processes.filter(is_marked).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
 // ---- wrong options, and what must not hang ----
 
 #[test]
@@ -188,6 +239,7 @@ fn wrong_options_have_status_2() {
         ("--scenario nonsense", "no scenario 'nonsense'"),
         ("nonsense", "no scenario matches 'nonsense'"),
         ("--peers nonsense", "no peer 'nonsense'"),
+        ("--peers rung-7", "rung-6, ladder"),
         ("--pid 1", "--connect"),
         ("--connect localhost", "missing port"),
         ("--command mine", "expected LABEL=COMMAND"),
