@@ -18,6 +18,7 @@ use echod::event_loop::state::TRANSITIONS;
 use experiments::{Experiment, read};
 
 const PAGE: &str = "src/docs/tour.md";
+const LADDER: &str = "src/docs/ladder.svg";
 const LOOP: &str = "src/docs/loop.svg";
 const STATES: &str = "src/docs/states.svg";
 
@@ -282,19 +283,45 @@ fn picture_of_the_loop_has_the_steps_of_run() {
     assert_eq!(shown, steps);
 }
 
-// ---- both pictures ----
+// ---- the picture of the ladder ----
+
+#[test]
+fn picture_of_the_ladder_has_the_current_answers() {
+    // A text of the picture: its horizontal position, its class, and what it says.
+    let svg = read(LADDER);
+    let texts = svg.lines().filter_map(|line| {
+        let (attributes, text) = line.strip_prefix("<text x=\"")?.split_once('>')?;
+        let (x, class) = (attributes.split('"').next()?, attributes.split("class=\"").nth(1)?);
+        Some((x, class, text.split('<').next()?))
+    });
+    let texts: Vec<(&str, &str, &str)> = texts.collect();
+    let column = texts.iter().find(|(_, _, text)| *text == "questions").expect("a column for the questions").0;
+    let drawn: Vec<&str> =
+        texts.iter().filter(|(x, class, _)| *x == column && class.starts_with("value")).map(|text| text.2).collect();
+
+    let table = read("examples/ladder/README.md");
+    let rows: Vec<Vec<&str>> =
+        table.lines().filter(|line| line.starts_with("| `")).map(|line| line.split(" | ").collect()).collect();
+    // Rung 0 is not drawn.
+    let passes = |rung: usize| rows.iter().filter(|cells| cells[2 + rung].starts_with('✓')).count().to_string();
+    let stale = "src/docs/ladder.svg is out of date; CONTRIBUTING.md has the command that draws it";
+    assert_eq!(drawn, (1..=7).map(passes).collect::<Vec<_>>(), "{stale}");
+    assert!(texts.iter().any(|(_, _, text)| *text == format!("passed of {}", rows.len())), "{stale}");
+}
+
+// ---- all pictures ----
 
 /// Returns the color that a style sheet gives to a class, in the light or in the dark scheme.
 fn color(svg: &str, class: &str, dark: bool) -> u32 {
     let style = svg.split("<style>").nth(1).and_then(|rest| rest.split("</style>").next()).expect("a style sheet");
     let (light, dark_rules) = style.split_once("@media").expect("a dark scheme");
     let find = |rules: &str| {
-        let rule = rules.split('}').find(|rule| {
+        rules.split('}').find_map(|rule| {
             let selectors = rule.rsplit('{').nth(1).unwrap_or_default();
-            selectors.split([',', ' ', '\n']).any(|selector| selector == format!(".{class}"))
-        })?;
-        let hex = rule.split("fill: #").nth(1)?;
-        u32::from_str_radix(&hex[..6], 16).ok()
+            let is_meant = selectors.split([',', ' ', '\n']).any(|selector| selector == format!(".{class}"));
+            let hex = rule.split("fill: #").nth(1).filter(|_| is_meant)?;
+            u32::from_str_radix(&hex[..6], 16).ok()
+        })
     };
     let found = if dark { find(dark_rules).or_else(|| find(light)) } else { find(light) };
     found.unwrap_or_else(|| panic!("no fill for .{class}"))
@@ -318,7 +345,10 @@ fn text_in_pictures_has_enough_contrast() {
     let states =
         [("ink", "state"), ("small", "state"), ("ink", "end"), ("small", "end"), ("label", "paper"), ("ink", "paper")];
     let parts = [("step", "box"), ("small", "box"), ("ink", "queue"), ("small", "queue"), ("small", "paper")];
-    for (file, svg, pairs) in [(STATES, draw_states(), &states[..]), (LOOP, read(LOOP), &parts[..])] {
+    let words = ["title", "subtitle", "panel", "tick", "name", "value", "foot"].map(|text| (text, "ground"));
+    for (file, svg, pairs) in
+        [(STATES, draw_states(), &states[..]), (LOOP, read(LOOP), &parts[..]), (LADDER, read(LADDER), &words[..])]
+    {
         for (text, background) in pairs {
             for dark in [false, true] {
                 let contrast = contrast(color(&svg, text, dark), color(&svg, background, dark));
@@ -346,7 +376,9 @@ fn embedded(name: &str, svg: &str) -> String {
 
 #[test]
 fn documentation_embeds_the_current_pictures() {
-    let pictures = embedded("loop", &read(LOOP)) + &embedded("states", &read(STATES));
+    // With ECHOD_DRAW, another test may be writing the file of the states at this moment.
+    let pictures = [("ladder", read(LADDER)), ("loop", read(LOOP)), ("states", draw_states())];
+    let pictures = pictures.map(|(name, svg)| embedded(name, &svg)).concat();
     expect_file("src/docs/pictures.md", &pictures);
 }
 

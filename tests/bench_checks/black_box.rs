@@ -227,6 +227,27 @@ fn failing_rungs_are_reported_and_leave_nothing() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+#[test]
+fn ladder_is_drawn_with_failures_and_gaps() {
+    let output = directory();
+    let run = Command::new("timeout")
+        .args(["--kill-after=1", "60"])
+        .arg(executable())
+        .args(["--peers=rung-1,rung-6", "--scenario=fifty,beside-bulk-64,idle", "--rounds=1", "--seconds=0.05"])
+        .arg(format!("--output={}", output.display()))
+        .output()
+        .expect("the benchmark");
+    assert_eq!(run.status.code(), Some(1), "rung 1 fails: {}", String::from_utf8_lossy(&run.stderr));
+    let picture = fs::read_to_string(output.join("ladder.svg")).expect("a picture");
+    let count = |text: &str| picture.matches(&format!(">{text}</text>")).count();
+    // Three loads each: rung 1 fails, and four rungs are not measured.
+    assert_eq!((count("fails"), count("–")), (3, 12), "{picture}");
+    assert_eq!(count("6 ready queue"), 1, "{picture}");
+    assert!(picture.contains(" bytes</text>"), "{picture}");
+    assert!(fs::read_to_string(output.join("index.html")).expect("a page").contains("What each rung"), "in the page");
+    let _ = fs::remove_dir_all(output);
+}
+
 // ---- wrong options, and what must not hang ----
 
 #[test]

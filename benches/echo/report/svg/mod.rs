@@ -2,12 +2,13 @@
 //!
 //! Each picture has a background of its own, because the page around an `<img>` may be dark while the system is light.
 //!
-//! - `latency`, `cost`, `throughput`, `memory`, `beside`: one picture each
+//! - `latency`, `cost`, `throughput`, `memory`, `beside`, `ladder`: one picture each
 //! - `page`: the shapes; `axis`: scales and ticks; `style`: the style sheet
 
 mod axis;
 mod beside;
 mod cost;
+mod ladder;
 mod latency;
 mod memory;
 mod page;
@@ -55,5 +56,7 @@ pub fn all(outcomes: &[Outcome], machine: &Machine) -> Vec<Picture> {
     let beside = beside::draw(outcomes, machine);
     add("beside-bulk.svg", "Latency of a small message beside bulk streams", last_beside.unwrap_or_default(), beside);
     add("memory.svg", "Memory per idle connection", last_of(&["idle"]), memory::draw(outcomes, machine));
+    let ladder = ladder::draw(outcomes, machine);
+    add("ladder.svg", "What each rung of the ladder costs and brings", last_of(&ladder::SCENARIOS), ladder);
     pictures
 }

@@ -6,10 +6,12 @@ use super::style::{class, emphasis, style_sheet};
 use crate::report::Machine;
 use crate::results::Spread;
 
-/// The width of every picture.
+/// The width of a picture, unless it has one of its own.
 pub const WIDTH: f64 = 880.0;
 /// The space to the left and right.
 pub const MARGIN: f64 = 32.0;
+/// The space to the left and right of a picture that is narrower than [`WIDTH`].
+pub const NARROW_MARGIN: f64 = 16.0;
 
 /// One server in a panel of bars.
 pub struct Bar<'a> {
@@ -26,13 +28,18 @@ pub const NAME_WIDTH: f64 = 96.0;
 
 /// A picture under construction.
 pub struct Page {
+    width: f64,
     height: f64,
     body: String,
 }
 
 impl Page {
     pub fn new(height: f64) -> Page {
-        Page { height, body: String::new() }
+        Page::with_width(WIDTH, height)
+    }
+
+    pub fn with_width(width: f64, height: f64) -> Page {
+        Page { width, height, body: String::new() }
     }
 
     pub fn head(&mut self, title: &str, subtitle: &str) {
@@ -43,8 +50,16 @@ impl Page {
     /// Names the machine at the bottom, and how the figures were formed or how disturbed they are.
     pub fn foot(&mut self, machine: &Machine, (disturbed, rounds, _): (usize, usize, f64), how: &str) {
         let how = if disturbed * 10 > rounds { &format!("{disturbed} of {rounds} rounds disturbed") } else { how };
-        let line = format!("{}, {}, loopback, {}; {how}.", machine.processor, machine.kernel, machine.cores);
-        self.text((MARGIN, self.height - 18.0), "foot", &line);
+        let Machine { processor, kernel, cores, .. } = machine;
+        if self.width < WIDTH {
+            let lines = [format!("{processor},"), format!("{cores},"), format!("{kernel}, loopback; {how}.")];
+            for (line, above) in lines.iter().zip([48.0, 32.0, 16.0]) {
+                self.text((NARROW_MARGIN, self.height - above), "foot", line);
+            }
+        } else {
+            let line = format!("{processor}, {kernel}, loopback, {cores}; {how}.");
+            self.text((MARGIN, self.height - 18.0), "foot", &line);
+        }
     }
 
     /// Draws horizontal bars. A bar that is far longer than the others is cut and marked.
@@ -139,13 +154,13 @@ impl Page {
     }
 
     pub fn finish(self) -> String {
-        let Page { height, body } = self;
+        let Page { width, height, body } = self;
         let style = style_sheet();
         format!(
-            r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img">
+            r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">
 <style>
 {style}</style>
-<rect width="{WIDTH}" height="{height}" rx="10" class="ground"/>
+<rect width="{width}" height="{height}" rx="10" class="ground"/>
 {body}</svg>
 "#
         )
