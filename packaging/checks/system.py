@@ -1,6 +1,7 @@
 """A disposable copy of this system with its own systemd."""
 
 import contextlib
+import fcntl
 import pathlib
 import shutil
 import subprocess
@@ -60,6 +61,16 @@ class System:
 
 
 @contextlib.contextmanager
+def no_installation():
+    """Waits until no program installs packages on this machine, and lets none start: in a copy of dpkg's state that was
+    made meanwhile, every installation would fail with "dpkg was interrupted".
+    """
+    with open("/var/lib/dpkg/lock-frontend", "a") as lock:
+        wait_for("the lock of dpkg", lambda: fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB) is None, 300)
+        yield
+
+
+@contextlib.contextmanager
 def booted():
     """Boots systemd in a copy of this system."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -71,13 +82,14 @@ def booted():
         run("mount", "-t", "overlay", "overlay", "-o", f"lowerdir=/usr,upperdir={upper},workdir={work}", root / "usr")
         for name in ("bin", "sbin", "lib", "lib64"):
             (root / name).symlink_to(f"usr/{name}")
-        for name in ETC:
-            source = pathlib.Path("/etc", name)
-            if source.is_dir():
-                shutil.copytree(source, root / "etc" / name, symlinks=True)
-            elif source.exists():
-                shutil.copy(source, root / "etc" / name)
-        shutil.copytree("/var/lib/dpkg", root / "var/lib/dpkg", symlinks=True)
+        with no_installation():
+            for name in ETC:
+                source = pathlib.Path("/etc", name)
+                if source.is_dir():
+                    shutil.copytree(source, root / "etc" / name, symlinks=True)
+                elif source.exists():
+                    shutil.copy(source, root / "etc" / name)
+            shutil.copytree("/var/lib/dpkg", root / "var/lib/dpkg", symlinks=True)
         # dpkg may be configured to leave out documentation, which is tested here.
         shutil.rmtree(root / "etc/dpkg/dpkg.cfg.d", ignore_errors=True)
         # Container images use this to forbid packages to restart services, which is tested here.
