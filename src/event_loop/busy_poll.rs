@@ -1,16 +1,23 @@
 //! Adaptive busy polling: whether the loop asks the poller again and again for a while, instead of sleeping until the next event.
 //!
 //! Polling saves the sleep and the wakeup: on a fast exchange of messages, most of the time from one to the next. It costs
-//! CPU time for as long as nothing arrives. So the loop polls only while the time polled per event stays short. If it does not,
-//! the loop sleeps as usual and tries again after a number of events, which doubles with each failure. Thus a server
-//! whose messages are far apart pays for four polls in 4096 events, and so does one that shares its core with its clients, where
-//! polling only delays the answer. A server without events sleeps.
+//! CPU time for as long as nothing arrives. So the loop tries it and measures: it continues while the time polled per event stays
+//! short, and shorter than the time from event to event was without polling. If it does not, the loop sleeps as usual and tries
+//! again after a number of events, which doubles with each failure. Thus a server whose messages are far apart does not
+//! poll, and one that shares its core with its clients, where polling only delays the answer, soon polls for a few events in
+//! thousands. A server without events sleeps.
 
 use std::time::Duration;
 
 /// Polling continues while the average time per event is below this part of the limit. At 20 µs of the default 50 µs, polling and
 /// the work for a message together cost about as much CPU time as sleeping and waking up.
-const MAX_AVERAGE: (u64, u64) = (2, 5);
+const MAX_PART_OF_LIMIT: (u64, u64) = (2, 5);
+
+/// And while it is below this part of the average time per event in the last pause.
+const MAX_PART_OF_PAUSE: (u64, u64) = (3, 4);
+
+/// If the events of a pause were further apart than this many times the limit, there is no try.
+const MAX_LIMITS_APART: u64 = 2;
 
 /// How many events pass before the next try: the first time, and at most. The latter is 200 ms at 20,000 messages per second.
 const MIN_PAUSE_EVENTS: u64 = 16;
@@ -33,16 +40,27 @@ pub struct BusyPoll {
     events: u64,
     /// How many events remain until the next decision: 1 during a try, and the rest of the pause after it.
     countdown: u64,
-    /// How many events the last pause had.
+    /// How many events the last pause had, when it began, and the average time per event in it.
     pause: u64,
+    pause_began: u64,
+    pause_average: u64,
 }
 
 impl BusyPoll {
     /// Creates the decision for polling up to `limit` after an event. With 0, the loop never polls.
     pub fn new(limit: Duration) -> BusyPoll {
         let limit = limit.as_nanos() as u64;
-        let countdown = if limit == 0 { u64::MAX } else { 1 };
-        BusyPoll { limit, until: 0, last_event: 0, average: 0, events: 0, countdown, pause: MIN_PAUSE_EVENTS / 2 }
+        BusyPoll {
+            limit,
+            until: 0,
+            last_event: 0,
+            average: 0,
+            events: 0,
+            countdown: if limit == 0 { u64::MAX } else { MIN_PAUSE_EVENTS },
+            pause: MIN_PAUSE_EVENTS,
+            pause_began: 0,
+            pause_average: 0,
+        }
     }
 
     /// Returns whether the loop should poll again instead of sleeping.
@@ -62,25 +80,30 @@ impl BusyPoll {
 
     #[inline(never)]
     fn decide(&mut self, now: u64) {
-        self.countdown = 1;
         if self.until == 0 {
+            self.pause_average = (now - self.pause_began) / self.pause;
+            if self.pause_average > MAX_LIMITS_APART * self.limit {
+                return self.start_pause(self.pause, now);
+            }
             (self.average, self.events) = (0, 0);
         } else {
             let polled = (now - self.last_event).min(self.limit);
             self.average = self.average - self.average / 8 + polled / 8;
             self.events += 1;
         }
-        (self.last_event, self.until) = (now, now + self.limit);
-        let (numerator, denominator) = MAX_AVERAGE;
-        if self.average * denominator >= self.limit * numerator {
-            self.end_try();
+        let is_below = |(numerator, denominator), bound| self.average * denominator < bound * numerator;
+        if is_below(MAX_PART_OF_LIMIT, self.limit) && is_below(MAX_PART_OF_PAUSE, self.pause_average) {
+            (self.last_event, self.until, self.countdown) = (now, now + self.limit, 1);
+        } else {
+            let was_successful = self.events >= SUCCESSFUL_EVENTS;
+            let pause = if was_successful { MIN_PAUSE_EVENTS } else { (self.pause * 2).min(MAX_PAUSE_EVENTS) };
+            self.start_pause(pause, now);
         }
     }
 
-    fn end_try(&mut self) {
-        let was_successful = self.events >= SUCCESSFUL_EVENTS;
-        self.pause = if was_successful { MIN_PAUSE_EVENTS } else { (self.pause * 2).min(MAX_PAUSE_EVENTS) };
-        (self.countdown, self.until) = (self.pause, 0);
+    fn start_pause(&mut self, events: u64, now: u64) {
+        (self.pause, self.pause_began) = (events, now);
+        (self.countdown, self.until) = (events, 0);
     }
 }
 
@@ -90,12 +113,13 @@ mod tests {
 
     const LIMIT: u64 = 50_000;
 
-    /// Simulates `count` events, each `gap` after the previous one. Returns for how many nanoseconds the loop polled.
-    fn polled(busy_poll: &mut BusyPoll, now: &mut u64, count: u64, gap: u64) -> u64 {
+    /// Simulates `count` events. The next one comes after the first time of `gap` if the loop polls, after the second if it sleeps.
+    /// Returns for how many nanoseconds the loop polled.
+    fn polled(busy_poll: &mut BusyPoll, now: &mut u64, count: u64, gap: (u64, u64)) -> u64 {
         let mut polled = 0;
         for _ in 0..count {
             let from = *now;
-            *now += gap;
+            *now += if busy_poll.is_due(from) { gap.0 } else { gap.1 };
             polled += busy_poll.until.clamp(from, *now) - from;
             busy_poll.on_events(*now);
         }
@@ -106,49 +130,63 @@ mod tests {
         BusyPoll::new(Duration::from_nanos(LIMIT))
     }
 
+    /// A client on another core that sends as soon as it has received.
+    const EXCHANGE: (u64, u64) = (8_000, 25_000);
+
     #[test]
     fn fast_exchange_is_polled_all_the_time() {
         let (mut busy_poll, mut now) = (busy_poll(), 1);
-        polled(&mut busy_poll, &mut now, 10, 13_000);
-        assert_eq!(polled(&mut busy_poll, &mut now, 10_000, 13_000), 10_000 * 13_000);
+        polled(&mut busy_poll, &mut now, 100, EXCHANGE);
+        assert_eq!(polled(&mut busy_poll, &mut now, 10_000, EXCHANGE), 10_000 * EXCHANGE.0);
         assert!(busy_poll.is_due(now + LIMIT - 1) && !busy_poll.is_due(now + LIMIT), "it sleeps when nothing happens");
     }
 
     #[test]
     fn distant_events_are_hardly_polled() {
-        for gap in [25_000, 50_000, 200_000, 1_000_000, 60_000_000_000] {
+        for gap in [25_000, 50_000, 100_000] {
             let (mut busy_poll, mut now) = (busy_poll(), 1);
-            polled(&mut busy_poll, &mut now, 10_000, gap);
-            let nanos_per_event = polled(&mut busy_poll, &mut now, 100_000, gap) / 100_000;
+            polled(&mut busy_poll, &mut now, 10_000, (gap, gap));
+            let nanos_per_event = polled(&mut busy_poll, &mut now, 100_000, (gap, gap)) / 100_000;
             assert!(nanos_per_event < 100, "{nanos_per_event} ns per event with gaps of {gap} ns");
         }
+        for gap in [200_000, 1_000_000, 60_000_000_000] {
+            assert_eq!(polled(&mut busy_poll(), &mut 1, 100_000, (gap, gap)), 0, "gaps of {gap} ns");
+        }
+    }
+
+    #[test]
+    fn exchange_on_the_same_core_is_hardly_polled() {
+        let (mut busy_poll, mut now) = (busy_poll(), 1);
+        polled(&mut busy_poll, &mut now, 10_000, (18_000, 14_000));
+        let nanos_per_event = polled(&mut busy_poll, &mut now, 100_000, (18_000, 14_000)) / 100_000;
+        assert!(nanos_per_event < 100, "{nanos_per_event} ns per event");
     }
 
     #[test]
     fn polling_resumes_soon_after_a_pause() {
         let (mut busy_poll, mut now) = (busy_poll(), 1);
-        polled(&mut busy_poll, &mut now, 1000, 13_000);
-        polled(&mut busy_poll, &mut now, 1, 5_000_000);
+        polled(&mut busy_poll, &mut now, 1000, EXCHANGE);
+        polled(&mut busy_poll, &mut now, 1, (5_000_000, 5_000_000));
         assert!(busy_poll.is_due(now), "a single pause does not end it");
-        polled(&mut busy_poll, &mut now, 4, 5_000_000);
+        polled(&mut busy_poll, &mut now, 4, (5_000_000, 5_000_000));
         assert!(!busy_poll.is_due(now));
-        polled(&mut busy_poll, &mut now, MIN_PAUSE_EVENTS, 40_000);
+        polled(&mut busy_poll, &mut now, 2 * MIN_PAUSE_EVENTS, EXCHANGE);
         assert!(busy_poll.is_due(now), "the next try is near");
     }
 
     #[test]
     fn failures_make_tries_rare_but_do_not_end_them() {
         let (mut busy_poll, mut now) = (busy_poll(), 1);
-        polled(&mut busy_poll, &mut now, 20 * MAX_PAUSE_EVENTS, 1_000_000);
+        polled(&mut busy_poll, &mut now, 20 * MAX_PAUSE_EVENTS, (50_000, 50_000));
         assert_eq!(busy_poll.pause, MAX_PAUSE_EVENTS);
-        polled(&mut busy_poll, &mut now, MAX_PAUSE_EVENTS + 10, 13_000);
+        polled(&mut busy_poll, &mut now, MAX_PAUSE_EVENTS + 10, EXCHANGE);
         assert!(busy_poll.is_due(now));
     }
 
     #[test]
     fn zero_never_polls() {
         let (mut busy_poll, mut now) = (BusyPoll::new(Duration::ZERO), 1);
-        assert_eq!(polled(&mut busy_poll, &mut now, 100_000, 1), 0);
+        assert_eq!(polled(&mut busy_poll, &mut now, 100_000, (1, 1)), 0);
         assert!(!busy_poll.is_due(now));
     }
 }
