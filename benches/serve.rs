@@ -66,6 +66,10 @@ impl Transport for Socket {
         true
     }
 
+    fn is_tcp(&self) -> bool {
+        true
+    }
+
     fn bytes_available(&self) -> io::Result<u32> {
         Ok(self.inbox.unwrap_or(0) as u32)
     }

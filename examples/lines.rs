@@ -113,6 +113,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         idle_timeout: Some(Duration::from_secs(600)),
         drain_timeout: Duration::from_secs(5),
         buffer_size: 65536,
+        max_tcp_read: 65536,
         max_buffered: 64 << 20,
         busy_poll: Duration::ZERO,
     };

@@ -87,6 +87,7 @@ fn serve(options: &Options, inherited: Vec<Listener>) -> Result<(), String> {
         idle_timeout: options.idle_timeout,
         drain_timeout: options.drain_timeout,
         buffer_size: options.buffer_size,
+        max_tcp_read: options.max_tcp_read,
         max_buffered: options.max_buffered,
         busy_poll: options.busy_poll,
     };

@@ -2,7 +2,7 @@ complete -c echod -s l -l listen -d 'Listen on ADDRESS; may be given more than o
 complete -c echod -l max-connections -d 'Limit simultaneous connections [default: by RLIMIT_NOFILE]' -r -f
 complete -c echod -l idle-timeout -d 'Close connections idle for this long; 0 disables' -r -f
 complete -c echod -l drain-timeout -d 'On shutdown, wait this long for peers to close' -r -f
-complete -c echod -l buffer-size -d 'Limit each read and each peer\'s unsent data' -r -f
+complete -c echod -l buffer-size -d 'Limit reads and unsent data per peer [default: 65536; Unix 131072]' -r -f
 complete -c echod -l max-buffered -d 'Limit the unsent data of all connections' -r -f
 complete -c echod -l socket-buffer -d 'Fix the kernel\'s socket buffers [default: kernel autotuning]' -r -f
 complete -c echod -l backlog -d 'Set the length of the listen backlog' -r -f

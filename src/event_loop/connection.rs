@@ -150,8 +150,9 @@ impl<T: Transport, P: Protocol> Connection<T, P> {
             self.is_heavy = false; // Until its next large read.
         }
         let mut left = quantum;
+        let max_read = if quantum.is_heavy() && self.stream.is_tcp() { scratch.max_tcp_read } else { usize::MAX };
         loop {
-            let result = match scratch.read_limit.min(left.bytes) {
+            let result = match scratch.read_limit.min(left.bytes).min(max_read) {
                 0 => self.echo_in_place(scratch, observer)?, // Out of memory.
                 limit => self.read(scratch, limit, observer)?,
             };

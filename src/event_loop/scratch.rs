@@ -12,6 +12,8 @@ pub struct Scratch {
     pub buffer: Box<[u8]>,
     /// How much of the buffer a read may use: all of it, unless memory for pending output is short. 0 if there is none.
     pub read_limit: usize,
+    /// How many bytes a read from TCP may return at most.
+    pub max_tcp_read: usize,
     /// The current time in milliseconds since the loop started. Wraps after 49 days; only differences are used.
     pub ms: u32,
     /// The counters of bytes and of stalled connections.
@@ -26,6 +28,7 @@ impl Scratch {
         Scratch {
             buffer: vec![0; buffer_size].into(),
             read_limit: memory.read_limit(),
+            max_tcp_read: buffer_size,
             ms: 0,
             traffic: Traffic::default(),
             memory,

@@ -108,7 +108,10 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
             deadlines: Deadlines::new(settings.idle_timeout.map(millis), connections.capacity()),
             connections,
             monitor,
-            scratch: Scratch::new(settings.buffer_size, settings.max_buffered),
+            scratch: Scratch {
+                max_tcp_read: settings.max_tcp_read,
+                ..Scratch::new(settings.buffer_size, settings.max_buffered)
+            },
             counters: Counters::default(),
             clock: Clock::start(),
             wake_at: 0,

@@ -15,6 +15,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// The size of the scratch buffer in bytes, at least 1.
     pub buffer_size: usize,
+    /// The maximum of bytes per read from TCP, at least 1.
+    pub max_tcp_read: usize,
     /// The bound for the memory that holds unsent output of all connections together, in bytes, at least 1.
     pub max_buffered: usize,
     /// How long to keep polling after an event before blocking in the poller.

@@ -25,6 +25,9 @@ pub trait Transport: Read + Write {
     /// and no new edge. Nor is it documented for MPTCP, which merges the queues of several TCP connections.
     fn short_read_drains(&self) -> bool;
 
+    /// Returns whether this is TCP, for which [`Settings::max_tcp_read`](crate::event_loop::settings::Settings::max_tcp_read) holds.
+    fn is_tcp(&self) -> bool;
+
     /// Returns the number of bytes in the receive queue: ioctl(2), FIONREAD.
     fn bytes_available(&self) -> io::Result<u32>;
 
@@ -142,6 +145,10 @@ impl Transport for Stream {
         // Documented for epoll(7) and kqueue(2), but not for other pollers.
         cfg!(any(target_os = "linux", target_os = "android", target_vendor = "apple", target_os = "freebsd"))
             && matches!(self, Stream::Tcp(_))
+    }
+
+    fn is_tcp(&self) -> bool {
+        matches!(self, Stream::Tcp(_) | Stream::Mptcp(_))
     }
 
     fn bytes_available(&self) -> io::Result<u32> {

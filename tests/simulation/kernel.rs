@@ -292,6 +292,10 @@ impl Transport for Socket {
         self.0.borrow().tcp
     }
 
+    fn is_tcp(&self) -> bool {
+        self.0.borrow().tcp
+    }
+
     fn bytes_available(&self) -> io::Result<u32> {
         let kernel = self.0.borrow();
         // Sometimes one more next to a FIN: code that relies on the number must still notice the end.
