@@ -9,14 +9,16 @@
 
 use std::time::Duration;
 
+use crate::event_loop::clock::Clock;
+
 /// Polling continues while the average time per event is below this part of the limit. At 20 µs of the default 50 µs, polling and
 /// the work for a message together cost about as much CPU time as sleeping and waking up.
 const MAX_PART_OF_LIMIT: (u64, u64) = (2, 5);
 
 /// And while it is below this part of the average time per event in the last pause.
-const MAX_PART_OF_PAUSE: (u64, u64) = (3, 4);
+const MAX_PART_OF_PAUSE: (u64, u64) = (2, 3);
 
-/// If the events of a pause were further apart than this many times the limit, there is no try.
+/// After a pause whose events were further apart than this many times the limit, the loop does not try.
 const MAX_LIMITS_APART: u64 = 2;
 
 /// How many events pass before the next try: the first time, and at most. The latter is 200 ms at 20,000 messages per second.
@@ -69,17 +71,18 @@ impl BusyPoll {
         now < self.until
     }
 
-    /// Records that there were events.
+    /// Records that `count` connections had events and were served.
     #[inline(always)]
-    pub fn on_events(&mut self, now: u64) {
-        self.countdown -= 1;
-        if self.countdown == 0 {
-            self.decide(now);
+    pub fn on_events(&mut self, count: u64, clock: &Clock) {
+        let (left, is_below) = self.countdown.overflowing_sub(count);
+        self.countdown = left;
+        if is_below || left == 0 {
+            self.decide(count, clock.nanos());
         }
     }
 
     #[inline(never)]
-    fn decide(&mut self, now: u64) {
+    fn decide(&mut self, count: u64, now: u64) {
         if self.until == 0 {
             self.pause_average = (now - self.pause_began) / self.pause;
             if self.pause_average > MAX_LIMITS_APART * self.limit {
@@ -87,9 +90,9 @@ impl BusyPoll {
             }
             (self.average, self.events) = (0, 0);
         } else {
-            let polled = (now - self.last_event).min(self.limit);
+            let polled = (now - self.last_event).min(self.limit) / count;
             self.average = self.average - self.average / 8 + polled / 8;
-            self.events += 1;
+            self.events += count;
         }
         let is_below = |(numerator, denominator), bound| self.average * denominator < bound * numerator;
         if is_below(MAX_PART_OF_LIMIT, self.limit) && is_below(MAX_PART_OF_PAUSE, self.pause_average) {
@@ -121,7 +124,11 @@ mod tests {
             let from = *now;
             *now += if busy_poll.is_due(from) { gap.0 } else { gap.1 };
             polled += busy_poll.until.clamp(from, *now) - from;
-            busy_poll.on_events(*now);
+            if busy_poll.countdown == 1 {
+                busy_poll.decide(1, *now);
+            } else {
+                busy_poll.countdown -= 1;
+            }
         }
         polled
     }

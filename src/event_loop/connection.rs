@@ -48,9 +48,9 @@ impl Quantum {
     pub const LIGHT: Quantum = Quantum { reads: MAX_READS_PER_SERVE, bytes: HEAVY_READ };
     /// For a heavy connection: larger, because a bulk transfer is the cheaper the longer the server stays with it, and because
     /// light connections do not wait for all heavy ones (see
-    /// [`HEAVY_BYTES_PER_ITERATION`](crate::event_loop::server::HEAVY_BYTES_PER_ITERATION)). With the default buffer, the bytes
-    /// take eight reads.
-    pub const HEAVY: Quantum = Quantum { reads: 8, bytes: 512 * 1024 };
+    /// [`HEAVY_BYTES_PER_ITERATION`](crate::event_loop::server::HEAVY_BYTES_PER_ITERATION)). On TCP, the bytes take four
+    /// full reads of the default size.
+    pub const HEAVY: Quantum = Quantum { reads: 8, bytes: 256 * 1024 };
 
     #[inline(always)]
     const fn is_heavy(self) -> bool {

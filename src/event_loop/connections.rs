@@ -123,10 +123,10 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
         !self.heavy.is_empty()
     }
 
-    /// Serves each light connection that is queued now. The caller acts on what [`next_outcome`](Connections::next_outcome)
-    /// returns afterwards.
+    /// Serves each light connection that is queued now, and returns how many there were. The caller acts on what
+    /// [`next_outcome`](Connections::next_outcome) returns afterwards.
     #[inline(never)]
-    pub fn serve_light(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) {
+    pub fn serve_light(&mut self, scratch: &mut Scratch, observer: &mut impl Observer) -> usize {
         let count = self.light.len();
         for index in 0..count {
             let id = self.light[index];
@@ -141,6 +141,7 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
         } else {
             self.light.drain(..count);
         }
+        count
     }
 
     /// Serves heavy connections that are queued now, each at most once, until they have read `bytes`. The one that reaches this

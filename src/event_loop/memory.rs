@@ -23,10 +23,10 @@ pub const MIN_READ: usize = 512;
 /// Mappings are multiples of this, in bytes. Where pages are larger, a mapping takes up more than is counted.
 const PAGE: usize = 4096;
 
-/// Blocks that are cached although no connection is stalled: 512 KiB with the default buffer.
+/// Blocks that are cached although no connection is stalled: 1 MiB with the default buffer.
 const MIN_CACHED_BLOCKS: usize = 8;
 
-/// The most blocks that are ever cached: 1 GiB with the default buffer.
+/// The most blocks that are ever cached: 2 GiB with the default buffer.
 const MAX_CACHED_BLOCKS: usize = 16 * 1024;
 
 /// Address space kept free for everything else that allocates, until memory for output runs out for the first time: log lines,

@@ -56,7 +56,7 @@ struct Watch {
     /// Connections with an unread small message: how many bulk bytes had been read when it arrived.
     waiting: HashMap<u32, u64>,
     /// The most bulk bytes that were read while a small message waited.
-    longest_wait: u64,
+    max_wait: u64,
     /// The round in which a byte of each connection was read last.
     last_read: HashMap<u32, usize>,
     round: usize,
@@ -83,7 +83,7 @@ impl Observer for Watch {
         self.last_read.insert(number, self.round);
         if self.clients[&number].0 == Kind::Chat {
             if let Some(since) = self.waiting.remove(&number) {
-                self.longest_wait = self.longest_wait.max(self.bulk_bytes - since);
+                self.max_wait = self.max_wait.max(self.bulk_bytes - since);
             }
             return;
         }
@@ -204,7 +204,7 @@ fn run_seed(seed: u64) -> (u64, u64) {
     let (chats, bulk, bursts) = (rng.usize(1..4), rng.usize(..8), rng.usize(..8));
     let faults = if rng.u32(..4) == 0 { 2 } else { 0 };
     let (clients, waiting, last_read) = (HashMap::new(), HashMap::new(), HashMap::new());
-    let watch = Watch { rng, clients, bulk_bytes: 0, waiting, longest_wait: 0, last_read, round: 0 };
+    let watch = Watch { rng, clients, bulk_bytes: 0, waiting, max_wait: 0, last_read, round: 0 };
     let (connections, scratch) = (Connections::with_capacity(32), Scratch::new(BUFFER_SIZE, 64 << 20));
     let mut rounds = Rounds { connections, scratch, watch, clients: Vec::new(), closed: Vec::new(), faults, now: 0 };
     for (count, kind) in [(chats, Kind::Chat), (bulk, Kind::Bulk), (bursts, Kind::Bursts)] {
@@ -230,7 +230,7 @@ fn run_seed(seed: u64) -> (u64, u64) {
     let first_reads = (rounds.clients.len() + rounds.closed.len()) * HEAVY_READ;
     let quantum = (Quantum::HEAVY.reads * BUFFER_SIZE).min(Quantum::HEAVY.bytes);
     let bound = HEAVY_BYTES + quantum as u64 + 2 * first_reads as u64;
-    let longest_wait = rounds.watch.longest_wait;
+    let max_wait = rounds.watch.max_wait;
 
     // At the end the peers behave, and everything must have been echoed.
     for client in &rounds.clients {
@@ -248,7 +248,7 @@ fn run_seed(seed: u64) -> (u64, u64) {
         };
         if rounds.clients.iter().all(is_done) && !rounds.connections.has_ready() {
             assert!(rounds.clients.iter().all(|client| client.kernel.borrow().echoed_in_order()));
-            return (longest_wait, bound);
+            return (max_wait, bound);
         }
     }
     panic!("it does not come to rest");
