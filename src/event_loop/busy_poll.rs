@@ -98,10 +98,22 @@ impl BusyPoll {
         if is_below(MAX_PART_OF_LIMIT, self.limit) && is_below(MAX_PART_OF_PAUSE, self.pause_average) {
             (self.last_event, self.until, self.countdown) = (now, now + self.limit, 1);
         } else {
-            let was_successful = self.events >= SUCCESSFUL_EVENTS;
-            let pause = if was_successful { MIN_PAUSE_EVENTS } else { (self.pause * 2).min(MAX_PAUSE_EVENTS) };
-            self.start_pause(pause, now);
+            self.end_try(now);
         }
+    }
+
+    /// Records that there was something to do besides serving. That ends a try: many short connections would look like a fast
+    /// exchange, because polling splits the same work into more events.
+    pub fn on_other_work(&mut self, clock: &Clock) {
+        if self.until != 0 {
+            self.end_try(clock.nanos());
+        }
+    }
+
+    fn end_try(&mut self, now: u64) {
+        let was_successful = self.events >= SUCCESSFUL_EVENTS;
+        let pause = if was_successful { MIN_PAUSE_EVENTS } else { (self.pause * 2).min(MAX_PAUSE_EVENTS) };
+        self.start_pause(pause, now);
     }
 
     fn start_pause(&mut self, events: u64, now: u64) {
@@ -188,6 +200,15 @@ mod tests {
         assert_eq!(busy_poll.pause, MAX_PAUSE_EVENTS);
         polled(&mut busy_poll, &mut now, MAX_PAUSE_EVENTS + 10, EXCHANGE);
         assert!(busy_poll.is_due(now));
+    }
+
+    #[test]
+    fn other_work_ends_a_try() {
+        let (mut busy_poll, mut now) = (busy_poll(), 1);
+        polled(&mut busy_poll, &mut now, 100, EXCHANGE);
+        assert!(busy_poll.is_due(now));
+        busy_poll.on_other_work(&Clock::start());
+        assert!(!busy_poll.is_due(now));
     }
 
     #[test]

@@ -385,6 +385,7 @@ impl<M: Monitor, P: Protocol> Server<M, P> {
 
     /// Decides when the next work besides serving is due.
     fn schedule(&mut self) {
+        self.busy_poll.on_other_work(&self.clock);
         self.wake_at = self.next_deadline();
     }
 
