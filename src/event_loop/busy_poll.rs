@@ -25,8 +25,8 @@ const MAX_LIMITS_APART: u64 = 2;
 const MIN_PAUSE_EVENTS: u64 = 16;
 const MAX_PAUSE_EVENTS: u64 = 4096;
 
-/// A try that lasted for this many events was a success: the next pause is short.
-const SUCCESSFUL_EVENTS: u64 = 64;
+/// A try that lasted for this many waits was a success: the next pause is short.
+const SUCCESSFUL_WAITS: u64 = 64;
 
 /// The decision between polling and sleeping. All times are nanoseconds of the loop's clock.
 #[derive(Debug)]
@@ -38,11 +38,11 @@ pub struct BusyPoll {
     last_event: u64,
     /// The average time between events while polling, each counted as at most `limit`. New times weigh 1/8.
     average: u64,
-    /// Events in this try.
-    events: u64,
+    /// Waits in this try that ended with events.
+    waits: u64,
     /// How many events remain until the next decision: 1 during a try, and the rest of the pause after it.
     countdown: u64,
-    /// How many events the last pause had, when it began, and the average time per event in it.
+    /// How many events the last pause was to have, when it began, and the average time per event in it.
     pause: u64,
     pause_began: u64,
     pause_average: u64,
@@ -57,7 +57,7 @@ impl BusyPoll {
             until: 0,
             last_event: 0,
             average: 0,
-            events: 0,
+            waits: 0,
             countdown: if limit == 0 { u64::MAX } else { MIN_PAUSE_EVENTS },
             pause: MIN_PAUSE_EVENTS,
             pause_began: 0,
@@ -74,25 +74,31 @@ impl BusyPoll {
     /// Records that `count` connections had events and were served.
     #[inline(always)]
     pub fn on_events(&mut self, count: u64, clock: &Clock) {
+        self.on_events_at(count, clock.nanos());
+    }
+
+    #[inline(always)]
+    fn on_events_at(&mut self, count: u64, now: u64) {
         let (left, is_below) = self.countdown.overflowing_sub(count);
         self.countdown = left;
         if is_below || left == 0 {
-            self.decide(count, clock.nanos());
+            self.decide(count, now);
         }
     }
 
     #[inline(never)]
     fn decide(&mut self, count: u64, now: u64) {
         if self.until == 0 {
-            self.pause_average = (now - self.pause_began) / self.pause;
+            let events = self.pause.wrapping_sub(self.countdown); // The last ones may have been more than were left.
+            self.pause_average = (now - self.pause_began) / events;
             if self.pause_average > MAX_LIMITS_APART * self.limit {
                 return self.start_pause(self.pause, now);
             }
-            (self.average, self.events) = (0, 0);
+            (self.average, self.waits) = (0, 0);
         } else {
-            let polled = (now - self.last_event).min(self.limit) / count;
+            let polled = ((now - self.last_event) / count).min(self.limit);
             self.average = self.average - self.average / 8 + polled / 8;
-            self.events += count;
+            self.waits += 1;
         }
         let is_below = |(numerator, denominator), bound| self.average * denominator < bound * numerator;
         if is_below(MAX_PART_OF_LIMIT, self.limit) && is_below(MAX_PART_OF_PAUSE, self.pause_average) {
@@ -111,7 +117,7 @@ impl BusyPoll {
     }
 
     fn end_try(&mut self, now: u64) {
-        let was_successful = self.events >= SUCCESSFUL_EVENTS;
+        let was_successful = self.waits >= SUCCESSFUL_WAITS;
         let pause = if was_successful { MIN_PAUSE_EVENTS } else { (self.pause * 2).min(MAX_PAUSE_EVENTS) };
         self.start_pause(pause, now);
     }
@@ -136,11 +142,7 @@ mod tests {
             let from = *now;
             *now += if busy_poll.is_due(from) { gap.0 } else { gap.1 };
             polled += busy_poll.until.clamp(from, *now) - from;
-            if busy_poll.countdown == 1 {
-                busy_poll.decide(1, *now);
-            } else {
-                busy_poll.countdown -= 1;
-            }
+            busy_poll.on_events_at(1, *now);
         }
         polled
     }
@@ -200,6 +202,19 @@ mod tests {
         assert_eq!(busy_poll.pause, MAX_PAUSE_EVENTS);
         polled(&mut busy_poll, &mut now, MAX_PAUSE_EVENTS + 10, EXCHANGE);
         assert!(busy_poll.is_due(now));
+    }
+
+    #[test]
+    fn events_count_one_by_one() {
+        // Connections that are served together: 50 every 160 us, whether the loop polls or not; and 4 that are faster if it does.
+        for (count, gap, pays) in [(50, (160_000, 160_000), false), (4, (24_000, 60_000), true)] {
+            let (mut busy_poll, mut now) = (busy_poll(), 1);
+            for _ in 0..10_000 {
+                now += if busy_poll.is_due(now) { gap.0 } else { gap.1 };
+                busy_poll.on_events_at(count, now);
+            }
+            assert_eq!((busy_poll.is_due(now), busy_poll.pause < MAX_PAUSE_EVENTS), (pays, pays), "{count} at a time");
+        }
     }
 
     #[test]

@@ -418,6 +418,23 @@ fn busy_polling_avoids_wakeups() {
 }
 
 #[test]
+fn short_connections_are_not_polled_for() {
+    // The first ones may be, until it has turned out not to pay.
+    let daemon = Daemon::start(&["--busy-poll", "10ms"]);
+    let exchange = || {
+        let client = daemon.connect();
+        client.echo(b"hello");
+        client.send_fin();
+        client.expect_fin();
+    };
+    (0..50).for_each(|_| exchange());
+    let before = daemon.sleep_count();
+    (0..200).for_each(|_| exchange());
+    let sleeps = daemon.sleep_count() - before;
+    assert!(sleeps >= 100, "{sleeps} sleeps in 200 connections: it polls instead");
+}
+
+#[test]
 fn busy_polling_daemon_still_times_out_and_stops() {
     let mut daemon = Daemon::start(&["--busy-poll", "10ms", "--idle-timeout", "1s"]);
     let client = daemon.connect();
