@@ -552,8 +552,8 @@ const HANDLINGS: &[(u32, &str, &str, &str, &str)] = &[
     (
         50,
         "src/event_loop/connections.rs",
-        "if scratch.traffic.received >= until {",
-        "if scratch.traffic.received >= until && bytes == 0 {",
+        "if scratch.traffic.read() >= until {",
+        "if scratch.traffic.read() >= until && bytes == 0 {",
         "light_connection_waits_for_bounded_heavy_work",
     ),
     (

@@ -24,14 +24,14 @@ const BYTES_PER_SLOT: usize = 64 + 2 * size_of::<ConnectionId>() + 3 * 16 + size
 
 /// All open connections, addressed by [`ConnectionId`], and the queues of those that have work to do.
 ///
-/// A connection is in a queue at most once: its `queued` flag belongs to this type. An iteration of the loop
-/// serves the connections that are queued when it starts ([`serve_light`](Connections::serve_light)). Those that become ready in
-/// the meantime are served in the next one, so every iteration terminates.
+/// A connection is in a queue at most once: its `queued` flag belongs to this type. An iteration of the loop serves the
+/// connections that are queued when it starts ([`serve_light`](Connections::serve_light)). Those that become ready in the
+/// meantime are served in the next one, so every iteration terminates.
 ///
-/// A connection that had a large read when it was last served is *heavy*: it transfers bulk data. All others are *light*. Heavy connections have a
-/// queue of their own, from which an iteration serves only a few, after all light ones
-/// ([`serve_heavy`](Connections::serve_heavy)). So a small message waits for a bounded
-/// amount of bulk work, not for every bulk transfer: the idea of fq_codel (RFC 8290, 4.2, sparse flows).
+/// A connection that had a large read when it was last served is *heavy*: it transfers bulk data. All others are *light*. Heavy
+/// connections have a queue of their own, from which an iteration serves only a few, after all light ones
+/// ([`serve_heavy`](Connections::serve_heavy)). So a small message waits for a bounded amount of bulk work, not for every bulk
+/// transfer: the idea of fq_codel (RFC 8290, 4.2, sparse flows).
 #[derive(Debug)]
 pub struct Connections<T = Stream, P = Echo> {
     slab: Slab<Connection<T, P>>,
@@ -45,7 +45,7 @@ pub struct Connections<T = Stream, P = Echo> {
     /// Heavy connections with work to do.
     heavy: VecDeque<ConnectionId>,
     /// Outcomes on which the server has to act.
-    outcomes: Vec<(ConnectionId, Outcome)>,
+    outcomes: VecDeque<(ConnectionId, Outcome)>,
     /// Connections that ran out of memory, with the time of their retry in milliseconds, earliest first.
     out_of_memory: VecDeque<(u64, ConnectionId)>,
     /// Times that a connection used up its budget, or was interrupted, since startup.
@@ -85,7 +85,7 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
             capacity,
             light: Vec::with_capacity(capacity),
             heavy: VecDeque::with_capacity(capacity),
-            outcomes: Vec::with_capacity(capacity),
+            outcomes: VecDeque::with_capacity(capacity),
             out_of_memory: VecDeque::with_capacity(capacity),
             budget_exhausted: 0,
             last_number: 0,
@@ -144,13 +144,13 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
         count
     }
 
-    /// Serves heavy connections that are queued now, each at most once, until they have read `bytes`. The one that reaches this
-    /// bound may finish its quantum. Outcomes are as for [`serve_light`](Connections::serve_light).
+    /// Serves heavy connections that are queued now, each at most once, until they have read `bytes`, discarded ones included. The
+    /// one that reaches this bound may finish its quantum. Outcomes are as for [`serve_light`](Connections::serve_light).
     #[inline(never)]
     pub fn serve_heavy(&mut self, bytes: u64, scratch: &mut Scratch, observer: &mut impl Observer) {
-        let until = scratch.traffic.received + bytes;
+        let until = scratch.traffic.read() + bytes;
         for _ in 0..self.heavy.len() {
-            if scratch.traffic.received >= until {
+            if scratch.traffic.read() >= until {
                 break;
             }
             let Some(id) = self.heavy.pop_front() else { break };
@@ -166,7 +166,7 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
         match outcome {
             Outcome::Idle => {}
             Outcome::Requeue => self.requeue(id),
-            Outcome::OutOfMemory | Outcome::Closed(_) => self.outcomes.push((id, outcome)),
+            Outcome::OutOfMemory | Outcome::Closed(_) => self.outcomes.push_back((id, outcome)),
         }
     }
 
@@ -179,7 +179,7 @@ impl<T: Transport, P: Protocol> Connections<T, P> {
     /// Returns the next outcome on which the server has to act: `OutOfMemory` or `Closed`.
     #[inline]
     pub fn next_outcome(&mut self) -> Option<(ConnectionId, Outcome)> {
-        self.outcomes.pop()
+        self.outcomes.pop_front()
     }
 
     /// Returns a connection that is about to be served, and may be queued again from now on, or `None` if it has been closed in
@@ -432,8 +432,7 @@ mod tests {
         drop(peers);
         ids.iter().for_each(|&id| connections.mark_ready(id, Readable::UntilWouldBlock, true));
         round(&mut connections);
-        let mut closed: Vec<_> = std::iter::from_fn(|| connections.next_outcome()).collect();
-        closed.sort_by_key(|&(id, _)| id.slot);
+        let closed: Vec<_> = std::iter::from_fn(|| connections.next_outcome()).collect();
         assert_eq!(closed, ids.map(|id| (id, Outcome::Closed(CloseReason::Finished))));
         assert!(!connections.has_ready());
     }
@@ -471,6 +470,23 @@ mod tests {
         assert_eq!(connections.light, [heavy], "without a large read, it is light again");
         connections.remove(heavy);
         assert!(round(&mut connections).is_empty(), "it has been closed");
+    }
+
+    #[test]
+    fn discarded_bytes_count_as_heavy_work() {
+        let mut connections = Connections::with_capacity(2);
+        let (mut peers, ids) = open_with_peers(&mut connections);
+        ids.iter().for_each(|&id| connections.drain(id));
+        round(&mut connections);
+        for (peer, id) in peers.iter_mut().zip(ids) {
+            peer.write_all(b"after our FIN").expect("room in the socket");
+            connections.get_mut(id).expect("open connection").is_heavy = true;
+            connections.mark_ready(id, Readable::UntilWouldBlock, true);
+        }
+        let mut scratch = Scratch::new(64, 1 << 20);
+        connections.serve_heavy(1, &mut scratch, &mut Silent);
+        assert_eq!(scratch.traffic.discarded, 13);
+        assert_eq!(connections.heavy, [ids[1]], "the second one waits for the next iteration");
     }
 
     #[test]

@@ -21,6 +21,13 @@ pub struct Traffic {
     pub buffered: usize,
 }
 
+impl Traffic {
+    /// Returns the bytes read, echoed or not.
+    pub fn read(&self) -> u64 {
+        self.received + self.discarded
+    }
+}
+
 /// Why accepting was paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PauseReason {

@@ -7,8 +7,8 @@
 //!   ([`OutputMemory::read_limit`]), down to [`MIN_READ`] bytes. What a connection can keep is what it read, so the sum never
 //!   exceeds the bound by more than `MIN_READ` bytes per connection. The limit changes only when a connection stalls or recovers.
 //! - **Mappings instead of the heap.** malloc(3) puts blocks of 64 KiB on the heap, where one small block above them keeps
-//!   everything below it resident. Anonymous mappings are returned to the system one by one. Some are cached, at most as many as
-//!   are in use, so that a busy peer does not map and unmap for each of its stalls.
+//!   everything below it resident. Anonymous mappings are returned to the system one by one. The largest are cached, at most
+//!   as many as are in use, so that a busy peer does not map and unmap for each of its stalls.
 //! - **Failure is an answer.** When the system has no memory, a reserve that was allocated in advance takes what has been read
 //!   already. From then on nothing is read that could not be written at once, until the reserve can be allocated again.
 
